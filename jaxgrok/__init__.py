@@ -1,0 +1,29 @@
+"""Grokking, measured over many seeds: training sweeps and their analysis in JAX.
+
+    import jaxgrok
+    jaxgrok.train(jaxgrok.Config(p=59), epochs=500)     # one run, in memory
+    jaxgrok.sweep(...)                                  # many runs, on disk
+    jaxgrok.load("runs/NAME")                           # what a sweep left
+
+Names are imported when first used, so that a command can refuse a mistyped flag before jax starts.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Config": "config",
+    "BadInput": "config",
+    "train": "training",
+    "make_sweep": "grid",
+    "sweep": "sweeping",
+    "load": "results",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"jaxgrok.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'jaxgrok' has no attribute {name!r}")
