@@ -1,0 +1,229 @@
+"""A sweep on disk: where its files lie, and how they are written so that an interruption loses nothing.
+
+    runs/NAME/config.json             the fields that hold for the whole sweep
+              manifest.json           runs, batches, layouts, versions, devices
+              metrics.npz             the curves [run, time], with a coordinate array per axis
+              checkpoints/B/E/        parameters of batch B after E updates, one stacked pytree [row, ...] (orbax)
+              checkpoints/B/state-E/  the full state of batch B's latest epoch, to go on from
+
+Every checkpoint names the run of each of its rows (-1: none), so nothing is ever found by row number. JSON and npz files
+are replaced whole; metrics are written before the state that continues them.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxgrok.config import BadInput
+from jaxgrok.training import schedule
+
+VACANT = -1  # the run of a row that pads a batch, or whose run has ended
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a text file whole, so that an interruption leaves the old one or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content) -> None:
+    """Replace a JSON file whole."""
+    replace_text(path, json.dumps(content, indent=1) + "\n")
+
+
+class Metrics:
+    """The curves of every run of a sweep: NaN where not trained.
+
+    train_loss [R, epochs / train_every], test_loss, train_acc, test_acc [R, evaluations], last_epoch [R] (updates done),
+    ended [R] (settled or diverged: trained no further).
+    """
+
+    CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
+
+    def __init__(self, n_runs: int, epochs: int, eval_every: int, train_every: int, dtype="float32"):
+        self.eval_every, self.train_every = eval_every, train_every
+        self.epoch_train = np.arange(0, epochs, train_every)
+        self.epoch_eval = np.array(schedule(epochs, eval_every))
+        self._eval_index = {int(epoch): i for i, epoch in enumerate(self.epoch_eval)}
+        self.train_loss = np.full((n_runs, len(self.epoch_train)), np.nan, dtype)
+        self.test_loss, self.train_acc, self.test_acc = (np.full((n_runs, len(self.epoch_eval)), np.nan, dtype) for _ in range(3))
+        self.last_epoch = np.zeros(n_runs, np.int64)
+        self.ended = np.zeros(n_runs, bool)
+
+    def record(self, runs, rows, epoch: int, train_loss, train_acc, evaluation) -> None:
+        """Enter an interval that starts at `epoch`: train_loss [row, steps], train_acc [row], evaluation (test loss, accuracy) [row] or None."""
+        steps = train_loss.shape[1]
+        first = -(-epoch // self.train_every)
+        at = np.arange(first, -(-(epoch + steps) // self.train_every))
+        if len(at):
+            self.train_loss[np.ix_(runs, at)] = train_loss[rows][:, at * self.train_every - epoch]
+        if evaluation is not None:
+            index = self._eval_index[epoch]
+            self.train_acc[runs, index] = train_acc[rows]
+            self.test_loss[runs, index], self.test_acc[runs, index] = (np.asarray(x)[rows] for x in evaluation)
+        self.last_epoch[runs] = epoch + steps
+
+    def rewind(self, runs, epoch: int) -> None:
+        """Forget what these runs recorded at or past an epoch."""
+        for curve, epochs in ((self.train_loss, self.epoch_train), *((x, self.epoch_eval) for x in (self.test_loss, self.train_acc, self.test_acc))):
+            curve[np.ix_(runs, np.flatnonzero(epochs >= epoch))] = np.nan
+        self.last_epoch[runs] = epoch
+
+    def of_run(self, run: int) -> dict:
+        """One run's curves up to its last epoch: epoch_eval, test_loss, train_acc, test_acc, epoch_train, train_loss, last_epoch."""
+        evals, trains = self.epoch_eval < self.last_epoch[run], self.epoch_train < self.last_epoch[run]
+        return {
+            "epoch_eval": self.epoch_eval[evals],
+            **{name: getattr(self, name)[run, evals] for name in ("test_loss", "train_acc", "test_acc")},
+            "epoch_train": self.epoch_train[trains],
+            "train_loss": self.train_loss[run, trains],
+            "last_epoch": int(self.last_epoch[run]),
+        }
+
+    def save(self, path: Path, coordinates: dict) -> None:
+        """Replace metrics.npz whole; coordinates: {axis: [R]}."""
+        arrays = {name: getattr(self, name) for name in (*self.CURVES, "epoch_train", "epoch_eval", "last_epoch", "ended")}
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **arrays, **coordinates)
+        os.replace(temporary, path)
+
+    def copy_from(self, path: Path) -> None:
+        """Enter the curves of a file written by `save` with the same cadence; it may hold fewer runs and fewer epochs."""
+        with np.load(path) as old:
+            n, n_train, n_eval = len(old["last_epoch"]), len(old["epoch_train"]), len(old["epoch_eval"])
+            self.train_loss[:n, :n_train] = old["train_loss"]
+            # Shorter sweeps evaluate at a subset: the early, denser epochs stop below the first multiple of eval_every.
+            at = [self._eval_index[int(epoch)] for epoch in old["epoch_eval"]]
+            for name in self.CURVES[1:]:
+                getattr(self, name)[:n, at[:n_eval]] = old[name]
+            self.last_epoch[:n], self.ended[:n] = old["last_epoch"], old["ended"]
+
+
+class SweepFiles:
+    """The files of one sweep directory."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self._saver = None
+
+    @property
+    def config_json(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def manifest_json(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_npz(self) -> Path:
+        return self.path / "metrics.npz"
+
+    def exists(self) -> bool:
+        return self.config_json.exists() and self.manifest_json.exists()
+
+    def holds_something_else(self) -> bool:
+        """Whether the path is taken by anything but a sweep, or the beginnings of one."""
+        path = self.path
+        return path.exists() and (not path.is_dir() or any(entry.name not in (".lock", "checkpoints") for entry in path.iterdir()))
+
+    def read_config(self) -> dict:
+        return json.loads(self.config_json.read_text())
+
+    def read_manifest(self) -> dict:
+        return json.loads(self.manifest_json.read_text())
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Hold the directory for one writer. Raises BadInput where it cannot be written or another process holds it."""
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise BadInput("out", str(self.path), f"a directory that can be written ({error.strerror})") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput("out", str(self.path), "a directory that no other running sweep is writing") from None
+            for torn in (self.path / "checkpoints").glob("*/*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(torn)
+            yield self
+            self.wait()
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _save(self, path: Path, tree) -> None:
+        if path.exists():
+            return
+        if self._saver is None:
+            self._saver = ocp.StandardCheckpointer()
+        self._saver.save(path.absolute(), tree)
+
+    def wait(self) -> None:
+        """Return once everything saved is on disk."""
+        if self._saver is not None:
+            self._saver.wait_until_finished()
+
+    def _restore(self, path: Path):
+        with ocp.PyTreeCheckpointer() as reader:
+            tree = reader.metadata(path.absolute()).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return reader.restore(path.absolute(), restore_args=as_numpy)
+
+    def batch_dir(self, batch: int) -> Path:
+        return self.path / "checkpoints" / f"{batch:04d}"
+
+    def save_params(self, batch: int, epoch: int, run, params) -> None:
+        """Stacked parameters [row, ...] with the run of each row; written in the background. An existing one is kept."""
+        self._save(self.batch_dir(batch) / str(epoch), {"run": np.asarray(run, np.int64), "params": params})
+
+    def load_params(self, batch: int, epoch: int) -> tuple[np.ndarray, dict]:
+        """(run of each row, stacked parameters as numpy)."""
+        tree = self._restore(self.batch_dir(batch) / str(epoch))
+        return tree["run"], tree["params"]
+
+    def checkpoint_epochs(self, batch: int) -> list[int]:
+        """The epochs whose parameters were saved, in order."""
+        folder = self.batch_dir(batch)
+        return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
+
+    def save_state(self, batch: int, epoch: int, run, state) -> None:
+        """The latest full state, to go on from; older ones are removed once it is on disk."""
+        path = self.batch_dir(batch) / f"state-{epoch}-rows-{len(run)}"
+        leaves = {f"{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
+        self._save(path, {"run": np.asarray(run, np.int64), "leaves": leaves})
+        self.wait()
+        for old in self.batch_dir(batch).glob("state-*"):
+            if old != path:
+                shutil.rmtree(old)
+
+    def _latest_state(self, batch: int) -> tuple[int, Path] | None:
+        """(epoch, path) of the latest full state; after a halving of the batch, the halved one."""
+        folder = self.batch_dir(batch)
+        names = {path: re.fullmatch(r"state-(\d+)-rows-(\d+)", path.name) for path in (folder.glob("state-*") if folder.exists() else ())}
+        found = [(int(name[1]), -int(name[2]), path) for path, name in names.items() if name]
+        return (max(found)[0], max(found)[2]) if found else None
+
+    def epochs_trained(self, batch: int) -> int:
+        """Updates done according to the latest full state."""
+        latest = self._latest_state(batch)
+        return latest[0] if latest else 0
+
+    def load_state(self, batch: int, structure) -> tuple[int, np.ndarray, object] | None:
+        """(epoch, run of each row, state as numpy in the given tree structure), or None where nothing was saved."""
+        latest = self._latest_state(batch)
+        if latest is None:
+            return None
+        epoch, path = latest
+        tree = self._restore(path)
+        leaves = [tree["leaves"][key] for key in sorted(tree["leaves"])]
+        return epoch, tree["run"], jax.tree.unflatten(structure, leaves)

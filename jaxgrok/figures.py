@@ -1,0 +1,116 @@
+"""What a sweep draws. One function per figure; each takes data, returns a matplotlib Figure, and knows no files."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxgrok import stats
+from jaxgrok.report import Cell
+
+TRAIN, TEST = "#3b6fb6", "#c8553d"
+EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
+MOST_POINTS = 4000  # per thin line: more cannot be seen
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 10, "legend.frameon": False}
+
+
+def _figure(width, height, rows=1, **options):
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    with mpl.rc_context(STYLE):
+        return figure, figure.subplots(rows, 1, **options)
+
+
+def _thinned(epochs, values):
+    """At most MOST_POINTS of a curve, keeping the largest value of each stretch, so that spikes stay."""
+    if len(epochs) <= MOST_POINTS:
+        return epochs, values
+    # Stretches of equal width in log epoch, as the axis shows them.
+    edges = np.unique(np.geomspace(1, len(epochs), MOST_POINTS // 2).astype(int)) - 1
+    return epochs[edges], np.fmax.reduceat(values, edges)
+
+
+def _median_over_runs(curves, x, y):
+    """Epochs and the median over runs, as far as at least half of the runs were trained."""
+    longest = max(curves, key=lambda curve: len(curve[x]))[x]
+    table = np.full((len(curves), len(longest)), np.nan)
+    for row, curve in zip(table, curves):
+        row[: len(curve[y])] = curve[y]
+    enough = np.isfinite(table).sum(axis=0) * 2 >= len(curves)
+    return longest[enough], np.nanmedian(table[:, enough], axis=0)
+
+
+def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
+    """Loss and accuracy of every run of a cell (thin) and their median (thick); when runs memorised and grokked.
+
+    curves: one `Metrics.of_run` per run. Ticks at the foot are runs, dashed lines the Kaplan-Meier medians, shades their
+    95 % intervals.
+    """
+    figure, (loss, accuracy) = _figure(7, 5.6, rows=2, sharex=True, height_ratios=(3, 2))
+    lines = [(loss, "epoch_train", "train_loss", TRAIN, "train"), (loss, "epoch_eval", "test_loss", TEST, "test")]
+    lines += [(accuracy, "epoch_eval", "train_acc", TRAIN, "train"), (accuracy, "epoch_eval", "test_acc", TEST, "test")]
+    for axes, x, y, colour, label in lines:
+        for curve in curves:
+            axes.plot(*_thinned(curve[x] + 1, curve[y]), color=colour, alpha=0.35, lw=0.5)
+        epochs, middle = _median_over_runs(curves, x, y)
+        axes.plot(*_thinned(epochs + 1, middle), color=colour, lw=1.8, label=f"{label}, median" if len(curves) > 1 else label)
+    loss.set(yscale="log", ylabel="cross-entropy (nats)")
+    accuracy.set(xscale="log", xlabel="epoch + 1", ylabel="accuracy", ylim=(-0.04, 1.04))
+    for event, colour in EVENT_COLOURS.items():
+        times = cell.times(event)
+        m = cell.median(event)
+        reached = [time for time, arrived in times.values() if arrived]
+        for axes in (loss, accuracy):
+            axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, ms=8, clip_on=False, transform=axes.get_xaxis_transform())
+            if m.value is not None:
+                label = f"{event}, median {m.value:,.0f}" if axes is loss else None
+                axes.axvline(m.value + 1, color=colour, ls="--", lw=1, label=label)
+                if m.low is not None:
+                    axes.axvspan(m.low + 1, (m.high or max(time for time, _ in times.values())) + 1, color=colour, alpha=0.1, lw=0)
+    loss.legend(loc="lower left")
+    runs = f"{len(curves)} runs" if len(curves) > 1 else "1 run"
+    loss.set_title(f"{cell.name}: {runs}" if cell.name else runs, loc="left")
+    return figure
+
+
+def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
+    """The share of runs that have not had an event yet, per cell (Kaplan-Meier), with its 95 % band; crosses are censored runs."""
+    figure, axes = _figure(7, 3.8)
+    end = max(time for cell in of_cells for time, _ in cell.times(event).values())
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(of_cells)))
+    for cell, colour in zip(of_cells, colours):
+        times, reached = (np.array(column) for column in zip(*cell.times(event).values()))
+        label = f"{cell.name}: {reached.sum()} of {len(reached)}" if cell.name else f"{reached.sum()} of {len(reached)} runs"
+        if reached.any():
+            time, alive, low, high = stats.survival(times, reached)
+            time, alive = np.r_[0, time, end], np.r_[1, alive, alive[-1]]
+            low, high = (np.r_[1, band, band[-1]] for band in (low, high))
+            axes.fill_between(time, low, high, step="post", color=colour, alpha=0.15, lw=0)
+        else:
+            time, alive = np.array([0, end]), np.ones(2)
+        axes.step(time, alive, where="post", color=colour, lw=1.6, label=label)
+        censored = times[~reached]
+        axes.plot(censored, np.interp(censored, time, alive) if len(censored) else [], "x", color=colour, ms=4)
+    axes.set(xlabel="epoch", ylabel=f"share not yet {event}", ylim=(-0.03, 1.03), xlim=(0, end * 1.02))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    if len(of_cells) <= 12:
+        axes.legend(loc="best", title=f"{event}:")
+    else:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title=f"{event}:")
+    return figure
+
+
+def write_figures(results, of_cells: list[Cell]) -> list[Path]:
+    """Write figures/survival.png and a figures/curves*.png per cell; returns their paths."""
+    folder = results.path / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = {"survival": survival_figure(of_cells)}
+    for cell in of_cells:
+        name = "-".join(["curves", *cell.name.split()])
+        drawn[name] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    paths = []
+    for name, figure in drawn.items():
+        paths.append(folder / f"{name}.png")
+        with mpl.rc_context(STYLE):
+            figure.savefig(paths[-1])
+    return paths

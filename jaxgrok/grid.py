@@ -1,0 +1,261 @@
+"""What a sweep trains: the fields that hold for all of it, the axes of its grid, and the runs that follow.
+
+A `Sweep` comes from keyword arguments, from a TOML file (`sweeps/`), or from both; every value is checked here, before
+jax starts, and a bad one raises BadInput with the name it was given under.
+"""
+
+import itertools
+import math
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from jaxgrok.config import CHOICES, BadInput, Config, fingerprint
+from jaxgrok.tasks import make_task
+
+PAPER_EPOCHS, MOST_EPOCHS = 40_000, 150_000
+CONFIG_FIELDS = {field.name: field for field in fields(Config)}
+NOTES = ("question", "cost", "expect")  # what a sweep file says in words
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its config and the numbers that place it in the grid. `split_seed` None means the run's own seed."""
+
+    config: Config
+    seed: int
+    frac: float
+    wd: float
+    lr: float
+    split_seed: int | None = None
+
+    @property
+    def n_train(self) -> int:
+        return make_task(self.config).n_train(self.frac)
+
+    def coordinates(self) -> dict:
+        """Everything that tells this run from another, as plain values."""
+        return {**self.config.to_dict(), "seed": self.seed, "frac": self.frac, "wd": self.wd, "lr": self.lr, "split_seed": self.split_seed}
+
+
+def default_epochs(wd: float) -> int:
+    """The paper's 40,000 at weight decay 1 and above; longer in inverse proportion below, at most 150,000."""
+    return PAPER_EPOCHS if wd >= 1 else int(min(MOST_EPOCHS, PAPER_EPOCHS / max(wd, 1e-9)))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid of runs, how long they train, and on what cadence they are looked at.
+
+    configs: one per combination of the listed model fields, tasks and losses (most sweeps have one).
+    epochs None: `default_epochs` of each weight decay. until_settled: a run ends once it has settled, at the latest at
+    max_epochs. eval_every, checkpoint_every None: at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
+    """
+
+    configs: tuple[Config, ...]
+    seeds: tuple[int, ...]
+    frac: tuple[float, ...] = (0.3,)
+    wd: tuple[float, ...] = (1.0,)
+    lr: tuple[float, ...] = (1e-3,)
+    split_seed: int | None = None
+    epochs: int | None = None
+    until_settled: bool = False
+    max_epochs: int | None = None
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    train_every: int = 1
+    name: str = ""
+
+    def runs(self) -> tuple[Run, ...]:
+        """The grid, seeds innermost, so that a cell's runs stand together."""
+        return tuple(
+            Run(config, seed, frac, wd, lr, self.split_seed)
+            for config, frac, wd, lr, seed in itertools.product(self.configs, self.frac, self.wd, self.lr, self.seeds)
+        )
+
+    def planned_epochs(self, run: Run) -> int:
+        """The most epochs this run trains."""
+        return (self.max_epochs if self.until_settled else self.epochs) or default_epochs(run.wd)
+
+    def fixed(self) -> dict:
+        """The fields that may not change when a sweep is extended; a field that the sweep varies is a list."""
+        values = {}
+        for name in CONFIG_FIELDS:
+            seen = list(dict.fromkeys(getattr(config, name) for config in self.configs))
+            values[name] = seen[0] if len(seen) == 1 else seen
+        return {**values, "split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
+
+    def default_name(self) -> str:
+        """A directory name that depends on the fixed fields alone, so that the same sweep, extended, finds itself."""
+        fixed = self.fixed()
+        task = "-".join(fixed["task"]) if isinstance(fixed["task"], list) else fixed["task"]
+        p = "-".join(map(str, fixed["p"])) if isinstance(fixed["p"], list) else fixed["p"]
+        return f"{self.name or f'{task}-p{p}'}-{fingerprint(fixed)}"
+
+
+# --- values: every parser takes what a flag or a TOML file holds, and returns a tuple -------------------------------
+
+
+def _items(text, name, accepted):
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise BadInput(name, text, accepted)
+    return items
+
+
+def parse_list(name, value, kind, accepted):
+    """A comma list, a TOML list or a single value -> a tuple of `kind` without repetitions."""
+    items = _items(value, name, accepted) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    if not items:
+        raise BadInput(name, value, accepted)
+    out = []
+    for item in items:
+        try:
+            if isinstance(item, bool) or (kind is int and isinstance(item, float)) or (kind is str and not isinstance(item, str)):
+                raise ValueError
+            out.append(kind(item))
+        except (TypeError, ValueError):
+            raise BadInput(name, value, accepted) from None
+    if len(set(out)) != len(out):
+        raise BadInput(name, value, f"{accepted}, each once")
+    return tuple(out)
+
+
+def parse_seeds(name, value) -> tuple[int, ...]:
+    """N is a count (0..N-1), a:b a half-open range, a comma makes a list: `3`, `1:2`, `1,5,9`."""
+    accepted = "a count N >= 1, a range a:b with 0 <= a < b, or a comma list of seeds"
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) and not isinstance(value, range) else str(value)
+    if isinstance(value, range | tuple | list):
+        text += "," if len(value) == 1 else ""  # a list of one seed is a list, not a count
+        parts = [part for part in text.split(",") if part]
+    else:
+        parts = _items(text, name, accepted)
+    try:
+        if isinstance(value, str | int) and len(parts) == 1 and ":" not in parts[0]:
+            seeds = range(int(parts[0]))
+        else:
+            seeds = []
+            for part in parts:
+                first, colon, last = part.partition(":")
+                seeds.extend(range(int(first), int(last)) if colon else [int(first)])
+                if colon and int(first) >= int(last):
+                    raise ValueError
+    except ValueError:
+        raise BadInput(name, value, accepted) from None
+    if isinstance(value, bool) or not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) != len(seeds):
+        raise BadInput(name, value, accepted)
+    return tuple(seeds)
+
+
+def _numbers(name, value, test, accepted):
+    numbers = parse_list(name, value, float, accepted)
+    if not all(math.isfinite(number) and test(number) for number in numbers):
+        raise BadInput(name, value, accepted)
+    return numbers
+
+
+def whole(name, value, least) -> int:
+    """A whole number from a flag or a TOML file, at least `least`. Raises BadInput."""
+    accepted = f"a whole number, at least {least}"
+    (number,) = parse_list(name, [value], int, accepted)
+    if number < least:
+        raise BadInput(name, value, accepted)
+    return number
+
+
+def _flag(name, value):
+    if not isinstance(value, bool):
+        raise BadInput(name, value, "true or false")
+    return value
+
+
+GRID_FIELDS = {
+    "seeds": parse_seeds,
+    "wd": lambda name, value: _numbers(name, value, lambda x: x >= 0, "weight decays >= 0, as a comma list"),
+    "frac": lambda name, value: _numbers(name, value, lambda x: 0 < x < 1, "train fractions in (0, 1), as a comma list"),
+    "lr": lambda name, value: _numbers(name, value, lambda x: x > 0, "learning rates > 0, as a comma list"),
+    "split_seed": lambda name, value: whole(name, value, 0),
+    "epochs": lambda name, value: whole(name, value, 1),
+    "until_settled": _flag,
+    "max_epochs": lambda name, value: whole(name, value, 1),
+    "eval_every": lambda name, value: whole(name, value, 1),
+    "checkpoint_every": lambda name, value: whole(name, value, 1),
+    "train_every": lambda name, value: whole(name, value, 1),
+}
+FIELDS = (*CONFIG_FIELDS, *GRID_FIELDS)
+
+
+def _config_values(name, label, value):
+    """The values of one config field, a tuple: most sweeps give one, a list makes an axis of it."""
+    if name in CHOICES:
+        accepted = "one or a comma list of: " + " ".join(CHOICES[name])
+        return parse_list(label, value, str, accepted)
+    kind = float if CONFIG_FIELDS[name].type is float else int
+    return parse_list(label, value, kind, "a number or a comma list of numbers" if kind is float else "a whole number or a comma list of them")
+
+
+def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sweep:
+    """Settings by field name (FIELDS), as flags or a TOML file give them -> a checked Sweep.
+
+    labels: how each field was named by the user (`--wd`, `key wd in FILE`), for messages. Raises BadInput.
+    """
+    labels = labels or {}
+
+    def label(field):
+        return labels.get(field, field)
+
+    for field in settings:
+        if field not in FIELDS:
+            raise BadInput(label(field), settings[field], "a known field: " + " ".join(FIELDS))
+    axes = {field: _config_values(field, label(field), settings[field]) for field in CONFIG_FIELDS if field in settings}
+    try:
+        configs = tuple(Config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
+    except BadInput as error:
+        raise BadInput(label(error.name), error.value, error.accepted) from None
+    grid = {field: parse(label(field), settings[field]) for field, parse in GRID_FIELDS.items() if field in settings}
+    sweep = Sweep(configs, **{"seeds": tuple(range(8)), **grid}, name=name)
+    if sweep.epochs and sweep.until_settled:
+        raise BadInput(label("epochs"), sweep.epochs, "without until_settled, whose limit is max_epochs")
+    if sweep.max_epochs and not sweep.until_settled:
+        raise BadInput(label("max_epochs"), sweep.max_epochs, "with until_settled; a fixed length is epochs")
+    for config, frac in itertools.product(sweep.configs, sweep.frac):
+        try:
+            make_task(config).n_train(frac)
+        except BadInput as error:
+            raise BadInput(label("frac"), frac, error.accepted) from None
+    return sweep
+
+
+def read_sweep_file(path: Path) -> dict:
+    """The settings in a sweep file, with its `question`, `cost` and `expect`. Raises BadInput naming the file and the line or key."""
+    try:
+        settings = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput("sweep file", str(path), f"a readable TOML file ({getattr(error, 'strerror', None) or error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput("sweep file", str(path), f"valid TOML ({error})") from None
+    for key, value in settings.items():
+        if key not in (*FIELDS, *NOTES):
+            raise BadInput(f"key {key!r} in {path}", value, "one of: " + " ".join((*NOTES, *FIELDS)))
+        if key in NOTES and not isinstance(value, str):
+            raise BadInput(f"key {key!r} in {path}", value, "text")
+        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+        if texts and key not in (*NOTES, *CHOICES, "seeds"):
+            raise BadInput(f"key {key!r} in {path}", value, "numbers, or true or false, without quotes")
+    return settings
+
+
+def sweep_from(file: Path | None, overrides: dict, labels: dict | None = None) -> Sweep:
+    """The sweep of a file with some fields overridden (None values are absent ones)."""
+    overrides = {field: value for field, value in overrides.items() if value is not None}
+    settings, names = {}, {}
+    if file is not None:
+        settings = {key: value for key, value in read_sweep_file(file).items() if key not in NOTES}
+        names = {key: f"key {key!r} in {file}" for key in settings}
+        # A flag that says how long to train replaces everything the file says about it.
+        if {"epochs", "max_epochs", "until_settled"} & set(overrides):
+            for key in {"epochs", "max_epochs"} - set(overrides):
+                settings.pop(key, None)
+            if "epochs" in overrides:
+                settings.pop("until_settled", None)
+    return make_sweep(settings | overrides, names | (labels or {}), Path(file).stem if file else "")

@@ -1,0 +1,117 @@
+"""When things happen in a run: events from its curves, its outcome, and whether it has settled (spec: MEASURES.md).
+
+Plain numpy on one run's curves. An event is the first evaluation at which its criterion holds and goes on holding for
+the next 5, or to the end of the run; it is kept as a bracket (after, by]: not yet at `after`, there at `by`.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.ndimage import median_filter
+
+HOLD = 5  # evaluations that an event must go on holding for
+WINDOW = 11  # evaluations of the running median that finds the test-loss peak
+FLOOR = 1e-12  # losses below this count as this, in the fall of the log loss
+EVENTS = ("memorised", "grokked_90", "grokked_95", "grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
+OUTCOMES = ("grokked", "memorised only", "not memorised", "diverged")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One run, timed. events: {event: (after, by)} in epochs, absent where the event was not reached.
+
+    last_epoch: updates done, and the censoring time of what was not reached; for a diverged run its last finite
+    evaluation. width: drop_90 - drop_10 in epochs, None unless the run grokked and settled.
+    """
+
+    outcome: str
+    last_epoch: int
+    settled: bool
+    events: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def by(self, event: str) -> int | None:
+        return self.events[event][1] if event in self.events else None
+
+    @property
+    def delay(self) -> int | None:
+        """Epochs from memorised to grokked."""
+        if "memorised" in self.events and "grokked" in self.events:
+            return self.by("grokked") - self.by("memorised")
+
+    @property
+    def width(self) -> int | None:
+        if "drop_10" in self.events and "drop_90" in self.events:
+            return self.by("drop_90") - self.by("drop_10")
+
+
+def first_held(holds: np.ndarray) -> int | None:
+    """The first index from which `holds` [T] is true for HOLD more entries or to the end; None if there is none."""
+    false = np.flatnonzero(~holds)
+    start = 0
+    for stop in (*false, len(holds)):
+        if stop - start > HOLD or (stop == len(holds) and stop > start):
+            return int(start)
+        start = stop + 1
+    return None
+
+
+def settled_epoch(grokked_by: int) -> float:
+    """A run that grokked here has settled once trained to this epoch."""
+    return max(1.5 * grokked_by, grokked_by + 2000)
+
+
+def _bracket(epochs, index) -> tuple[int, int]:
+    return int(epochs[max(index - 1, 0)]), int(epochs[index])
+
+
+def _peak(test_loss, before: int) -> tuple[int, float] | None:
+    """Index and height of the largest running median before an index; None within the last HOLD evaluations of the curve."""
+    smooth = median_filter(test_loss, WINDOW, mode="nearest")
+    index = int(np.argmax(smooth[:before])) if before else 0
+    return None if index >= len(test_loss) - HOLD else (index, float(smooth[index]))
+
+
+def _drops(epochs, test_loss, peak) -> dict:
+    index, height = peak
+    top, log_loss = np.log(max(height, FLOOR)), np.log(np.maximum(test_loss, FLOOR))
+    whole = top - np.median(log_loss[-10:])
+    events = {}
+    for share in (10, 50, 90):
+        held = first_held(log_loss[index + 1 :] <= top - share / 100 * whole)
+        if whole > 0 and held is not None:
+            events[f"drop_{share}"] = _bracket(epochs, index + 1 + held)
+    return events
+
+
+def time_run(epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_loss=(), epoch_train=()) -> Timing:
+    """The events of one run, from its curves up to last_epoch (`checkpoint.Metrics.of_run`).
+
+    epoch_eval, train_acc, test_acc, test_loss: [evaluations]; train_loss [*]: a non-finite value means divergence;
+    last_epoch: updates done.
+    """
+    epochs = np.asarray(epoch_eval)
+    finite = np.isfinite(test_loss) & np.isfinite(train_acc)
+    diverged = not finite.all() or not np.isfinite(train_loss).all()
+    if not finite.all():
+        stop = int(np.argmin(finite))
+        epochs, train_acc, test_acc, test_loss = (x[:stop] for x in (epochs, train_acc, test_acc, test_loss))
+    if diverged:
+        last_epoch = int(epochs[-1]) if len(epochs) else 0
+    if not len(epochs):
+        return Timing("diverged" if diverged else "not memorised", last_epoch, False)
+
+    events = {}
+    thresholds = {"memorised": (train_acc, 0.99), "grokked_90": (test_acc, 0.90), "grokked_95": (test_acc, 0.95), "grokked": (test_acc, 0.99)}
+    for event, (accuracy, least) in thresholds.items():
+        index = first_held(accuracy >= least)
+        if index is not None:
+            events[event] = _bracket(epochs, index)
+    settled = not diverged and "grokked" in events and last_epoch >= settled_epoch(events["grokked"][1])
+    before = int(np.searchsorted(epochs, events["grokked"][1])) if "grokked" in events else len(epochs)
+    peak = _peak(test_loss, before)
+    if peak is not None:
+        events["test_loss_peak"] = _bracket(epochs, peak[0])
+        if settled:
+            events |= _drops(epochs, test_loss, peak)
+    reached = "grokked" if "grokked" in events else "memorised only" if "memorised" in events else "not memorised"
+    return Timing("diverged" if diverged else reached, last_epoch, settled, events)

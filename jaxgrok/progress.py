@@ -1,0 +1,111 @@
+"""What a running sweep shows: a live line on a terminal, a plain line now and then on a pipe."""
+
+import sys
+import time
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from jaxgrok import phases, report
+from jaxgrok.plan import checkpoint_bytes
+
+TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
+
+
+class Watch:
+    """Shows run-epochs done, epochs/s over all runs, time left, and how many runs have memorised and grokked.
+
+    Time left counts every run to its planned end: with until_settled it is the most that can be left.
+    """
+
+    def __init__(self, stream=None):
+        self.console = Console(file=stream or sys.stderr, highlight=False)
+        self.every = TERMINAL_SECONDS if self.console.is_terminal else PIPE_SECONDS
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
+        self.live = Live(self.bar, console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.trained = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.live is not None:
+            self.live.stop()
+
+    def started(self, metrics, plan):
+        """Called once, when the sweep's files are open."""
+        left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
+        self.start = self.shown = time.monotonic()
+        self.task = self.bar.add_task("training", total=done + left, completed=done, state="")
+        goes_on = f", of which {done:,} are done" if done else ""
+        disk = sum(len(batch.runs) * len(plan.checkpoints(batch)) * checkpoint_bytes(batch.config) for batch in plan.batches.values())
+        self.console.print(f"{len(plan.runs)} runs in {len(plan.batches)} batches, {done + left:,} run-epochs{goes_on}", soft_wrap=True)
+        self.console.print(f"checkpoints: at most {_bytes(disk)} in {plan.files.path}", soft_wrap=True)
+        if self.live is not None:
+            self.live.start()
+
+    def advanced(self, metrics, plan, run_epochs: int):
+        """Called after each recorded interval with the run-epochs it trained."""
+        self.trained += run_epochs
+        now = time.monotonic()
+        if now - self.shown < self.every:
+            return
+        self.shown = now
+        rate = self.trained / (now - self.start)
+        left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
+        memorised, grokked = (self._arrived(accuracy) for accuracy in (metrics.train_acc, metrics.test_acc))
+        state = f"{rate:,.1f} epochs/s, at most {_clock(left / rate)} left, memorised {memorised}, grokked {grokked} of {len(plan.runs)}"
+        if self.live is not None:
+            self.bar.update(self.task, total=done + left, completed=done, state=state)
+        else:
+            self.console.print(f"{done:,} of {done + left:,} run-epochs, {state}", soft_wrap=True)
+
+    @staticmethod
+    def _left(metrics, plan) -> int:
+        return sum(max(0, epochs - int(metrics.last_epoch[run])) for run, epochs in plan.epochs.items() if not metrics.ended[run])
+
+    @staticmethod
+    def _arrived(accuracy) -> int:
+        return sum(phases.first_held(row[row == row] >= 0.99) is not None for row in accuracy)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+def _print_table(header, rows) -> None:
+    """A table on standard output; on a pipe it is as wide as it needs to be."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def show_plan(costs) -> None:
+    """Print what each bucket of a sweep costs."""
+    header = ["task", "p", "arch", "train pairs", "runs", "batches", "runs a batch", "epochs", "TFLOP", "time", "checkpoints"]
+    rows = []
+    for c in costs:
+        counts = [f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
+        rows.append([c.config.task, str(c.config.p), c.config.arch, *counts, f"{c.flops / 1e12:,.1f}", _clock(c.seconds), _bytes(c.disk)])
+    _print_table(header, rows)
+    print(f"{sum(c.runs for c in costs)} runs, about {_clock(sum(c.seconds for c in costs))}, {_bytes(sum(c.disk for c in costs))} on disk")
+
+
+def show_summary(results, cells) -> None:
+    """Print the summary table and where everything lies."""
+    header, rows = report.readable_table(cells)
+    _print_table(header, rows)
+    print(report.NOTE)
+    print(f"tables, figures, checkpoints: {results.path}")

@@ -1,0 +1,191 @@
+"""The tables of a sweep: a row per run, a row per cell, and the same for the terminal."""
+
+import csv
+import io
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from jaxgrok import phases, stats
+from jaxgrok.checkpoint import replace_text
+from jaxgrok.results import AXES, Results
+
+MEASURED = ("memorised", "grokked", "delay", "width")  # what a cell's row gives the median of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of all axes except the seed: its runs' records and timings, in the same order."""
+
+    fields: tuple
+    records: list
+    timings: list
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in self.fields)
+
+    def times(self, measured: str) -> dict[int, tuple[int, bool]]:
+        """{seed: (time, reached)} of memorised, grokked (any event), delay or width.
+
+        A delay is censored at the run's end and counts only runs that memorised; a width counts only runs that grokked
+        and settled (spec: MEASURES.md).
+        """
+        out = {}
+        for record, timing in zip(self.records, self.timings):
+            if measured == "delay":
+                memorised = timing.by("memorised")
+                if memorised is None:
+                    continue
+                value = timing.delay
+                out[record["seed"]] = (timing.last_epoch - memorised, False) if value is None else (value, True)
+            elif measured == "width":
+                if timing.width is not None:
+                    out[record["seed"]] = (timing.width, True)
+            else:
+                value = timing.by(measured)
+                out[record["seed"]] = (timing.last_epoch, False) if value is None else (value, True)
+        return out
+
+    def median(self, measured: str) -> stats.Median:
+        times = self.times(measured)
+        return stats.median(*zip(*times.values())) if times else stats.median([], [])
+
+    def outcomes(self) -> dict[str, int]:
+        return {outcome: sum(timing.outcome == outcome for timing in self.timings) for outcome in phases.OUTCOMES}
+
+
+def cells(results: Results) -> list[Cell]:
+    """The cells of a sweep, timed."""
+    return [Cell(fields, records, [results.timing(record) for record in records]) for fields, records in results.cells().items()]
+
+
+def timings_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], list[list]]:
+    """(header, rows) of timings.csv: a row per run; an event that was not reached has empty bounds."""
+    more = [name for name in results.varying() if name not in AXES]
+    header = ["run", "seed", *AXES, "n_train", "outcome", "last_epoch"]
+    header += [f"{event}_{end}" for event in phases.EVENTS for end in ("after", "by")] + ["delay", "drop_width", "settled", *more]
+    rows = []
+    for cell in of_cells:
+        for record, timing in zip(cell.records, cell.timings):
+            row = [record["run"], record["seed"], *(record[name] for name in AXES), record["n_train"], timing.outcome, timing.last_epoch]
+            for event in phases.EVENTS:
+                row += timing.events.get(event, (None, None))
+            rows.append([*row, timing.delay, timing.width, timing.settled, *(record[name] for name in more)])
+    return header, sorted(rows, key=lambda row: row[0])
+
+
+def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], list[list]]:
+    """(header, rows) of summary.csv: a row per cell, counts of outcomes, and median, low, high, arrived of each time."""
+    more = [name for name in results.varying() if name not in AXES]
+    header = [*AXES, *more, "runs", *(outcome.replace(" ", "_") for outcome in phases.OUTCOMES), "settled"]
+    header += [f"{measured}_{part}" for measured in MEASURED for part in ("median", "low", "high", "arrived", "of")]
+    rows = []
+    for cell in of_cells:
+        first = cell.records[0]
+        row = [*(first[name] for name in (*AXES, *more)), len(cell.records), *cell.outcomes().values()]
+        row.append(sum(timing.settled for timing in cell.timings))
+        for measured in MEASURED:
+            m = cell.median(measured)
+            row += [m.value, m.low, m.high, m.arrived, m.total]
+        rows.append(row)
+    return header, rows
+
+
+TITLES = {
+    "memorised": "memorised (train accuracy 99 %)",
+    "grokked": "grokked (test accuracy 99 %)",
+    "delay": "delay",
+    "width": "drop width (10 to 90 %)",
+}
+
+
+def readable_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) for people: outcomes counted, medians with 95 % intervals in epochs."""
+    varied = [name for name, _ in of_cells[0].fields]
+    shown = [outcome for outcome in phases.OUTCOMES if outcome == "grokked" or any(cell.outcomes()[outcome] for cell in of_cells)]
+    header = [*varied, "runs", *(f"{outcome}" for outcome in shown), *TITLES.values()]
+    rows = []
+    for cell in of_cells:
+        values = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in cell.fields]
+        counts = [str(cell.outcomes()[outcome]) for outcome in shown]
+        rows.append([*values, str(len(cell.records)), *counts, *(str(cell.median(measured)) for measured in MEASURED)])
+    return header, rows
+
+
+def neighbours(of_cells: list[Cell]) -> list[tuple[Cell, Cell]]:
+    """Pairs of cells that differ in one field, and there by one step of its values in the sweep."""
+    steps = {}
+    for cell in of_cells:
+        for name, value in cell.fields:
+            steps.setdefault(name, [])
+            if value not in steps[name]:
+                steps[name].append(value)
+    for values in steps.values():
+        values.sort(key=lambda value: (isinstance(value, str), value))
+    pairs = []
+    for first, second in combinations(of_cells, 2):
+        differ = [(name, a, b) for (name, a), (_, b) in zip(first.fields, second.fields) if a != b]
+        if len(differ) == 1:
+            name, a, b = differ[0]
+            if abs(steps[name].index(a) - steps[name].index(b)) == 1:
+                pairs.append((first, second))
+    return pairs
+
+
+def comparison_rows(of_cells: list[Cell]) -> list[list[str]]:
+    """Neighbouring cells compared by when they grokked."""
+    rows = []
+    for first, second in neighbours(of_cells):
+        c = stats.compare(first.times("grokked"), second.times("grokked"))
+        pairs = f"{c.first} / {c.second} / {c.undecided}" if c.test == "sign" else "-"
+        rows.append([first.name, second.name, c.test, pairs, "-" if c.pvalue != c.pvalue else f"{c.pvalue:.2g}"])
+    return rows
+
+
+def markdown(header, rows) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+NOTE = (
+    "Epochs. Medians are Kaplan-Meier estimates with 95 % intervals; `> 40,000 (3/32)`: the median was not reached within "
+    "40,000 epochs, 3 of 32 runs having arrived; `-`: does not exist. A time is the first evaluation from which the criterion "
+    "holds for 5 more. Delay: grokked minus memorised, over runs that memorised. Drop width: over runs that grokked and settled."
+)
+
+
+def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
+    """summary.md: the table for people, what it rests on, and comparisons of neighbouring cells."""
+    session, first = results.sessions[-1], results.runs[0]
+    constant = [f"{name} {first[name]:g}" if isinstance(first[name], float) else f"{name} {first[name]}" for name in AXES]
+    varied = set(results.varying())
+    constant = [text for name, text in zip(AXES, constant) if name not in varied]
+    parts = [f"# {results.path.name}", ", ".join(constant) + "." if constant else "", markdown(*readable_table(of_cells)), NOTE]
+    comparisons = comparison_rows(of_cells)
+    if comparisons:
+        header = ["cell", "cell", "test", "earlier in first / second / undecided", "p"]
+        parts += ["## Which cell grokked earlier", markdown(header, comparisons)]
+    made = ", ".join(f"{name} {number}" for name, number in session["versions"].items())
+    parts.append(f"Made with {made}, on {len(session['devices'])} x {session['devices'][0]}, matmul precision {first['matmul_precision']}.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _csv(header, rows) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    return text.getvalue()
+
+
+def write_tables(results: Results) -> list[Cell]:
+    """Write tables/timings.csv, summary.csv and summary.md; returns the cells they show."""
+    of_cells = cells(results)
+    folder = Path(results.path) / "tables"
+    folder.mkdir(exist_ok=True)
+    replace_text(folder / "timings.csv", _csv(*timings_table(results, of_cells)))
+    replace_text(folder / "summary.csv", _csv(*summary_table(results, of_cells)))
+    replace_text(folder / "summary.md", summary_markdown(results, of_cells))
+    return of_cells

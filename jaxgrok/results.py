@@ -1,0 +1,103 @@
+"""What a sweep left on disk, for reading: `load(run_dir)` finds runs by their coordinates, never by row."""
+
+from pathlib import Path
+
+import jax
+
+from jaxgrok import phases
+from jaxgrok.checkpoint import Metrics, SweepFiles
+from jaxgrok.config import BadInput, Config
+from jaxgrok.grid import CONFIG_FIELDS
+
+AXES = ("task", "arch", "p", "frac", "wd", "lr")  # what every table names of a run, beside its seed
+
+
+class Results:
+    """A sweep directory, opened for reading; training may be going on in it.
+
+    runs: [{"run": number, "seed", "frac", "wd", "lr", "task", "p", ..., "n_train", "status", ...}] in order of number.
+    metrics: the curves of all runs (checkpoint.Metrics).
+    """
+
+    def __init__(self, path):
+        self.files = SweepFiles(path)
+        if not self.files.exists() or not self.files.metrics_npz.exists():
+            raise BadInput("run directory", str(path), "a directory that sweep.py made")
+        manifest = self.files.read_manifest()
+        self.sessions, self.batches = manifest["sessions"], manifest["batches"]
+        self.runs = [{"run": int(number), **record} for number, record in manifest["runs"].items()]
+        config = self.files.read_config()
+        longest = max(record["epochs"] for record in self.runs)
+        needs_x64 = any(self.config(record).needs_x64 for record in self.runs)
+        self.metrics = Metrics(len(self.runs), longest, config["eval_every"], config["train_every"], "float64" if needs_x64 else "float32")
+        self.metrics.copy_from(self.files.metrics_npz)
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
+
+    @staticmethod
+    def config(record: dict) -> Config:
+        return Config.from_dict({name: record[name] for name in CONFIG_FIELDS})
+
+    def varying(self) -> list[str]:
+        """The fields in which runs differ, beside the seed: a cell is one combination of them."""
+        fields = [*AXES, *(name for name in CONFIG_FIELDS if name not in AXES)]
+        return [name for name in fields if len({record[name] for record in self.runs}) > 1]
+
+    def cells(self) -> dict[tuple, list[dict]]:
+        """Runs by cell: {((field, value), ...): [record]}, over the fields that vary; one cell () where none does."""
+        cells = {}
+        for record in self.runs:
+            cells.setdefault(tuple((name, record[name]) for name in self.varying()), []).append(record)
+        return cells
+
+    def select(self, **coordinates) -> list[dict]:
+        """The runs with these coordinates (`seed=3, wd=1.0`; `weight_decay` is `wd`). Raises BadInput where none has them."""
+        if "weight_decay" in coordinates:
+            coordinates["wd"] = coordinates.pop("weight_decay")
+        for name, value in coordinates.items():
+            values = sorted({record[name] for record in self.runs if name in record}, key=str)
+            if value not in values:
+                raise BadInput(name, value, "one of " + " ".join(map(str, values)) if values else "a coordinate of a run")
+        found = [record for record in self.runs if all(record[name] == value for name, value in coordinates.items())]
+        if not found:
+            raise BadInput("coordinates", coordinates, "a combination that was trained")
+        return found
+
+    def _one(self, coordinates: dict) -> dict:
+        found = self.select(**coordinates)
+        if len(found) > 1:
+            differ = [name for name in ("seed", *self.varying()) if len({record[name] for record in found}) > 1]
+            raise BadInput("coordinates", coordinates, "coordinates of one run; also give " + " ".join(differ))
+        return found[0]
+
+    def curves(self, **coordinates) -> dict:
+        """One run's curves, by coordinates: epoch_eval, test_loss, train_acc, test_acc [evaluations], epoch_train, train_loss."""
+        return self.metrics.of_run(self._one(coordinates)["run"])
+
+    def checkpoint_epochs(self, **coordinates) -> list[int]:
+        """The epochs at which one run's parameters were saved."""
+        record = self._one(coordinates)
+        last = int(self.metrics.last_epoch[record["run"]])
+        return [epoch for epoch in self.files.checkpoint_epochs(record["batch"]) if epoch <= last]
+
+    def params(self, epoch: int | None = None, **coordinates) -> dict:
+        """One run's parameters after `epoch` updates (None: its last checkpoint), as numpy. Raises BadInput for an epoch not saved."""
+        record = self._one(coordinates)
+        epochs = self.checkpoint_epochs(**coordinates)
+        epoch = epochs[-1] if epoch is None and epochs else epoch
+        if epoch not in epochs:
+            raise BadInput("epoch", epoch, "a saved one: " + " ".join(map(str, epochs)))
+        rows, stacked = self.files.load_params(record["batch"], epoch)
+        (row,) = (rows == record["run"]).nonzero()[0]
+        return jax.tree.map(lambda leaf: leaf[row], stacked)
+
+    def timing(self, record: dict) -> phases.Timing:
+        """The events of one run."""
+        return phases.time_run(**self.metrics.of_run(record["run"]))
+
+
+def load(run_dir) -> Results:
+    """Open a sweep directory for reading. Raises BadInput where there is none."""
+    return Results(run_dir)

@@ -1,0 +1,111 @@
+"""Train a sweep of grokking runs and print when each phase came. See --help, README.md and sweeps/."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jaxgrok
+from jaxgrok.config import CHOICES, BadInput
+from jaxgrok.grid import FIELDS, sweep_from, whole
+
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
+EPILOG = """\
+examples:
+  sweep.py --seeds 32 --wd 0.1,1.0                 the paper's setting, 64 runs at once
+  sweep.py --preset quick                          groks in about a minute on a laptop
+  sweep.py sweeps/data_fraction.toml --seeds 8 --out runs/frac
+  sweep.py --seeds 8 --until-settled --plan        what it would cost; trains nothing
+
+The same command goes on where it stopped. More seeds, more axis values or more epochs extend a sweep in its directory.
+Every run starts from its seed alone: initial weights, split (Python's random.seed, as the authors do) and random labels.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    p.add_argument("--version", action="version", version=f"jaxgrok {jaxgrok.__version__}")
+    what = p.add_argument_group("what to train")
+    what.add_argument("file", nargs="?", type=Path, help="a sweep file (TOML); flags override what it says")
+    what.add_argument("--preset", metavar="NAME", help="the file sweeps/NAME.toml: " + " ".join(sorted(f.stem for f in SWEEPS.glob("*.toml"))))
+    grid = p.add_argument_group("the grid: its product is trained")
+    grid.add_argument("--seeds", metavar="N|A:B|LIST", help="a count (0..N-1), a half-open range, or a comma list (default 8)")
+    grid.add_argument("--wd", metavar="LIST", help="weight decays, on every parameter (default 1.0)")
+    grid.add_argument("--frac", metavar="LIST", help="fractions of all pairs that are trained on (default 0.3)")
+    grid.add_argument("--lr", metavar="LIST", help="learning rates (default 0.001)")
+    model = p.add_argument_group("task and model; a comma list makes an axis of any of them")
+    model.add_argument("--task", help=f"operation modulo p: {' '.join(CHOICES['task'])} (default add)")
+    model.add_argument("--p", help="the modulus, prime or not (default 113)")
+    model.add_argument("--split-seed", metavar="N", help="one train/test split for all runs (default: each run's own seed)")
+    model.add_argument("--arch", help=f"{' '.join(CHOICES['arch'])} (default transformer)")
+    model.add_argument("--n-layers", metavar="N", help="transformer blocks (default 1)")
+    model.add_argument("--n-heads", metavar="N", help="attention heads; must divide d_model (default 4)")
+    model.add_argument("--d-model", metavar="N", help="residual width (default 128)")
+    model.add_argument("--d-mlp", metavar="N", help="hidden width (default: 4 d_model; for the mlp 256)")
+    model.add_argument("--act", help=f"{' '.join(CHOICES['act'])} (default relu; gelu is the exact erf form)")
+    numerics = p.add_argument_group("numerics")
+    numerics.add_argument("--loss", help=f"{' '.join(CHOICES['loss'])} (default exact): float64 casts the logits, float32 shows slingshots")
+    numerics.add_argument("--dtype", help=f"{' '.join(CHOICES['dtype'])} (default float32), of everything")
+    numerics.add_argument("--matmul-precision", metavar="P", help=f"{' '.join(CHOICES['matmul_precision'])} (default highest: no TF32 on GPUs)")
+    length = p.add_argument_group("how long, and how often to look")
+    length.add_argument("--epochs", metavar="N", help="default: 40000 at weight decay >= 1, longer in inverse proportion below, at most 150000")
+    length.add_argument("--until-settled", action="store_true", default=None, help="end a run at max(1.5 g, g + 2000) once it grokked at g")
+    length.add_argument("--max-epochs", metavar="N", help="with --until-settled: the most (default as for --epochs)")
+    length.add_argument("--eval-every", metavar="N", help="epochs between test evaluations (default 10, at most 1 %% of the run)")
+    length.add_argument("--train-every", metavar="N", help="record the train loss every N epochs (default 1)")
+    length.add_argument("--checkpoint-every", metavar="N", help="epochs between saved parameters (default 1 %% of the run)")
+    running = p.add_argument_group("running; these never change a result but by rounding")
+    running.add_argument("--out", metavar="DIR", help="default: runs/ and a name made from the configuration")
+    running.add_argument("--batch-runs", metavar="N", help="runs that train at once (default: what suits the device)")
+    running.add_argument("--plan", action="store_true", help="print batches, FLOPs, time and disk, and stop")
+    return p
+
+
+def main(argv=None) -> int:
+    args = vars(parser().parse_args(argv))
+    flags = {field: args[field] for field in FIELDS if field in args}
+    labels = {field: f"--{field.replace('_', '-')}" for field, value in flags.items() if value is not None}
+    try:
+        file = args["file"]
+        if args["preset"] is not None:
+            if file is not None:
+                raise BadInput("--preset", args["preset"], f"a preset or a file, not both ({file})")
+            file = SWEEPS / f"{args['preset']}.toml"
+            if not file.exists():
+                raise BadInput("--preset", args["preset"], " ".join(sorted(f.stem for f in SWEEPS.glob("*.toml"))))
+        return run(sweep_from(file, flags, labels), args)
+    except BadInput as error:
+        name = error.name.replace("_", "-")
+        named = BadInput(f"--{name}", error.value, error.accepted) if name.replace("-", "_") in (*FIELDS, "out") else error
+        print(f"sweep.py: error: {named}", file=sys.stderr)
+        return 2
+
+
+def run(sweep, args) -> int:
+    import jax
+
+    if any(config.needs_x64 for config in sweep.configs):
+        jax.config.update("jax_enable_x64", True)
+    from jaxgrok import progress, report, sweeping
+    from jaxgrok.figures import write_figures
+    from jaxgrok.plan import describe
+
+    batch_runs = None if args["batch_runs"] is None else whole("--batch-runs", args["batch_runs"], 1)
+    if args["plan"]:
+        progress.show_plan(describe(sweeping.prepare(sweep, args["out"], batch_runs)))
+        return 0
+    status = 0
+    try:
+        with progress.Watch() as watch:
+            path = sweeping.sweep(sweep, args["out"], batch_runs=batch_runs, watch=watch)
+    except sweeping.Interrupted as stop:
+        path, status = stop.path, 130
+        print(f"stopped; everything is saved in {path}. The same command goes on from there.", file=sys.stderr)
+    results = jaxgrok.load(path)
+    cells = report.write_tables(results)
+    write_figures(results, cells)
+    progress.show_summary(results, cells)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
