@@ -60,7 +60,10 @@ class Metrics:
         self.ended = np.zeros(n_runs, bool)
 
     def record(self, runs, rows, epoch: int, train_loss, train_acc, evaluation) -> None:
-        """Enter an interval that starts at `epoch`: train_loss [row, steps], train_acc [row], evaluation (test loss, accuracy) [row] or None."""
+        """Enter an interval that starts at `epoch`, from arrays over rows, of which `rows` hold `runs`.
+
+        train_loss [row, steps], train_acc [row] at the interval's start, evaluation: (test loss, accuracy) [row] or None.
+        """
         steps = train_loss.shape[1]
         first = -(-epoch // self.train_every)
         at = np.arange(first, -(-(epoch + steps) // self.train_every))
@@ -74,8 +77,9 @@ class Metrics:
 
     def rewind(self, runs, epoch: int) -> None:
         """Forget what these runs recorded at or past an epoch."""
-        for curve, epochs in ((self.train_loss, self.epoch_train), *((x, self.epoch_eval) for x in (self.test_loss, self.train_acc, self.test_acc))):
-            curve[np.ix_(runs, np.flatnonzero(epochs >= epoch))] = np.nan
+        for name in self.CURVES:
+            epochs = self.epoch_train if name == "train_loss" else self.epoch_eval
+            getattr(self, name)[np.ix_(runs, np.flatnonzero(epochs >= epoch))] = np.nan
         self.last_epoch[runs] = epoch
 
     def of_run(self, run: int) -> dict:
@@ -146,7 +150,7 @@ class SweepFiles:
         """Hold the directory for one writer. Raises BadInput where it cannot be written or another process holds it."""
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until the end of the block below
         except OSError as error:
             raise BadInput("out", str(self.path), f"a directory that can be written ({error.strerror})") from None
         with lock:

@@ -61,7 +61,8 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
         m = cell.median(event)
         reached = [time for time, arrived in times.values() if arrived]
         for axes in (loss, accuracy):
-            axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, ms=8, clip_on=False, transform=axes.get_xaxis_transform())
+            foot = {"ms": 8, "clip_on": False, "transform": axes.get_xaxis_transform()}
+            axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, **foot)
             if m.value is not None:
                 label = f"{event}, median {m.value:,.0f}" if axes is loss else None
                 axes.axvline(m.value + 1, color=colour, ls="--", lw=1, label=label)

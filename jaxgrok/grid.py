@@ -121,30 +121,32 @@ def parse_list(name, value, kind, accepted):
     return tuple(out)
 
 
+MOST_SEEDS = 100_000  # a mistyped count is refused before it fills the memory
+
+
 def parse_seeds(name, value) -> tuple[int, ...]:
-    """N is a count (0..N-1), a:b a half-open range, a comma makes a list: `3`, `1:2`, `1,5,9`."""
-    accepted = "a count N >= 1, a range a:b with 0 <= a < b, or a comma list of seeds"
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) and not isinstance(value, range) else str(value)
-    if isinstance(value, range | tuple | list):
-        text += "," if len(value) == 1 else ""  # a list of one seed is a list, not a count
-        parts = [part for part in text.split(",") if part]
-    else:
-        parts = _items(text, name, accepted)
+    """N is a count (0..N-1), a:b a half-open range, a comma or a list gives the seeds themselves: `3`, `1:2`, `1,5,9`."""
+    accepted = f"a count N >= 1, a range a:b with 0 <= a < b, or a comma list of seeds; at most {MOST_SEEDS:,}"
     try:
-        if isinstance(value, str | int) and len(parts) == 1 and ":" not in parts[0]:
-            seeds = range(int(parts[0]))
+        if isinstance(value, bool | float):
+            raise ValueError
+        if isinstance(value, int | str) and ":" not in str(value) and "," not in str(value):
+            ranges = [range(int(value))]
         else:
-            seeds = []
-            for part in parts:
-                first, colon, last = part.partition(":")
-                seeds.extend(range(int(first), int(last)) if colon else [int(first)])
-                if colon and int(first) >= int(last):
-                    raise ValueError
-    except ValueError:
+            parts = _items(value, name, accepted) if isinstance(value, str) else [str(seed) for seed in value]
+            bounds = [part.split(":") for part in parts]
+            if any(len(ends) > 2 for ends in bounds):
+                raise ValueError
+            ranges = [range(int(ends[0]), int(ends[-1]) + (len(ends) == 1)) for ends in bounds]
+    except (TypeError, ValueError):
         raise BadInput(name, value, accepted) from None
-    if isinstance(value, bool) or not seeds or min(seeds) < 0 or max(seeds) >= 2**31 or len(set(seeds)) != len(seeds):
+    total = sum(map(len, ranges))
+    if not ranges or not all(ranges) or total > MOST_SEEDS or any(r[0] < 0 or r[-1] >= 2**31 for r in ranges):
         raise BadInput(name, value, accepted)
-    return tuple(seeds)
+    seeds = tuple(itertools.chain(*ranges))
+    if len(set(seeds)) != total:
+        raise BadInput(name, value, f"{accepted}; each once")
+    return seeds
 
 
 def _numbers(name, value, test, accepted):
@@ -190,8 +192,9 @@ def _config_values(name, label, value):
     if name in CHOICES:
         accepted = "one or a comma list of: " + " ".join(CHOICES[name])
         return parse_list(label, value, str, accepted)
-    kind = float if CONFIG_FIELDS[name].type is float else int
-    return parse_list(label, value, kind, "a number or a comma list of numbers" if kind is float else "a whole number or a comma list of them")
+    if CONFIG_FIELDS[name].type is float:
+        return parse_list(label, value, float, "a number or a comma list of numbers")
+    return parse_list(label, value, int, "a whole number or a comma list of them")
 
 
 def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sweep:

@@ -26,7 +26,8 @@ def normal(scale: float):
     """An initialiser: standard normal times `scale`, drawn in float32 in every dtype so that float64 runs start alike."""
 
     def init(key, shape, dtype):
-        return (scale * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        # float(): a numpy scale would make the product float64 under x64, and round it otherwise
+        return (float(scale) * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
     return init
 

@@ -12,6 +12,7 @@ from scipy.ndimage import median_filter
 HOLD = 5  # evaluations that an event must go on holding for
 WINDOW = 11  # evaluations of the running median that finds the test-loss peak
 FLOOR = 1e-12  # losses below this count as this, in the fall of the log loss
+ACCURACIES = {"memorised": ("train", 0.99), "grokked_90": ("test", 0.90), "grokked_95": ("test", 0.95), "grokked": ("test", 0.99)}
 EVENTS = ("memorised", "grokked_90", "grokked_95", "grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
 OUTCOMES = ("grokked", "memorised only", "not memorised", "diverged")
 
@@ -101,8 +102,8 @@ def time_run(epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_
         return Timing("diverged" if diverged else "not memorised", last_epoch, False)
 
     events = {}
-    thresholds = {"memorised": (train_acc, 0.99), "grokked_90": (test_acc, 0.90), "grokked_95": (test_acc, 0.95), "grokked": (test_acc, 0.99)}
-    for event, (accuracy, least) in thresholds.items():
+    for event, (curve, least) in ACCURACIES.items():
+        accuracy = train_acc if curve == "train" else test_acc
         index = first_held(accuracy >= least)
         if index is not None:
             events[event] = _bracket(epochs, index)

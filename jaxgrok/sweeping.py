@@ -124,7 +124,7 @@ class Compiled(NamedTuple):
     sharding: NamedSharding
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(config: Config, eval_every: int, devices: tuple) -> Compiled:
     """Map one run's functions over rows, a share of the rows on each device; compiled once per shape."""
     trainer = make_train(config, eval_every, CPU_BLOCK if devices[0].platform == "cpu" else None)

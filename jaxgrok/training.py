@@ -90,7 +90,7 @@ def sum_over_blocks(f: Callable, examples: Examples, block: int | None):
     return total if whole == n else jax.tree.map(jnp.add, total, f(rest))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_train(config: Config, max_steps: int = 10, block: int | None = None) -> Trainer:
     """The pure functions of one run of this config; `advance` takes at most max_steps at a time.
 

@@ -9,6 +9,7 @@ from jaxgrok.config import CHOICES, BadInput
 from jaxgrok.grid import FIELDS, sweep_from, whole
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
+PRESETS = " ".join(sorted(file.stem for file in SWEEPS.glob("*.toml")))
 EPILOG = """\
 examples:
   sweep.py --seeds 32 --wd 0.1,1.0                 the paper's setting, 64 runs at once
@@ -22,11 +23,12 @@ Every run starts from its seed alone: initial weights, split (Python's random.se
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    layout = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=layout, allow_abbrev=False)
     p.add_argument("--version", action="version", version=f"jaxgrok {jaxgrok.__version__}")
     what = p.add_argument_group("what to train")
     what.add_argument("file", nargs="?", type=Path, help="a sweep file (TOML); flags override what it says")
-    what.add_argument("--preset", metavar="NAME", help="the file sweeps/NAME.toml: " + " ".join(sorted(f.stem for f in SWEEPS.glob("*.toml"))))
+    what.add_argument("--preset", metavar="NAME", help=f"the file sweeps/NAME.toml: {PRESETS}")
     grid = p.add_argument_group("the grid: its product is trained")
     grid.add_argument("--seeds", metavar="N|A:B|LIST", help="a count (0..N-1), a half-open range, or a comma list (default 8)")
     grid.add_argument("--wd", metavar="LIST", help="weight decays, on every parameter (default 1.0)")
@@ -43,11 +45,12 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--d-mlp", metavar="N", help="hidden width (default: 4 d_model; for the mlp 256)")
     model.add_argument("--act", help=f"{' '.join(CHOICES['act'])} (default relu; gelu is the exact erf form)")
     numerics = p.add_argument_group("numerics")
-    numerics.add_argument("--loss", help=f"{' '.join(CHOICES['loss'])} (default exact): float64 casts the logits, float32 shows slingshots")
+    numerics.add_argument("--loss", help=f"{' '.join(CHOICES['loss'])} (default exact; float64 casts the logits; float32 shows slingshots)")
     numerics.add_argument("--dtype", help=f"{' '.join(CHOICES['dtype'])} (default float32), of everything")
-    numerics.add_argument("--matmul-precision", metavar="P", help=f"{' '.join(CHOICES['matmul_precision'])} (default highest: no TF32 on GPUs)")
+    precisions = " ".join(CHOICES["matmul_precision"])
+    numerics.add_argument("--matmul-precision", metavar="P", help=f"{precisions} (default highest: no TF32 on GPUs)")
     length = p.add_argument_group("how long, and how often to look")
-    length.add_argument("--epochs", metavar="N", help="default: 40000 at weight decay >= 1, longer in inverse proportion below, at most 150000")
+    length.add_argument("--epochs", metavar="N", help="default: 40000 at weight decay 1 and above, longer in proportion below, to 150000")
     length.add_argument("--until-settled", action="store_true", default=None, help="end a run at max(1.5 g, g + 2000) once it grokked at g")
     length.add_argument("--max-epochs", metavar="N", help="with --until-settled: the most (default as for --epochs)")
     length.add_argument("--eval-every", metavar="N", help="epochs between test evaluations (default 10, at most 1 %% of the run)")
@@ -71,7 +74,7 @@ def main(argv=None) -> int:
                 raise BadInput("--preset", args["preset"], f"a preset or a file, not both ({file})")
             file = SWEEPS / f"{args['preset']}.toml"
             if not file.exists():
-                raise BadInput("--preset", args["preset"], " ".join(sorted(f.stem for f in SWEEPS.glob("*.toml"))))
+                raise BadInput("--preset", args["preset"], PRESETS)
         return run(sweep_from(file, flags, labels), args)
     except BadInput as error:
         name = error.name.replace("_", "-")

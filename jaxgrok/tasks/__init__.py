@@ -10,4 +10,4 @@ def make_task(config: Config) -> Task:
     return ModularTask(config.task, config.p)
 
 
-__all__ = ["Examples", "Task", "ModularTask", "make_task"]
+__all__ = ["Examples", "ModularTask", "Task", "make_task"]

@@ -1,0 +1,1 @@
+"""Slow, obvious versions of what the library does, to compare it with."""

@@ -1,0 +1,109 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgrok.config import Config
+from jaxgrok.model import Transformer, make_model
+from jaxgrok.tasks import make_task
+from tests.reference import plain
+
+# float64 sums of at most a few hundred terms of order 1, in another order
+TIGHT = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def network(read=(2, 3), n_ctx=3, **fields):
+    config = Config(**{"p": 11, "d_model": 12, "n_heads": 3, "dtype": "float64", **fields})
+    model = Transformer(config, d_vocab=12, d_vocab_out=7, n_ctx=n_ctx, read=read)
+    params = model.init(jax.random.key(1), jnp.zeros((1, n_ctx), jnp.int32))["params"]
+    # Biases start at zero; moved, so that a forgotten one is seen.
+    params = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), params)
+    return model, params
+
+
+def apply(model, params, tokens):
+    return model.apply({"params": params}, tokens)
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+@pytest.mark.parametrize(("n_ctx", "read"), [(3, (2, 3)), (6, (2, 5)), (5, (0, 5))])
+def test_logits_and_activations_are_those_of_the_plain_forward(act, n_layers, n_ctx, read, rng):
+    model, params = network(read, n_ctx, n_layers=n_layers, act=act)
+    tokens = rng.integers(12, size=(9, n_ctx))
+    logits, activations = apply(model, params, tokens)
+    expected, seen = plain.transformer(jax.tree.map(np.asarray, params), tokens, act)
+    np.testing.assert_allclose(logits, expected[:, slice(*read)], **TIGHT)
+    assert set(seen) <= set(activations)
+    for name, value in seen.items():
+        # The last layer is computed at the read positions alone; keys and values are needed everywhere.
+        if name.startswith(f"blocks.{n_layers - 1}.") and not name.endswith(("hook_k", "hook_v")):
+            value = value[:, :, slice(*read)] if name.endswith("hook_pattern") else value[:, slice(*read)]
+        np.testing.assert_allclose(activations[name], value, err_msg=name, **TIGHT)
+
+
+def test_no_position_sees_a_later_one(rng):
+    model, params = network((0, 5), 5, n_layers=2)
+    tokens = rng.integers(12, size=(1, 5))
+
+    def logits_at(embedding, position):
+        moved = {**params, "pos_embed": {"W_pos": params["pos_embed"]["W_pos"] + embedding}}
+        return apply(model, moved, tokens)[0][0, position].sum()
+
+    for position in range(5):
+        sensitivity = np.abs(jax.grad(logits_at)(jnp.zeros((5, 12)), position)).sum(axis=1)
+        assert (sensitivity[: position + 1] > 0).all()
+        assert (sensitivity[position + 1 :] == 0).all()
+
+
+def test_parameters_bear_the_fields_names_and_shapes():
+    config = Config()
+    task = make_task(config)
+    shapes = jax.eval_shape(make_model(config, task).init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    assert jax.tree.map(lambda x: x.shape, shapes) == {
+        "embed": {"W_E": (114, 128)},
+        "pos_embed": {"W_pos": (3, 128)},
+        "blocks_0": {
+            "attn": {"W_Q": (4, 128, 32), "W_K": (4, 128, 32), "W_V": (4, 128, 32), "W_O": (4, 32, 128)},
+            "mlp": {"W_in": (128, 512), "b_in": (512,), "W_out": (512, 128), "b_out": (128,)},
+        },
+        "unembed": {"W_U": (128, 114)},
+    }
+
+
+def test_initial_weights_have_the_authors_scales():
+    config = Config()
+    params = make_model(config, make_task(config)).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    for path, weight in jax.tree.leaves_with_path(params):
+        name = path[-1].key
+        if name.startswith("b_"):
+            assert (weight == 0).all()
+        else:
+            std = 1 / np.sqrt(114 if name == "W_U" else 128)
+            # 5 standard errors of a standard deviation
+            assert abs(weight.std() / std - 1) < 5 / np.sqrt(2 * weight.size), name
+
+
+def test_float64_starts_from_the_float32_weights():
+    weights = []
+    for dtype in ("float32", "float64"):
+        config = Config(p=7, d_model=8, dtype=dtype)
+        weights.append(make_model(config, make_task(config)).init(jax.random.key(3), jnp.zeros((1, 3), jnp.int32))["params"])
+    single, double = (jax.tree.leaves(w) for w in weights)
+    for a, b in zip(single, double):
+        assert (a.dtype, b.dtype) == (np.float32, np.float64)
+        np.testing.assert_array_equal(a.astype(np.float64), b)
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu"])
+def test_mlp_is_the_network_on_the_sum_of_one_hots(act, rng):
+    config = Config(arch="mlp", p=9, d_mlp=14, act=act, dtype="float64")
+    model = make_model(config, make_task(config))
+    params = model.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), params)
+    tokens = np.c_[rng.integers(9, size=(30, 2)), np.full(30, 9)]
+    tokens[0, 1] = tokens[0, 0]  # x = y: a 2 in the input
+    logits, activations = apply(model, params, tokens)
+    expected = plain.one_hot_mlp(jax.tree.map(np.asarray, params), tokens[:, 0], tokens[:, 1], 9, act)
+    np.testing.assert_allclose(logits[:, 0], expected, **TIGHT)
+    assert activations["mlp.hook_post"].shape == (30, 1, 14)

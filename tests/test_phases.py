@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from jaxgrok.phases import Timing, first_held, settled_epoch, time_run
+
+
+def run(train_at=140, grok_at=7600, length=12_000, every=10, peak=1400, top=25.0, bottom=1e-6):
+    """A planted run: memorised and grokked at these epochs; the test loss rises to `top` at `peak`, then falls
+    log-linearly from `grok_at - 1000` to `grok_at + 1000`."""
+    epochs = np.arange(0, length, every)
+    log_loss = np.interp(epochs, [0, peak, max(grok_at - 1000, peak + 1), grok_at + 1000], np.log([4.8, top, top * 0.999, bottom]))
+    return {
+        "epoch_eval": epochs,
+        "train_acc": (epochs >= train_at) * 1.0,
+        "test_acc": np.where(epochs >= grok_at, 1.0, 0.1),
+        "test_loss": np.exp(log_loss),
+        "last_epoch": length,
+    }
+
+
+def test_planted_times_come_back_as_brackets():
+    timing = time_run(**run())
+    assert timing.outcome == "grokked"
+    assert timing.settled
+    assert timing.events["memorised"] == (130, 140)
+    assert timing.events["grokked"] == timing.events["grokked_95"] == timing.events["grokked_90"] == (7590, 7600)
+    assert timing.delay == 7600 - 140
+    # The centre of the flat top of a running median over 11 evaluations lies within 5 of the peak.
+    assert abs(timing.by("test_loss_peak") - 1400) <= 50
+    # The fall is linear in log loss over 2,000 epochs, apart from 0.001 nats before it.
+    for share in (10, 50, 90):
+        assert abs(timing.by(f"drop_{share}") - (6600 + 20 * share)) <= 10
+    assert abs(timing.width - 1600) <= 20
+
+
+def test_criterion_must_go_on_holding_for_five_more():
+    holds = np.zeros(40, bool)
+    holds[[3, 4, 5, 6, 7]] = True  # the first and 4 more
+    holds[10:16] = True  # the first and 5 more
+    assert first_held(holds) == 10
+    assert first_held(holds[:14]) == 10  # to the end of the run
+    assert first_held(holds[:9]) is None
+    assert first_held(np.ones(3, bool)) == 0
+    assert first_held(np.zeros(0, bool)) is None
+
+
+def test_an_event_at_the_first_evaluation_has_an_empty_bracket():
+    assert time_run(**run(train_at=0)).events["memorised"] == (0, 0)
+
+
+def test_a_run_that_has_not_arrived():
+    timing = time_run(**run(grok_at=20_000))
+    assert timing.outcome == "memorised only"
+    assert "grokked" not in timing.events
+    assert timing.delay is None
+    assert timing.width is None
+    assert not timing.settled
+    assert time_run(**run(train_at=10**6, grok_at=10**6)).outcome == "not memorised"
+
+
+def test_a_peak_at_the_end_is_not_reached():
+    assert "test_loss_peak" not in time_run(**run(grok_at=10**6, peak=12_000)).events
+    assert "test_loss_peak" in time_run(**run(grok_at=10**6, peak=11_900)).events
+
+
+def test_the_peak_lies_before_grokking_even_if_a_spike_comes_after():
+    curves = run()
+    curves["test_loss"][900:920] = 1e3
+    assert abs(time_run(**curves).by("test_loss_peak") - 1400) <= 50
+
+
+def test_one_spike_is_not_the_peak():
+    curves = run()
+    curves["test_loss"][300] = 1e3
+    assert abs(time_run(**curves).by("test_loss_peak") - 1400) <= 50
+
+
+@pytest.mark.parametrize(("grokked", "settles"), [(100, 2100), (4000, 6000), (7600, 11_400)])
+def test_settled(grokked, settles):
+    assert settled_epoch(grokked) == settles
+    for last, expected in ((settles - 10, False), (settles, True)):
+        timing = time_run(**run(grok_at=grokked, peak=50, length=last))
+        assert timing.settled == expected
+        assert ("drop_10" in timing.events) == expected
+
+
+@pytest.mark.parametrize("curve", ["test_loss", "train_acc"])
+def test_a_run_that_diverged_is_cut_at_its_last_finite_evaluation(curve):
+    curves = run()
+    curves[curve][500:] = np.nan
+    timing = time_run(**curves)
+    assert (timing.outcome, timing.last_epoch, timing.settled) == ("diverged", 4990, False)
+    assert timing.by("memorised") == 140
+    assert "grokked" not in timing.events
+
+
+def test_a_run_that_diverged_between_evaluations():
+    assert time_run(**run(), train_loss=np.array([1.0, np.inf])).outcome == "diverged"
+
+
+def test_a_run_that_was_never_finite_or_never_started():
+    curves = run()
+    curves["test_loss"][:] = np.nan
+    assert time_run(**curves) == Timing("diverged", 0, False)
+    empty = {name: np.array([]) for name in ("epoch_eval", "train_acc", "test_acc", "test_loss")}
+    assert time_run(**empty, last_epoch=0) == Timing("not memorised", 0, False)
+
+
+def test_losses_are_floored():
+    deep = run()
+    deep["test_loss"] = np.where(deep["test_loss"] < 1e-5, 0.0, deep["test_loss"])
+    assert np.isfinite(time_run(**deep).by("drop_90"))

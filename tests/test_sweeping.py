@@ -1,0 +1,339 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgrok
+from jaxgrok import sweeping
+from jaxgrok.config import BadInput
+from jaxgrok.grid import make_sweep
+from jaxgrok.sweeping import Interrupted, Silent, compiled, prepare, sweep
+from jaxgrok.training import train
+
+# The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
+SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr": 1e-2, "eval_every": 5}
+
+
+def small(**settings):
+    return make_sweep({**SMALL, "seeds": 3, "epochs": 40, **settings})
+
+
+def curves(path):
+    with np.load(path / "metrics.npz") as arrays:
+        return dict(arrays)
+
+
+def same_files(first, second):
+    """Whether two sweeps recorded the same curves and parameters, bit for bit."""
+    a, b = curves(first), curves(second)
+    assert set(a) == set(b)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    one, two = jaxgrok.load(first), jaxgrok.load(second)
+    for record in one.runs:
+        at = {name: record[name] for name in ("seed", "frac", "wd", "lr")}
+        assert one.checkpoint_epochs(**at) == two.checkpoint_epochs(**at)
+        for epoch in one.checkpoint_epochs(**at):
+            for x, y in zip(jax.tree.leaves(one.params(epoch, **at)), jax.tree.leaves(two.params(epoch, **at))):
+                np.testing.assert_array_equal(x, y)
+
+
+class StopAt(Silent):
+    """Asks the sweep to stop, as Ctrl-C does, once so many run-epochs were trained."""
+
+    def __init__(self, run_epochs, signum=signal.SIGINT):
+        self.left, self.signum = run_epochs, signum
+
+    def advanced(self, metrics, plan, run_epochs):
+        self.left -= run_epochs
+        if self.left <= 0:
+            self.left = np.inf
+            os.kill(os.getpid(), self.signum)
+
+
+def test_every_run_of_a_sweep_is_the_single_run(tmp_path):
+    path = sweep(small(wd="0.1,1", frac="0.4,0.6"), tmp_path / "runs", batch_runs=2)
+    results = jaxgrok.load(path)
+    assert len(results.runs) == 12
+    for record in results.runs[::5]:
+        state, alone = train(
+            results.config(record), seed=record["seed"], frac=record["frac"], weight_decay=record["wd"], lr=1e-2, epochs=40, eval_every=5
+        )
+        at = {name: record[name] for name in ("seed", "frac", "wd")}
+        ours = results.curves(**at)
+        # The same float64 sums, batched in another shape.
+        np.testing.assert_allclose(ours["train_loss"], alone.train_loss, rtol=1e-9)
+        np.testing.assert_allclose(ours["test_loss"], alone.test_loss, rtol=1e-9)
+        np.testing.assert_array_equal(ours["train_acc"], alone.train_acc[alone.epoch_eval])
+        np.testing.assert_array_equal(ours["epoch_eval"], alone.epoch_eval)
+        for a, b in zip(jax.tree.leaves(results.params(**at)), jax.tree.leaves(state.params)):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_permuting_the_seeds_permutes_the_runs(tmp_path):
+    one = jaxgrok.load(sweep(small(seeds="0,1,2"), tmp_path / "a", batch_runs=3))
+    two = jaxgrok.load(sweep(small(seeds="2,0,1"), tmp_path / "b", batch_runs=3))
+    for seed in range(3):
+        np.testing.assert_array_equal(one.curves(seed=seed)["train_loss"], two.curves(seed=seed)["train_loss"])
+
+
+def test_a_run_that_turns_nan_leaves_the_others_alone(tmp_path):
+    healthy = jaxgrok.load(sweep(small(lr="0.01,0.02", seeds=2), tmp_path / "a", batch_runs=4))
+    planted = jaxgrok.load(sweep(small(lr="0.01,1e300", seeds=2), tmp_path / "b", batch_runs=4))
+    for seed in (0, 1):
+        np.testing.assert_array_equal(healthy.curves(seed=seed, lr=0.01)["train_loss"], planted.curves(seed=seed, lr=0.01)["train_loss"])
+        for a, b in zip(jax.tree.leaves(healthy.params(seed=seed, lr=0.01)), jax.tree.leaves(planted.params(seed=seed, lr=0.01))):
+            np.testing.assert_array_equal(a, b)
+        (record,) = planted.select(seed=seed, lr=1e300)
+        assert planted.timing(record).outcome == "diverged"
+
+
+def test_the_same_shapes_compile_once_and_a_finished_sweep_is_left_alone(tmp_path):
+    functions = compiled(small().configs[0], 5, tuple(jax.local_devices()))
+    path = sweep(small(seeds="0:2"), tmp_path / "a")
+    counts = [f._cache_size() for f in functions[:3]]
+    sweep(small(seeds="5:7", wd=0.3), tmp_path / "b")
+    assert [f._cache_size() for f in functions[:3]] == counts
+    before = {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")}
+    sweep(small(seeds="0:2"), tmp_path / "a")
+    assert {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")} == before
+
+
+@pytest.mark.parametrize(("stop", "signum"), [(1, signal.SIGINT), (61, signal.SIGTERM), (150, signal.SIGINT)])
+def test_an_interrupted_sweep_goes_on_bit_for_bit(tmp_path, stop, signum):
+    whole = sweep(small(seeds=4), tmp_path / "whole", batch_runs=2)
+    with pytest.raises(Interrupted) as stopped:
+        sweep(small(seeds=4), tmp_path / "parts", batch_runs=2, watch=StopAt(stop, signum))
+    assert stopped.value.path == tmp_path / "parts"
+    assert curves(tmp_path / "parts")["last_epoch"].sum() < 160
+    same_files(whole, sweep(small(seeds=4), tmp_path / "parts", batch_runs=2))
+
+
+def test_a_killed_sweep_goes_on_bit_for_bit(tmp_path):
+    """SIGKILL at any moment: no handler runs, so this is what a crash or a lost node leaves."""
+    program = (
+        "import jax, sys, numpy as np; jax.config.update('jax_enable_x64', True)\n"
+        "from jaxgrok import sweeping\n"
+        "from jaxgrok.grid import make_sweep\n"
+        "sweeping.SAVE_SECONDS = 0.05\n"
+        f"sweeping.sweep(make_sweep({ {**SMALL, 'seeds': 4, 'epochs': 1500}!r}), sys.argv[1], batch_runs=2)\n"
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    subprocess.run([sys.executable, "-c", program, whole], check=True)
+    kills = 0
+    for wait in (0.4, 0.8, 1.2):
+        child = subprocess.Popen([sys.executable, "-c", program, parts])
+        while not (parts / "checkpoints" / "0000").exists() and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        kills += child.poll() is None
+        child.kill()
+        child.wait()
+    assert kills
+    subprocess.run([sys.executable, "-c", program, parts], check=True)
+    same_files(whole, parts)
+
+
+def test_more_seeds_values_and_epochs_extend_a_sweep(tmp_path):
+    path = tmp_path / "runs"
+    sweep(small(seeds=2), path, batch_runs=2)
+    first = curves(path)
+    sweep(small(seeds=3, wd="1,0.1", epochs=60), path, batch_runs=2)
+    results = jaxgrok.load(path)
+    assert len(results.runs) == 6
+    np.testing.assert_array_equal(curves(path)["train_loss"][:2, :40], first["train_loss"])
+    assert curves(path)["last_epoch"].tolist() == [60] * 6
+    straight = jaxgrok.load(sweep(small(seeds=2, epochs=60), tmp_path / "straight", batch_runs=2))
+    for seed in (0, 1):
+        np.testing.assert_array_equal(results.curves(seed=seed, wd=1.0)["train_loss"], straight.curves(seed=seed)["train_loss"])
+    # A shorter command leaves what is longer as it is.
+    sweep(small(seeds=2, epochs=10), path)
+    assert curves(path)["last_epoch"].tolist() == [60] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"p": 7}, "p"),
+        ({"d_mlp": 9}, "d_mlp"),
+        ({"loss": "float64"}, "loss"),
+        ({"split_seed": 3}, "split_seed"),
+        ({"eval_every": 4}, "eval_every"),
+        ({"train_every": 2}, "train_every"),
+        ({"epochs": None, "until_settled": True}, "until_settled"),
+        ({"b2": 0.999}, "b2"),
+    ],
+)
+def test_a_changed_field_is_refused_by_name_and_nothing_is_written(tmp_path, change, field):
+    path = sweep(small(seeds=1, epochs=2), tmp_path / "runs")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    settings = {**SMALL, "seeds": 1, "epochs": 2, **change}
+    with pytest.raises(BadInput) as error:
+        sweep(make_sweep({name: value for name, value in settings.items() if value is not None}), path)
+    assert error.value.name == field
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
+
+
+def test_a_directory_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(BadInput, match="out"):
+        sweep(small(), tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="out"):
+        sweep(small(), tmp_path / "file" / "runs")
+
+
+def test_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "runs"
+
+    class Second(Silent):
+        def started(self, metrics, plan):
+            with pytest.raises(BadInput, match="no other running sweep"):
+                sweep(small(seeds=1, epochs=2), path)
+
+    sweep(small(seeds=1, epochs=2), path, watch=Second())
+
+
+SETTLING = {"p": 19, "d_model": 32, "frac": 0.9, "lr": 5e-3, "seeds": 3, "until_settled": True, "max_epochs": 3000}
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory):
+    """Three runs that settle at different epochs, in one batch: it halves as they leave."""
+    return sweep(make_sweep(SETTLING), tmp_path_factory.mktemp("settling") / "runs", batch_runs=3)
+
+
+def test_settled_runs_leave_and_the_batch_halves(settled):
+    results = jaxgrok.load(settled)
+    timings = [results.timing(record) for record in results.runs]
+    assert all(timing.settled for timing in timings)
+    every = 30  # 1 % of max_epochs
+    for timing in timings:
+        assert 0 <= timing.last_epoch - max(1.5 * timing.by("grokked"), timing.by("grokked") + 2000) <= every
+    layouts = results.batches["0"]["layouts"]
+    sizes = [len(layout["rows"]) for layout in layouts]
+    assert sizes[0] == 3
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) <= {3, 2, 1}
+    assert sizes[-1] == 1
+    ends = sorted(timing.last_epoch for timing in timings)
+    assert [layout["from"] for layout in layouts] == [0, *ends[:2], ends[2]]
+    # A run that has left is in no later row, and its last parameters are those it left with.
+    for record, timing in zip(results.runs, timings):
+        assert all(record["run"] not in layout["rows"] for layout in layouts if layout["from"] >= timing.last_epoch)
+        assert results.checkpoint_epochs(seed=record["seed"])[-1] == timing.last_epoch
+
+
+def test_across_a_halving_runs_agree_to_rounding(settled):
+    results = jaxgrok.load(settled)
+    last = max(results.runs, key=lambda record: record["last_epoch"])
+    alone, curve = train(results.config(last), seed=last["seed"], frac=0.9, lr=5e-3, epochs=300, eval_every=10)
+    # float32 over 300 epochs, in batches of another size
+    np.testing.assert_allclose(results.curves(seed=last["seed"])["train_loss"][:300], curve.train_loss, rtol=5e-3)
+
+
+def test_an_interrupted_settling_sweep_goes_on_bit_for_bit(settled, tmp_path):
+    path = tmp_path / "runs"
+    trained = curves(settled)["last_epoch"]
+    for stop in (int(trained.sum() * 0.5), int(trained.sum() * 0.45)):
+        with pytest.raises(Interrupted):
+            sweep(make_sweep(SETTLING), path, batch_runs=3, watch=StopAt(stop))
+    same_files(settled, sweep(make_sweep(SETTLING), path, batch_runs=3))
+
+
+def test_more_max_epochs_train_only_what_had_not_settled(settled, tmp_path):
+    path = tmp_path / "runs"
+    shorter = int(curves(settled)["last_epoch"].max()) - 60
+    sweep(make_sweep({**SETTLING, "max_epochs": shorter}), path, batch_runs=3)
+    first = jaxgrok.load(path)
+    open_runs = [record["seed"] for record in first.runs if not first.timing(record).settled]
+    assert 0 < len(open_runs) < 3
+    sweep(make_sweep(SETTLING), path, batch_runs=3)
+    longer = jaxgrok.load(path)
+    for record in longer.runs:
+        assert longer.timing(record).settled
+        if record["seed"] not in open_runs:
+            assert record["last_epoch"] == first.select(seed=record["seed"])[0]["last_epoch"]
+
+
+def test_eight_devices_give_the_same_as_one(tmp_path):
+    """Eight virtual CPU devices, and more rows than runs."""
+    program = (
+        "import jax, sys; jax.config.update('jax_enable_x64', True)\n"
+        "from jaxgrok.grid import make_sweep\n"
+        "from jaxgrok.sweeping import sweep\n"
+        f"sweep(make_sweep({ {**SMALL, 'seeds': 11, 'epochs': 20}!r}), sys.argv[1], batch_runs=16)\n"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "eight"], check=True, env=environment)
+    eight = jaxgrok.load(tmp_path / "eight")
+    assert len(eight.sessions[0]["devices"]) == 8
+    assert len(eight.batches["0"]["layouts"][0]["rows"]) == 16
+    one = jaxgrok.load(sweep(small(seeds=11, epochs=20), tmp_path / "one", batch_runs=16))
+    for seed in range(11):
+        # The same float64 sums in batches of another size.
+        np.testing.assert_allclose(eight.curves(seed=seed)["train_loss"], one.curves(seed=seed)["train_loss"], rtol=1e-10)
+    # What eight devices began, one goes on with.
+    sweep(small(seeds=11, epochs=30), tmp_path / "eight")
+    longer = jaxgrok.load(sweep(small(seeds=11, epochs=30), tmp_path / "one", batch_runs=16))
+    for seed in range(11):
+        both = (jaxgrok.load(tmp_path / "eight").curves(seed=seed), longer.curves(seed=seed))
+        np.testing.assert_allclose(both[0]["train_loss"], both[1]["train_loss"], rtol=1e-9)
+
+
+def test_the_manifest_says_what_made_the_runs(tmp_path):
+    path = sweep(small(seeds=2), tmp_path / "runs")
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert {"jax", "optax", "flax", "jaxgrok", "python"} <= set(manifest["sessions"][0]["versions"])
+    hashes = [record["split_hash"] for record in manifest["runs"].values()]
+    assert len(set(hashes)) == 2
+    fixed = sweep(small(seeds=2, split_seed=4), tmp_path / "fixed")
+    assert len({record["split_hash"] for record in json.loads((fixed / "manifest.json").read_text())["runs"].values()}) == 1
+    assert all(record["status"] == "finished" for record in manifest["runs"].values())
+
+
+def test_curves_on_a_cadence(tmp_path):
+    every = curves(sweep(small(seeds=1), tmp_path / "a"))
+    third = curves(sweep(small(seeds=1, train_every=3), tmp_path / "b"))
+    assert third["epoch_train"].tolist() == list(range(0, 40, 3))
+    np.testing.assert_array_equal(third["train_loss"][0], every["train_loss"][0, ::3])
+
+
+def test_checkpoints_on_request(tmp_path):
+    path = sweep(small(seeds=1, checkpoint_every=7), tmp_path / "runs")
+    assert jaxgrok.load(path).checkpoint_epochs(seed=0) == [0, 5, 7, 14, 21, 28, 35, 40]
+
+
+def test_prepare_writes_nothing(tmp_path):
+    plan = prepare(small(), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    assert sum(len(batch.runs) for batch in plan.batches.values()) == 3
+
+
+def test_loading_by_coordinates(tmp_path):
+    results = jaxgrok.load(sweep(small(seeds=2, wd="0.1,1"), tmp_path / "runs"))
+    assert results.params(seed=1, weight_decay=0.1)["W_in"].shape == (5, 8)
+    for wrong, named in [({"seed": 9}, "seed"), ({"seed": 0}, "wd"), ({"colour": 1}, "colour"), ({}, "seed")]:
+        with pytest.raises(BadInput, match=named):
+            results.params(**wrong)
+    with pytest.raises(BadInput, match="epoch"):
+        results.params(3, seed=0, wd=0.1)
+    with pytest.raises(BadInput, match="run directory"):
+        jaxgrok.load(tmp_path / "nowhere")
+
+
+def test_signal_handlers_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    sweep(small(seeds=1, epochs=2), tmp_path / "runs")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert sweeping.SAVE_SECONDS == 60

@@ -1,0 +1,215 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgrok.config import BadInput, Config
+from jaxgrok.loss import cross_entropy
+from jaxgrok.model import make_model
+from jaxgrok.tasks import make_task
+from jaxgrok.training import default_eval_every, make_hyper, make_train, schedule, sum_over_blocks, train
+from tests.reference import plain
+
+SMALL = Config(p=7, d_model=8, n_heads=2, dtype="float64")
+TRAJECTORIES = ("small_add", "small_add_wd0", "gelu_subtract", "quad", "mainline_first_steps")
+
+
+def author_run(shared, name):
+    """A trajectory of the authors' classes, its config as ours, and its initial weights as it states them."""
+    run = json.loads((shared / "reference" / "author_trajectories_float64.json").read_text())[name]
+    c = run["config"]
+    draw, weights = np.random.RandomState(1234), {}  # noqa: NPY002 - the file's own statement of its draws
+    for key, shape in run["param_order"]:
+        weights[key] = draw.standard_normal(shape) * (0.01 if key.split(".")[-1].startswith("b_") else 0.1)
+    fields = {key: c[key] for key in ("task", "p", "d_model", "n_heads", "d_mlp")}
+    config = Config(**fields, act=c["activation"].lower(), dtype="float64", loss="float64")
+    return run, config, plain.from_authors(weights, c["n_heads"])
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_every_step_is_the_authors(shared, name):
+    run, config, params = author_run(shared, name)
+    c = run["config"]
+    state, curves = train(
+        config,
+        params=params,
+        split_seed=c["split_seed"],
+        frac=c["frac_train"],
+        weight_decay=c["weight_decay"],
+        lr=c["lr"],
+        epochs=len(run["train_loss"]),
+        eval_every=1,
+    )
+    # Rounding of float64 grows along a trajectory: 1e-15 at the start, 1e-11 after 300 steps.
+    np.testing.assert_allclose(curves.train_loss, run["train_loss"], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(curves.test_loss, run["test_loss"], rtol=0, atol=1e-10)
+    for path, weight in jax.tree.leaves_with_path(state.params):
+        key = ".".join(part.key for part in path).replace("blocks_0", "blocks.0")
+        assert (weight**2).sum() == pytest.approx(run["final_sum_sq"][key], rel=1e-8), key
+        assert weight.sum() == pytest.approx(run["final_param_sum"][key], rel=1e-8, abs=1e-8), key
+
+
+def test_the_first_step_has_rate_zero():
+    state, curves = train(SMALL, epochs=12, lr=0.5, eval_every=1)
+    assert curves.train_loss[0] == curves.train_loss[1] != curves.train_loss[2]
+
+
+def test_one_step_against_adamw_written_out():
+    config, wd, lr = SMALL, 0.7, 0.01
+    trainer, hyper = make_train(config, 3), make_hyper(config, 5, wd, lr)
+    data, _ = make_task(config).split(0.5, 5)
+    state = jax.jit(trainer.init)(hyper)
+
+    def loss(params):
+        logits, _ = make_model(config, make_task(config)).apply({"params": params}, data.tokens)
+        return cross_entropy(logits, data.targets).mean()
+
+    params = state.params
+    m = v = jax.tree.map(jnp.zeros_like, params)
+    for step in range(3):
+        g = jax.jit(jax.grad(loss))(params)
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+        v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
+        rate, t = lr * min(step / 10, 1), step + 1
+        params = jax.tree.map(
+            lambda p, m, v: p * (1 - rate * wd) - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8),  # noqa: B023
+            params,
+            m,
+            v,
+        )
+    ours, _, _ = jax.jit(trainer.advance)(state, data, hyper, 3)
+    for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params)):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", ["exact", "float64", "float32"])
+def test_a_float32_run_stays_float32_under_x64(loss):
+    state, curves = train(Config(p=7, d_model=8, n_heads=2, loss=loss), epochs=3, eval_every=1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.opt_state)} == {np.dtype(np.float32), np.dtype(np.int32)}
+    assert curves.train_loss.dtype == (np.float64 if loss == "float64" else np.float32)
+
+
+def test_entry_e_is_the_loss_after_e_updates():
+    state, curves = train(SMALL, epochs=25, eval_every=10)
+    assert len(curves.train_loss) == 25
+    assert int(state.epoch) == 25
+    assert curves.epoch_eval.tolist() == [0, 1, 2, 4, 8, 10, 20]
+    for epoch in (8, 20):
+        early, _ = train(SMALL, epochs=epoch, eval_every=10)
+        train_set, test_set = make_task(SMALL).split(0.3, 0)
+        evaluate = jax.jit(make_train(SMALL).evaluate)
+        assert curves.train_loss[epoch] == pytest.approx(float(evaluate(early.params, train_set)[0]), rel=1e-12)
+        assert curves.train_acc[epoch] == pytest.approx(float(evaluate(early.params, train_set)[1]))
+        at = curves.epoch_eval.tolist().index(epoch)
+        assert curves.test_loss[at] == pytest.approx(float(evaluate(early.params, test_set)[0]), rel=1e-12)
+
+
+def test_longer_is_a_continuation():
+    _, short = train(SMALL, epochs=20, eval_every=10)
+    _, long = train(SMALL, epochs=40, eval_every=10)
+    np.testing.assert_array_equal(short.train_loss, long.train_loss[:20])
+
+
+def stacked(items):
+    return jax.tree.map(lambda *rows: np.stack(rows), *items)
+
+
+@pytest.mark.parametrize("fields", [{}, {"arch": "mlp"}, {"task": "random", "p": 6}, {"n_layers": 2, "act": "gelu"}])
+def test_vmapped_is_single_and_a_permutation_permutes(fields):
+    config = Config(**{**SMALL.to_dict(), **fields})
+    trainer, task = make_train(config), make_task(config)
+    runs = [(0, 1.0, 1e-3), (1, 0.1, 1e-3), (2, 0.0, 1e-2)]
+    hypers = [make_hyper(config, *run) for run in runs]
+    sets = [task.split(0.5, seed)[0] for seed, _, _ in runs]
+    advance = jax.jit(jax.vmap(trainer.advance, (0, 0, 0, None)))
+
+    def batch(order):
+        hyper = stacked([hypers[i] for i in order])
+        return advance(jax.jit(jax.vmap(trainer.init))(hyper), stacked([sets[i] for i in order]), hyper, 10)
+
+    state, losses, _ = batch([0, 1, 2])
+    init, single = jax.jit(trainer.init), jax.jit(trainer.advance)
+    for i in range(3):
+        alone, loss, _ = single(init(hypers[i]), sets[i], hypers[i], 10)
+        # The same float64 sums in another order.
+        np.testing.assert_allclose(losses[i], loss, rtol=1e-12)
+        for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params)):
+            np.testing.assert_allclose(a[i], b, rtol=1e-9, atol=1e-12)
+    _, permuted, _ = batch([2, 0, 1])
+    np.testing.assert_array_equal(permuted, losses[np.array([2, 0, 1])])
+
+
+def test_traced_numbers_and_interval_lengths_compile_nothing_new():
+    trainer, task = make_train(SMALL), make_task(SMALL)
+    init, advance = jax.jit(trainer.init), jax.jit(trainer.advance)
+    train_set, _ = task.split(0.5, 0)
+    for seed, wd, lr, steps in [(0, 1.0, 1e-3, 10), (1, 0.1, 1e-2, 3), (2, 0.0, 1.0, 0)]:
+        hyper = make_hyper(SMALL, seed, wd, lr)
+        advance(init(hyper), train_set, hyper, steps)
+    assert init._cache_size() == advance._cache_size() == 1
+
+
+@pytest.mark.parametrize("block", [5, 23])
+def test_blocks_sum_to_the_whole(block):
+    train_set, _ = make_task(SMALL).split(0.5, 0)
+    assert len(train_set.tokens) == 24
+    whole, blocked = make_train(SMALL), make_train(SMALL, block=block)
+    hyper = make_hyper(SMALL, 0, 1.0, 1e-2)
+    results = [jax.jit(t.advance)(jax.jit(t.init)(hyper), train_set, hyper, 10) for t in (whole, blocked)]
+    np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-11)
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 23, 24, 25, None])
+def test_every_example_is_in_one_block_and_none_is_larger_than_asked(block):
+    train_set, _ = make_task(SMALL).split(0.5, 0)
+    sizes = []
+
+    def targets(examples):
+        sizes.append(len(examples.tokens))
+        return examples.targets.sum()
+
+    assert int(sum_over_blocks(targets, train_set, block)) == train_set.targets.sum()
+    assert max(sizes) <= (block or 24)
+
+
+def test_given_parameters_survive_the_training_that_starts_from_them():
+    params = jax.jit(make_train(SMALL).init)(make_hyper(SMALL, 0, 1.0, 1e-3)).params
+    train(SMALL, params=params, epochs=2, eval_every=1)
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
+
+
+def test_float64_is_refused_without_x64():
+    make_train.cache_clear()
+    with jax.enable_x64(False), pytest.raises(BadInput, match="x64"):
+        make_train(Config(p=7, d_model=8, loss="float64"))
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 100, 2500, 40_000])
+def test_schedules_are_dense_early_and_never_wider_than_asked(total):
+    every = default_eval_every(total)
+    assert every <= max(1, total // 100)
+    epochs = schedule(total, every)
+    assert epochs[0] == 0
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] < total
+    assert max(np.diff([*epochs, total])) <= every
+    # A longer schedule begins with this one.
+    assert set(epochs) <= set(schedule(total + 37, every))
+
+
+def test_the_documented_checkpoint_schedule():
+    assert schedule(1600, 400, 10) == [0, 10, 20, 40, 80, 160, 320, 400, 800, 1200]
+
+
+def test_accuracy_counts_read_positions():
+    trainer = make_train(SMALL)
+    params = jax.jit(trainer.init)(make_hyper(SMALL, 0, 1.0, 1e-3)).params
+    train_set, _ = make_task(SMALL).split(0.9, 0)
+    loss, accuracy = jax.jit(trainer.evaluate)(params, train_set)
+    logits, _ = plain.transformer(jax.tree.map(np.asarray, params), train_set.tokens)
+    logits = logits[:, 2:3]
+    assert float(loss) == pytest.approx(plain.cross_entropy(logits, train_set.targets).mean(), rel=1e-12)
+    assert float(accuracy) == pytest.approx((logits.argmax(axis=-1) == train_set.targets).mean())
