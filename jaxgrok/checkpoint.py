@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxgrok.config import BadInput
-from jaxgrok.training import schedule
+from jaxgrok.schedule import schedule
 
 VACANT = -1  # the run of a row that pads a batch, or whose run has ended
 

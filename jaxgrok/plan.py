@@ -108,11 +108,6 @@ def make_batches(runs: dict[int, Run], epochs: dict[int, int], devices, batch_ru
     return batches
 
 
-def checkpoint_every(planned: int, eval_every: int) -> int:
-    """Epochs between checkpoints: 1 % of the planned ones, a multiple of eval_every."""
-    return max(eval_every, planned // 100 // eval_every * eval_every)
-
-
 def matmul_rate(config: Config, n_train: int) -> float:
     """FLOP/s of the widest product of a step (examples x width), the median of ten, on the default device."""
     D, M = (make_task(config).p if config.arch == "mlp" else config.d_model), config.mlp_width

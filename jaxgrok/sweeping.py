@@ -27,9 +27,10 @@ from jaxgrok import phases
 from jaxgrok.checkpoint import VACANT, Metrics, SweepFiles, write_json
 from jaxgrok.config import BadInput, Config
 from jaxgrok.grid import CONFIG_FIELDS, Run, Sweep
-from jaxgrok.plan import CPU_BLOCK, Batch, checkpoint_every, make_batches
+from jaxgrok.plan import CPU_BLOCK, Batch, make_batches
+from jaxgrok.schedule import default_checkpoint_every, default_eval_every, schedule
 from jaxgrok.tasks import make_task
-from jaxgrok.training import default_eval_every, make_hyper, make_train, schedule
+from jaxgrok.training import make_hyper, make_train
 
 SAVE_SECONDS = 60  # between full saves: the most work that a killed process loses
 PENDING = 2  # intervals in flight before the host waits for the oldest
@@ -62,7 +63,7 @@ class Plan:
 
     def checkpoints(self, batch: Batch) -> list[int]:
         """The epochs at which this batch's parameters are saved: denser early, then every 1 %, and the last."""
-        every = self.sweep.checkpoint_every or checkpoint_every(batch.epochs, self.eval_every)
+        every = self.sweep.checkpoint_every or default_checkpoint_every(batch.epochs, self.eval_every)
         return [*schedule(batch.epochs, every, self.eval_every), batch.epochs]
 
 

@@ -18,6 +18,7 @@ import optax
 from jaxgrok.config import BadInput, Config
 from jaxgrok.loss import cross_entropy, is_correct
 from jaxgrok.model import make_model
+from jaxgrok.schedule import default_eval_every, schedule
 from jaxgrok.tasks import Examples, make_task
 
 INIT_STREAM = 0  # fold_in constant of the initial weights: a new consumer of randomness takes the next number
@@ -147,21 +148,6 @@ def make_train(config: Config, max_steps: int = 10, block: int | None = None) ->
         return traced
 
     return Trainer(init, start, at_precision(advance), at_precision(evaluate))
-
-
-def schedule(total: int, every: int, first: int = 1) -> list[int]:
-    """Epochs below `total` to look at: 0, then first, 2 first, 4 first, ... below `every`, then each multiple of `every`."""
-    early = []
-    epoch = first
-    while epoch < min(every, total):
-        early.append(epoch)
-        epoch *= 2
-    return sorted({0, *early, *range(0, total, every)})
-
-
-def default_eval_every(epochs: int) -> int:
-    """10 epochs, and never more than 1 % of the run (spec: MEASURES.md, Epochs)."""
-    return min(10, max(1, epochs // 100))
 
 
 class Curves(NamedTuple):

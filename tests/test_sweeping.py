@@ -237,7 +237,7 @@ def test_settled_runs_leave_and_the_batch_halves(settled):
 def test_across_a_halving_runs_agree_to_rounding(settled):
     results = jaxgrok.load(settled)
     last = max(results.runs, key=lambda record: record["last_epoch"])
-    alone, curve = train(results.config(last), seed=last["seed"], frac=0.9, lr=5e-3, epochs=300, eval_every=10)
+    _, curve = train(results.config(last), seed=last["seed"], frac=0.9, lr=5e-3, epochs=300, eval_every=10)
     # float32 over 300 epochs, in batches of another size
     np.testing.assert_allclose(results.curves(seed=last["seed"])["train_loss"][:300], curve.train_loss, rtol=5e-3)
 

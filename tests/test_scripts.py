@@ -1,0 +1,136 @@
+"""The commands as a user types them: one clear line for bad input, status 2, nothing written."""
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SWEEP = REPOSITORY / "scripts" / "sweep.py"
+TINY = ["--arch", "mlp", "--p", "5", "--d-mlp", "8", "--frac", "0.5", "--seeds", "2", "--epochs", "30", "--lr", "0.01"]
+
+
+def run(*arguments, cwd):
+    return subprocess.run([sys.executable, str(SWEEP), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    """The command in this process, in an empty directory: quick enough for many bad inputs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(SWEEP.parent))
+    import sweep
+
+    return sweep.main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "value"),
+    [
+        ("--task divide", "--task", "divide"),
+        ("--p 1", "--p", "1"),
+        ("--p x", "--p", "x"),
+        ("--frac 1.2", "--frac", "1.2"),
+        ("--frac 0", "--frac", "0"),
+        ("--p 2 --frac 0.1", "--frac", "0.1"),
+        ("--wd 0.1,,1", "--wd", "0.1,,1"),
+        ("--wd ''", "--wd", ""),
+        ("--wd=-1", "--wd", "-1"),
+        ("--n-heads 3", "--n-heads", "3"),
+        ("--seeds 0", "--seeds", "0"),
+        ("--epochs many", "--epochs", "many"),
+        ("--max-epochs 10", "--max-epochs", "10"),
+        ("--epochs 10 --until-settled", "--epochs", "10"),
+        ("--preset slow", "--preset", "slow"),
+        ("none.toml", "sweep file", "none.toml"),
+        ("--batch-runs 0", "--batch-runs", "0"),
+        ("--loss exacts", "--loss", "exacts"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(main, capsys, tmp_path, arguments, named, value):
+    assert main(shlex.split(arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+    assert value in error
+    assert "accepted: " in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_is_refused(main, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--epoch", "3"])
+    assert stop.value.code == 2
+    assert "--epoch" in capsys.readouterr().err
+
+
+def test_a_sweep_from_the_command_line(tmp_path):
+    done = run(*TINY, "--wd", "0.1,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "> 30 (0/2)" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    figures = {"figures/survival.png", "figures/curves-wd=0.1.png", "figures/curves-wd=1.png"}
+    tables = {"tables/timings.csv", "tables/summary.csv", "tables/summary.md"}
+    assert made == {"config.json", "manifest.json", "metrics.npz", ".lock", *figures, *tables}
+    # The same command finds its own directory, and another of the same configuration extends it.
+    again = run(*TINY, "--wd", "0.1,1,2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "of which 120 are done" in again.stderr
+    assert len((folder / "tables" / "timings.csv").read_text().splitlines()) == 1 + 6
+    refused = run(*TINY, "--d-mlp", "9", "--out", folder, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--d-mlp" in refused.stderr
+    assert "8" in refused.stderr
+
+
+def test_a_plan_costs_nothing_and_writes_nothing(tmp_path):
+    done = run("--seeds", "32", "--wd", "0.1,1.0", "--plan", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "64 runs" in done.stdout
+    assert "40,000" in done.stdout
+    assert "150,000" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version(tmp_path):
+    assert re.fullmatch(r"jaxgrok \d+\.\d+\.\d+\n", run("--version", cwd=tmp_path).stdout)
+
+
+def test_help_names_every_flag_of_the_contract(tmp_path):
+    text = run("--help", cwd=tmp_path).stdout
+    flags = "seeds wd frac lr split-seed task p arch n-layers n-heads d-model d-mlp act epochs until-settled max-epochs loss dtype"
+    flags += " matmul-precision out plan checkpoint-every eval-every batch-runs preset"
+    for flag in flags.split():
+        assert f"--{flag}" in text
+
+
+def test_the_readmes_commands_are_commands():
+    """Every sweep command in README plans without complaint."""
+    text = (REPOSITORY / "README.md").read_text()
+    commands = re.findall(r"python scripts/sweep\.py([^#\n`]*)", text.replace("NAME", "mainline"))
+    assert len(commands) >= 4
+    for command in commands:
+        done = run(*shlex.split(command), *([] if "--plan" in command else ["--plan"]), cwd=REPOSITORY)
+        assert done.returncode == 0, (command, done.stderr)
+
+
+@pytest.mark.slow
+def test_the_quick_preset_groks_within_ninety_seconds(tmp_path):
+    """What README's first command promises, imports and compilation included, on two cores with nothing else running."""
+    start = time.monotonic()
+    done = run("--preset", "quick", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 90
+    (folder,) = (tmp_path / "runs").iterdir()
+    rows = list(csv.DictReader((folder / "tables" / "summary.csv").open()))
+    assert len(rows) == 2
+    for row in rows:
+        assert row["grokked"] == row["runs"] == "3"
+        assert float(row["delay_median"]) > 3 * float(row["memorised_median"])
