@@ -1,5 +1,6 @@
 """What a sweep draws. One function per figure; each takes data, returns a matplotlib Figure, and knows no files."""
 
+import functools
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,10 +16,20 @@ MOST_POINTS = 4000  # per thin line: more cannot be seen
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 10, "legend.frameon": False}
 
 
+def styled(draw):
+    """Draw in the project's style: matplotlib reads it while a figure is made."""
+
+    @functools.wraps(draw)
+    def figure(*args, **kwargs):
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return figure
+
+
 def _figure(width, height, rows=1, **options):
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    with mpl.rc_context(STYLE):
-        return figure, figure.subplots(rows, 1, **options)
+    return figure, figure.subplots(rows, 1, **options)
 
 
 def _thinned(epochs, values):
@@ -31,17 +42,19 @@ def _thinned(epochs, values):
 
 
 def _median_over_runs(curves, x, y):
-    """Epochs and the median over runs, as far as at least half of the runs were trained."""
-    longest = max(curves, key=lambda curve: len(curve[x]))[x]
-    table = np.full((len(curves), len(longest)), np.nan)
-    for row, curve in zip(table, curves):
-        row[: len(curve[y])] = curve[y]
-    enough = np.isfinite(table).sum(axis=0) * 2 >= len(curves)
-    return longest[enough], np.nanmedian(table[:, enough], axis=0)
+    """Epochs and the median over runs; a run that has ended or diverged keeps its last finite value, so that its leaving makes no step."""
+    epochs = max((curve[x] for curve in curves), key=len)
+    rows = []
+    for curve in curves:
+        finite = np.logical_and.accumulate(np.isfinite(curve[y]))
+        if finite.any():
+            rows.append(np.pad(curve[y][finite], (0, len(epochs) - finite.sum()), mode="edge"))
+    return (epochs, np.median(rows, axis=0)) if rows else (epochs[:0], epochs[:0])
 
 
+@styled
 def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
-    """Loss and accuracy of every run of a cell (thin) and their median (thick); when runs memorised and grokked.
+    """Loss and accuracy of every run of a cell (thin) and their median (thick), and when runs memorised and grokked.
 
     curves: one `Metrics.of_run` per run. Ticks at the foot are runs, dashed lines the Kaplan-Meier medians, shades their
     95 % intervals.
@@ -74,6 +87,7 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
     return figure
 
 
+@styled
 def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
     """The share of runs that have not had an event yet, per cell (Kaplan-Meier), with its 95 % band; crosses are censored runs."""
     figure, axes = _figure(7, 3.8)
@@ -91,7 +105,7 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
             time, alive = np.array([0, end]), np.ones(2)
         axes.step(time, alive, where="post", color=colour, lw=1.6, label=label)
         censored = times[~reached]
-        axes.plot(censored, np.interp(censored, time, alive) if len(censored) else [], "x", color=colour, ms=4)
+        axes.plot(censored, alive[np.searchsorted(time, censored, side="right") - 1], "x", color=colour, ms=4)
     axes.set(xlabel="epoch", ylabel=f"share not yet {event}", ylim=(-0.03, 1.03), xlim=(0, end * 1.02))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(of_cells) <= 12:
@@ -112,6 +126,5 @@ def write_figures(results, of_cells: list[Cell]) -> list[Path]:
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")
-        with mpl.rc_context(STYLE):
-            figure.savefig(paths[-1])
+        figure.savefig(paths[-1])
     return paths

@@ -6,7 +6,7 @@ import time
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from jaxgrok import phases, report
@@ -24,8 +24,8 @@ class Watch:
     def __init__(self, stream=None):
         self.console = Console(file=stream or sys.stderr, highlight=False)
         self.every = TERMINAL_SECONDS if self.console.is_terminal else PIPE_SECONDS
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
-        self.live = Live(self.bar, console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.bar = Progress(BarColumn(10), TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[state]}"))
+        self.live = Live(self.bar, console=self.console, refresh_per_second=2, transient=True) if self.console.is_terminal else None
         self.trained = 0
 
     def __enter__(self):
@@ -42,7 +42,8 @@ class Watch:
         self.task = self.bar.add_task("training", total=done + left, completed=done, state="")
         goes_on = f", of which {done:,} are done" if done else ""
         disk = sum(len(batch.runs) * len(plan.checkpoints(batch)) * checkpoint_bytes(batch.config) for batch in plan.batches.values())
-        self.console.print(f"{len(plan.runs)} runs in {len(plan.batches)} batches, {done + left:,} run-epochs{goes_on}", soft_wrap=True)
+        counts = f"{_count(len(plan.runs), 'run')} in {_count(len(plan.batches), 'batch')}"
+        self.console.print(f"{counts}, {done + left:,} run-epochs{goes_on}", soft_wrap=True)
         self.console.print(f"checkpoints: at most {_bytes(disk)} in {plan.files.path}", soft_wrap=True)
         if self.live is not None:
             self.live.start()
@@ -57,7 +58,8 @@ class Watch:
         rate = self.trained / (now - self.start)
         left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
         memorised, grokked = (self._arrived(accuracy) for accuracy in (metrics.train_acc, metrics.test_acc))
-        state = f"{rate:,.1f} epochs/s, at most {_clock(left / rate)} left, memorised {memorised}, grokked {grokked} of {len(plan.runs)}"
+        most = "<= " if plan.sweep.until_settled else ""
+        state = f"{rate:,.1f} epochs/s, {most}{_clock(left / rate)} left, memorised {memorised}, grokked {grokked} of {len(plan.runs)}"
         if self.live is not None:
             self.bar.update(self.task, total=done + left, completed=done, state=state)
         else:
@@ -75,6 +77,10 @@ class Watch:
 def _clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n:,} {thing}" + ("" if n == 1 else "es" if thing.endswith("h") else "s")
 
 
 def _bytes(n: float) -> str:
@@ -100,7 +106,9 @@ def show_plan(costs) -> None:
         counts = [f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
         rows.append([c.config.task, str(c.config.p), c.config.arch, *counts, f"{c.flops / 1e12:,.1f}", _clock(c.seconds), _bytes(c.disk)])
     _print_table(header, rows)
-    print(f"{sum(c.runs for c in costs)} runs, about {_clock(sum(c.seconds for c in costs))}, {_bytes(sum(c.disk for c in costs))} on disk")
+    print(
+        f"{_count(sum(c.runs for c in costs), 'run')}, about {_clock(sum(c.seconds for c in costs))}, {_bytes(sum(c.disk for c in costs))} on disk"
+    )
 
 
 def show_summary(results, cells) -> None:

@@ -92,19 +92,11 @@ def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
     return header, rows
 
 
-TITLES = {
-    "memorised": "memorised (train accuracy 99 %)",
-    "grokked": "grokked (test accuracy 99 %)",
-    "delay": "delay",
-    "width": "drop width (10 to 90 %)",
-}
-
-
 def readable_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) for people: outcomes counted, medians with 95 % intervals in epochs."""
     varied = [name for name, _ in of_cells[0].fields]
     shown = [outcome for outcome in phases.OUTCOMES if outcome == "grokked" or any(cell.outcomes()[outcome] for cell in of_cells)]
-    header = [*varied, "runs", *(f"{outcome}" for outcome in shown), *TITLES.values()]
+    header = [*varied, "runs", *shown, "memorised", "grokked at", "delay", "drop width"]
     rows = []
     for cell in of_cells:
         values = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in cell.fields]
@@ -150,9 +142,10 @@ def markdown(header, rows) -> str:
 
 
 NOTE = (
-    "Epochs. Medians are Kaplan-Meier estimates with 95 % intervals; `> 40,000 (3/32)`: the median was not reached within "
-    "40,000 epochs, 3 of 32 runs having arrived; `-`: does not exist. A time is the first evaluation from which the criterion "
-    "holds for 5 more. Delay: grokked minus memorised, over runs that memorised. Drop width: over runs that grokked and settled."
+    "Epochs: Kaplan-Meier medians with 95 % intervals. `> 40,000 (3/32)`: not reached within 40,000 epochs, 3 of 32 runs having "
+    "arrived; `-`: does not exist. Memorised: train accuracy 99 %; grokked: test accuracy 99 %; each the first evaluation from "
+    "which it holds for 5 more. Delay: grokked minus memorised, over runs that memorised. Drop width: 10 to 90 % of the fall of the "
+    "log test loss, over runs that grokked and settled."
 )
 
 
