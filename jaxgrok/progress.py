@@ -106,9 +106,8 @@ def show_plan(costs) -> None:
         counts = [f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
         rows.append([c.config.task, str(c.config.p), c.config.arch, *counts, f"{c.flops / 1e12:,.1f}", _clock(c.seconds), _bytes(c.disk)])
     _print_table(header, rows)
-    print(
-        f"{_count(sum(c.runs for c in costs), 'run')}, about {_clock(sum(c.seconds for c in costs))}, {_bytes(sum(c.disk for c in costs))} on disk"
-    )
+    runs, seconds, disk = (sum(getattr(c, name) for c in costs) for name in ("runs", "seconds", "disk"))
+    print(f"{_count(runs, 'run')}, about {_clock(seconds)}, {_bytes(disk)} on disk")
 
 
 def show_summary(results, cells) -> None:
