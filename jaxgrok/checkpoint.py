@@ -4,10 +4,10 @@
               manifest.json           runs, batches, layouts, versions, devices
               metrics.npz             the curves [run, time], with a coordinate array per axis
               checkpoints/B/E/        parameters of batch B after E updates, one stacked pytree [row, ...] (orbax)
-              checkpoints/B/state-E/  the full state of batch B's latest epoch, to go on from
+              checkpoints/B/state-E-rows-N/  the full state of batch B at its latest save, to go on from
 
 Every checkpoint names the run of each of its rows (-1: none), so nothing is ever found by row number. JSON and npz files
-are replaced whole; metrics are written before the state that continues them.
+are replaced whole, in the order manifest, metrics, state: each needs only what stands before it.
 """
 
 import contextlib
@@ -101,15 +101,15 @@ class Metrics:
         os.replace(temporary, path)
 
     def copy_from(self, path: Path) -> None:
-        """Enter the curves of a file written by `save` with the same cadence; it may hold fewer runs and fewer epochs."""
+        """Enter the curves of a file written by `save` with the same cadence, as far as both know its runs and epochs."""
         with np.load(path) as old:
-            n, n_train, n_eval = len(old["last_epoch"]), len(old["epoch_train"]), len(old["epoch_eval"])
-            self.train_loss[:n, :n_train] = old["train_loss"]
-            # Shorter sweeps evaluate at a subset: the early, denser epochs stop below the first multiple of eval_every.
-            at = [self._eval_index[int(epoch)] for epoch in old["epoch_eval"]]
+            n = min(len(old["last_epoch"]), len(self.last_epoch))
+            n_train = min(len(old["epoch_train"]), len(self.epoch_train))
+            self.train_loss[:n, :n_train] = old["train_loss"][:n, :n_train]
+            _, ours, theirs = np.intersect1d(self.epoch_eval, old["epoch_eval"], return_indices=True)
             for name in self.CURVES[1:]:
-                getattr(self, name)[:n, at[:n_eval]] = old[name]
-            self.last_epoch[:n], self.ended[:n] = old["last_epoch"], old["ended"]
+                getattr(self, name)[:n, ours] = old[name][:n, theirs]
+            self.last_epoch[:n], self.ended[:n] = old["last_epoch"][:n], old["ended"][:n]
 
 
 class SweepFiles:
@@ -131,19 +131,39 @@ class SweepFiles:
     def metrics_npz(self) -> Path:
         return self.path / "metrics.npz"
 
+    def _exists(self, path: Path) -> bool:
+        try:
+            return path.exists()
+        except OSError as error:
+            raise BadInput("out", str(self.path), f"a directory name ({error.strerror})") from None
+
     def exists(self) -> bool:
-        return self.config_json.exists() and self.manifest_json.exists()
+        return self._exists(self.config_json) and self._exists(self.manifest_json)
 
     def holds_something_else(self) -> bool:
         """Whether the path is taken by anything but a sweep, or the beginnings of one."""
-        path = self.path
-        return path.exists() and (not path.is_dir() or any(entry.name not in (".lock", "checkpoints") for entry in path.iterdir()))
+        ours = {".lock", "checkpoints", "config.json", "config.json.tmp", "manifest.json.tmp"}
+        if not self._exists(self.path):
+            return False
+        if not self.path.is_dir() or any(entry.name not in ours for entry in self.path.iterdir()):
+            return True
+        checkpoints = self.path / "checkpoints"
+        return checkpoints.exists() and any(checkpoints.iterdir())
+
+    def _read(self, file: Path, keys: tuple) -> dict:
+        try:
+            content = json.loads(file.read_text())
+            if not all(key in content for key in keys):
+                raise ValueError(f"{file.name} lacks {' or '.join(keys)}")
+        except (OSError, ValueError, TypeError) as error:
+            raise BadInput("out", str(self.path), f"a directory that sweep.py made ({file.name}: {error})") from None
+        return content
 
     def read_config(self) -> dict:
-        return json.loads(self.config_json.read_text())
+        return self._read(self.config_json, ("eval_every", "train_every"))
 
     def read_manifest(self) -> dict:
-        return json.loads(self.manifest_json.read_text())
+        return self._read(self.manifest_json, ("sessions", "batches", "runs"))
 
     @contextlib.contextmanager
     def locked(self):
@@ -158,8 +178,11 @@ class SweepFiles:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BadInput("out", str(self.path), "a directory that no other running sweep is writing") from None
-            for torn in (self.path / "checkpoints").glob("*/*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(torn)
+            except OSError as error:
+                raise BadInput("out", str(self.path), f"a directory on a file system with locks ({error.strerror})") from None
+            for pattern in ("*/*.orbax-checkpoint-tmp*", "*/removed-*"):
+                for torn in (self.path / "checkpoints").glob(pattern):
+                    shutil.rmtree(torn)
             yield self
             self.wait()
 
@@ -186,6 +209,17 @@ class SweepFiles:
     def batch_dir(self, batch: int) -> Path:
         return self.path / "checkpoints" / f"{batch:04d}"
 
+    @staticmethod
+    def _remove(folder: Path) -> None:
+        """Remove a checkpoint; renamed first, so that a half-removed one is never taken for whole."""
+        shutil.rmtree(folder.rename(folder.with_name(f"removed-{folder.name}")))
+
+    def forget_params_after(self, batch: int, epoch: int) -> None:
+        """Remove the parameters of later epochs."""
+        for later in self.checkpoint_epochs(batch):
+            if later > epoch:
+                self._remove(self.batch_dir(batch) / str(later))
+
     def save_params(self, batch: int, epoch: int, run, params) -> None:
         """Stacked parameters [row, ...] with the run of each row; written in the background. An existing one is kept."""
         self._save(self.batch_dir(batch) / str(epoch), {"run": np.asarray(run, np.int64), "params": params})
@@ -208,7 +242,7 @@ class SweepFiles:
         self.wait()
         for old in self.batch_dir(batch).glob("state-*"):
             if old != path:
-                shutil.rmtree(old)
+                self._remove(old)
 
     def _latest_state(self, batch: int) -> tuple[int, Path] | None:
         """(epoch, path) of the latest full state; after a halving of the batch, the halved one."""
@@ -216,11 +250,6 @@ class SweepFiles:
         names = {path: re.fullmatch(r"state-(\d+)-rows-(\d+)", path.name) for path in (folder.glob("state-*") if folder.exists() else ())}
         found = [(int(name[1]), -int(name[2]), path) for path, name in names.items() if name]
         return (max(found)[0], max(found)[2]) if found else None
-
-    def epochs_trained(self, batch: int) -> int:
-        """Updates done according to the latest full state."""
-        latest = self._latest_state(batch)
-        return latest[0] if latest else 0
 
     def load_state(self, batch: int, structure) -> tuple[int, np.ndarray, object] | None:
         """(epoch, run of each row, state as numpy in the given tree structure), or None where nothing was saved."""

@@ -32,6 +32,7 @@ CHOICES = {
     "dtype": ("float32", "float64"),
     "matmul_precision": ("default", "high", "highest"),
 }
+MOST_P = 2000  # p^2 pairs are listed and shuffled: a mistyped modulus is refused before it fills the memory
 _SMALLEST = {"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0}
 
 
@@ -77,6 +78,8 @@ class Config:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadInput(name, value, f"a whole number, at least {least}")
+        if self.p > MOST_P:
+            raise BadInput("p", self.p, f"at most {MOST_P}")
         if self.d_model % self.n_heads:
             raise BadInput("n_heads", self.n_heads, f"a divisor of d_model = {self.d_model}")
         for name in ("b1", "b2", "eps"):

@@ -119,7 +119,7 @@ def write_figures(results, of_cells: list[Cell]) -> list[Path]:
     """Write figures/survival.png and a figures/curves*.png per cell; returns their paths."""
     folder = results.path / "figures"
     folder.mkdir(exist_ok=True)
-    drawn = {"survival": survival_figure(of_cells)}
+    drawn = {"survival": survival_figure(of_cells)} if of_cells else {}
     for cell in of_cells:
         name = "-".join(["curves", *cell.name.split()])
         drawn[name] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])

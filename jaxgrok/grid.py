@@ -13,7 +13,8 @@ from pathlib import Path
 from jaxgrok.config import CHOICES, BadInput, Config, fingerprint
 from jaxgrok.tasks import make_task
 
-PAPER_EPOCHS, MOST_EPOCHS = 40_000, 150_000
+PAPER_EPOCHS, MOST_EPOCHS = 40_000, 150_000  # of the default length
+MOST_PLANNED = 10_000_000  # of any: every recorded epoch takes memory
 CONFIG_FIELDS = {field.name: field for field in fields(Config)}
 NOTES = ("question", "cost", "expect")  # what a sweep file says in words
 
@@ -156,11 +157,11 @@ def _numbers(name, value, test, accepted):
     return numbers
 
 
-def whole(name, value, least) -> int:
-    """A whole number from a flag or a TOML file, at least `least`. Raises BadInput."""
-    accepted = f"a whole number, at least {least}"
+def whole(name, value, least, most=2**31 - 1) -> int:
+    """A whole number from a flag or a TOML file, from `least` to `most`. Raises BadInput."""
+    accepted = f"a whole number from {least:,} to {most:,}"
     (number,) = parse_list(name, [value], int, accepted)
-    if number < least:
+    if not least <= number <= most:
         raise BadInput(name, value, accepted)
     return number
 
@@ -177,9 +178,9 @@ GRID_FIELDS = {
     "frac": lambda name, value: _numbers(name, value, lambda x: 0 < x < 1, "train fractions in (0, 1), as a comma list"),
     "lr": lambda name, value: _numbers(name, value, lambda x: x > 0, "learning rates > 0, as a comma list"),
     "split_seed": lambda name, value: whole(name, value, 0),
-    "epochs": lambda name, value: whole(name, value, 1),
+    "epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
     "until_settled": _flag,
-    "max_epochs": lambda name, value: whole(name, value, 1),
+    "max_epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
     "eval_every": lambda name, value: whole(name, value, 1),
     "checkpoint_every": lambda name, value: whole(name, value, 1),
     "train_every": lambda name, value: whole(name, value, 1),
@@ -214,7 +215,10 @@ def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sw
     try:
         configs = tuple(Config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
     except BadInput as error:
-        raise BadInput(label(error.name), error.value, error.accepted) from None
+        field, value, accepted = error.name, error.value, error.accepted
+        if field == "n_heads" and field not in settings and "d_model" in settings:
+            field, value, accepted = "d_model", settings["d_model"], f"multiples of n_heads = {value}"
+        raise BadInput(label(field), value, accepted) from None
     grid = {field: parse(label(field), settings[field]) for field, parse in GRID_FIELDS.items() if field in settings}
     sweep = Sweep(configs, **{"seeds": tuple(range(8)), **grid}, name=name)
     if sweep.epochs and sweep.until_settled:

@@ -47,13 +47,11 @@ class Timing:
 
 def first_held(holds: np.ndarray) -> int | None:
     """The first index from which `holds` [T] is true for HOLD more entries or to the end; None if there is none."""
-    false = np.flatnonzero(~holds)
-    start = 0
-    for stop in (*false, len(holds)):
-        if stop - start > HOLD or (stop == len(holds) and stop > start):
-            return int(start)
-        start = stop + 1
-    return None
+    n = len(holds)
+    stops = np.append(np.flatnonzero(~holds), n)  # each stretch of true entries ends before one of these
+    starts = np.append(0, stops[:-1] + 1)
+    held = (stops - starts > HOLD) | ((stops == n) & (stops > starts))
+    return int(starts[np.argmax(held)]) if held.any() else None
 
 
 def settled_epoch(grokked_by: int) -> float:
@@ -67,8 +65,10 @@ def _bracket(epochs, index) -> tuple[int, int]:
 
 def _peak(test_loss, before: int) -> tuple[int, float] | None:
     """Index and height of the largest running median before an index; None within the last HOLD evaluations of the curve."""
+    if not before:
+        return None
     smooth = median_filter(test_loss, WINDOW, mode="nearest")
-    index = int(np.argmax(smooth[:before])) if before else 0
+    index = int(np.argmax(smooth[:before]))
     return None if index >= len(test_loss) - HOLD else (index, float(smooth[index]))
 
 

@@ -108,19 +108,22 @@ def make_batches(runs: dict[int, Run], epochs: dict[int, int], devices, batch_ru
     return batches
 
 
-def matmul_rate(config: Config, n_train: int) -> float:
-    """FLOP/s of the widest product of a step (examples x width), the median of ten, on the default device."""
+def matmul_rate(config: Config, n_train: int, runs: int, devices) -> float:
+    """FLOP/s, on one device, of a step's widest product (examples x width) for a batch of runs: the median of five."""
+    on_cpu = devices[0].platform == "cpu"
+    n, R = (min(n_train, CPU_BLOCK), 1) if on_cpu else (n_train, max(1, runs // len(devices)))
     D, M = (make_task(config).p if config.arch == "mlp" else config.d_model), config.mlp_width
-    a, b = jnp.ones((n_train, D), config.dtype), jnp.ones((D, M), config.dtype)
+    a, b = jnp.ones((R, n, D), config.dtype), jnp.ones((R, D, M), config.dtype)
+    repeat = 10  # products per wait, so that dispatch is not what is timed
     with jax.default_matmul_precision(config.matmul_precision):
         product = jax.jit(jnp.matmul)
         jax.block_until_ready(product(a, b))
         seconds = []
-        for _ in range(10):
+        for _ in range(5):
             start = time.perf_counter()
-            jax.block_until_ready(product(a, b))
-            seconds.append(time.perf_counter() - start)
-    return 2 * n_train * D * M / float(np.median(seconds))
+            jax.block_until_ready([product(a, b) for _ in range(repeat)])
+            seconds.append((time.perf_counter() - start) / repeat)
+    return 2 * R * n * D * M / float(np.median(seconds))
 
 
 @dataclass(frozen=True)
@@ -146,16 +149,17 @@ def checkpoint_bytes(config: Config) -> int:
 def describe(plan) -> list[Cost]:
     """The cost of each bucket of a `sweeping.Plan`. Time comes from the matmul rate measured now, times EFFICIENCY."""
     buckets = {}
-    for number, batch in plan.batches.items():
-        buckets.setdefault((batch.config, batch.n_train, batch.epochs), []).append((number, batch))
+    for number in plan.todo:
+        batch = plan.batches[number]
+        buckets.setdefault((batch.config, batch.n_train, batch.epochs), []).append(batch)
     costs = []
     for (config, n_train, epochs), members in buckets.items():
-        runs = sum(len(batch.runs) for _, batch in members)
-        left = sum(len(batch.runs) * (epochs - plan.files.epochs_trained(number)) for number, batch in members)
+        runs = [run for batch in members for run in batch.runs]
+        left = sum(max(0, epochs - plan.trained.get(run, 0)) for run in runs if run not in plan.ended)
         n_test = make_task(config).p ** 2 - n_train
         flops = left * (epoch_flops(config, n_train) + forward_flops(config, n_test) / plan.eval_every)
-        rate = matmul_rate(config, min(n_train, CPU_BLOCK)) * EFFICIENCY * len(plan.devices)
-        saves = len(plan.checkpoints(members[0][1]))
-        disk = runs * (saves + 3) * checkpoint_bytes(config)
-        costs.append(Cost(config, n_train, runs, len(members), max(len(b.runs) for _, b in members), epochs, flops, flops / rate, disk))
+        size = max(len(batch.runs) for batch in members)
+        rate = matmul_rate(config, n_train, size, plan.devices) * EFFICIENCY * len(plan.devices)
+        disk = len(runs) * (len(plan.checkpoints(members[0])) + 3) * checkpoint_bytes(config)
+        costs.append(Cost(config, n_train, len(runs), len(members), size, epochs, flops, flops / rate, disk))
     return costs

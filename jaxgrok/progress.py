@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxgrok import phases, report
 from jaxgrok.plan import checkpoint_bytes
+from jaxgrok.schedule import default_eval_every
 
 TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
 
@@ -39,12 +40,16 @@ class Watch:
         """Called once, when the sweep's files are open."""
         left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
         self.start = self.shown = time.monotonic()
+        batches = [plan.batches[number] for number in plan.todo]
         self.task = self.bar.add_task("training", total=done + left, completed=done, state="")
         goes_on = f", of which {done:,} are done" if done else ""
-        disk = sum(len(batch.runs) * len(plan.checkpoints(batch)) * checkpoint_bytes(batch.config) for batch in plan.batches.values())
-        counts = f"{_count(len(plan.runs), 'run')} in {_count(len(plan.batches), 'batch')}"
+        disk = sum(len(batch.runs) * len(plan.checkpoints(batch)) * checkpoint_bytes(batch.config) for batch in batches)
+        counts = f"{_count(sum(len(batch.runs) for batch in batches), 'run')} in {_count(len(batches), 'batch')}"
         self.console.print(f"{counts}, {done + left:,} run-epochs{goes_on}", soft_wrap=True)
         self.console.print(f"checkpoints: at most {_bytes(disk)} in {plan.files.path}", soft_wrap=True)
+        if not plan.sweep.eval_every and plan.eval_every != (usual := default_eval_every(min(batch.epochs for batch in batches))):
+            notice = f"evaluates every {plan.eval_every} epochs, as the sweep in this directory began (by itself it would be {usual})"
+            self.console.print(notice, soft_wrap=True)
         if self.live is not None:
             self.live.start()
 
@@ -67,7 +72,12 @@ class Watch:
 
     @staticmethod
     def _left(metrics, plan) -> int:
-        return sum(max(0, epochs - int(metrics.last_epoch[run])) for run, epochs in plan.epochs.items() if not metrics.ended[run])
+        return sum(
+            max(0, plan.batches[number].epochs - int(metrics.last_epoch[run]))
+            for number in plan.todo
+            for run in plan.batches[number].runs
+            if not metrics.ended[run]
+        )
 
     @staticmethod
     def _arrived(accuracy) -> int:
@@ -112,7 +122,10 @@ def show_plan(costs) -> None:
 
 def show_summary(results, cells) -> None:
     """Print the summary table and where everything lies."""
-    header, rows = report.readable_table(cells)
-    _print_table(header, rows)
-    print(report.NOTE)
+    if cells:
+        _print_table(*report.readable_table(cells))
+        print(report.NOTE)
+    waiting = len(results.runs) - sum(len(cell.records) for cell in cells)
+    if waiting:
+        print(f"{waiting} of {len(results.runs)} runs have not begun, and are in no row.")
     print(f"tables, figures, checkpoints: {results.path}")

@@ -28,8 +28,8 @@ class Cell:
     def times(self, measured: str) -> dict[int, tuple[int, bool]]:
         """{seed: (time, reached)} of memorised, grokked (any event), delay or width.
 
-        A delay is censored at the run's end and counts only runs that memorised; a width counts only runs that grokked
-        and settled (spec: MEASURES.md).
+        A delay is censored at the run's end and counts only runs that memorised. A width is known only of runs that
+        grokked and settled: of the others nothing is, so they are censored at 0 (spec: MEASURES.md).
         """
         out = {}
         for record, timing in zip(self.records, self.timings):
@@ -40,8 +40,7 @@ class Cell:
                 value = timing.delay
                 out[record["seed"]] = (timing.last_epoch - memorised, False) if value is None else (value, True)
             elif measured == "width":
-                if timing.width is not None:
-                    out[record["seed"]] = (timing.width, True)
+                out[record["seed"]] = (0, False) if timing.width is None else (timing.width, True)
             else:
                 value = timing.by(measured)
                 out[record["seed"]] = (timing.last_epoch, False) if value is None else (value, True)
@@ -94,7 +93,7 @@ def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
 
 def readable_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) for people: outcomes counted, medians with 95 % intervals in epochs."""
-    varied = [name for name, _ in of_cells[0].fields]
+    varied = [name for name, _ in of_cells[0].fields] if of_cells else []
     shown = [outcome for outcome in phases.OUTCOMES if outcome == "grokked" or any(cell.outcomes()[outcome] for cell in of_cells)]
     header = [*varied, "runs", *shown, "memorised", "grokked at", "delay", "drop width"]
     rows = []
@@ -145,7 +144,7 @@ NOTE = (
     "Epochs: Kaplan-Meier medians with 95 % intervals. `> 40,000 (3/32)`: not reached within 40,000 epochs, 3 of 32 runs having "
     "arrived; `-`: does not exist. Memorised: train accuracy 99 %; grokked: test accuracy 99 %; each the first evaluation from "
     "which it holds for 5 more. Delay: grokked minus memorised, over runs that memorised. Drop width: 10 to 90 % of the fall of the "
-    "log test loss, over runs that grokked and settled."
+    "log test loss, of runs that grokked and settled; of the others it is unknown."
 )
 
 
@@ -157,6 +156,9 @@ def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
     constant = [text for name, text in zip(AXES, constant) if name not in varied]
     parts = [f"# {results.path.name}", ", ".join(constant) + "." if constant else "", markdown(*readable_table(of_cells)), NOTE]
     comparisons = comparison_rows(of_cells)
+    waiting = len(results.runs) - sum(len(cell.records) for cell in of_cells)
+    if waiting:
+        parts.insert(2, f"{waiting} of {len(results.runs)} runs have not begun, and are in no row.")
     if comparisons:
         header = ["cell", "cell", "test", "earlier in first / second / undecided", "p"]
         parts += ["## Which cell grokked earlier", markdown(header, comparisons)]

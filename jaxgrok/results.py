@@ -46,9 +46,14 @@ class Results:
         return [name for name in fields if len({record[name] for record in self.runs}) > 1]
 
     def cells(self) -> dict[tuple, list[dict]]:
-        """Runs by cell: {((field, value), ...): [record]}, over the fields that vary; one cell () where none does."""
+        """Runs by cell: {((field, value), ...): [record]}, over the fields that vary; one cell () where none does.
+
+        A run that has not begun is in none.
+        """
         cells = {}
         for record in self.runs:
+            if not self.metrics.last_epoch[record["run"]]:
+                continue
             cells.setdefault(tuple((name, record[name]) for name in self.varying()), []).append(record)
         return cells
 

@@ -30,7 +30,8 @@ class Median:
         if not self.total:
             return "-"
         if self.value is None:
-            return f"> {self.longest:,.0f} ({self.arrived}/{self.total})"
+            reached = f"({self.arrived}/{self.total})"
+            return f"> {self.longest:,.0f} {reached}" if self.longest else f"- {reached}"
         low, high = ("-" if bound is None else f"{bound:,.0f}" for bound in (self.low, self.high))
         return f"{self.value:,.0f} [{low}, {high}]"
 
@@ -66,11 +67,13 @@ def median(times, reached) -> Median:
         return Median(None, None, None, 0, n, float(np.max(times)))
     time, alive, low, high = survival(times, reached)
 
-    def first(below):
+    def first(curve):
+        # A product that is 1/2 exactly can come out a rounding error above it. Where nobody is left the band is not
+        # defined, and its NaN bounds nothing.
+        below = curve <= 0.5 + 1e-9
         return float(time[np.argmax(below)]) if below.any() else None
 
-    # Where nobody is left the band is not defined; the last arrival then is below 1/2 by itself, and bounds nothing.
-    return Median(first(alive <= 0.5), first(low <= 0.5), first(high <= 0.5), arrived, n, float(np.max(times)))
+    return Median(first(alive), first(low), first(high), arrived, n, float(np.max(times)))
 
 
 @dataclass(frozen=True)

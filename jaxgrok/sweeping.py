@@ -48,8 +48,9 @@ class Interrupted(KeyboardInterrupt):
 class Plan:
     """A sweep laid out against what its directory already holds.
 
-    runs, epochs: every run of the directory and its planned length, by number; batches by number; checkpoint_every by
-    batch; added: the numbers of runs that are new.
+    runs, epochs: every run of the directory, and the most epochs any command asked of it, by number.
+    batches, layouts: the batches that have begun and those to begin, by number; todo: those this command asks for.
+    trained: updates done by run, 0 left out; ended: the runs that settled or diverged.
     """
 
     sweep: Sweep
@@ -58,6 +59,9 @@ class Plan:
     epochs: dict[int, int]
     batches: dict[int, Batch]
     layouts: dict[int, list]
+    todo: tuple[int, ...]
+    trained: dict[int, int]
+    ended: frozenset[int]
     eval_every: int
     devices: tuple
 
@@ -82,38 +86,49 @@ def _refuse_changes(sweep: Sweep, files: SweepFiles) -> None:
 
 
 def prepare(sweep: Sweep, out=None, batch_runs: int | None = None, devices=None) -> Plan:
-    """Lay out a sweep. Nothing is written. Raises BadInput for a directory that holds something else."""
+    """Lay out a sweep. Nothing is written. Raises BadInput for what cannot be trained, or not in that directory."""
     devices = tuple(devices or jax.local_devices())
     files = SweepFiles(out or Path("runs") / sweep.default_name())
-    runs, epochs, batches, layouts = {}, {}, {}, {}
     wanted = {run: sweep.planned_epochs(run) for run in sweep.runs()}
     eval_every = sweep.eval_every or default_eval_every(min(wanted.values()))
+    for config in sweep.configs:
+        make_train(config, eval_every)  # refuses float64 without x64
+    manifest = {"runs": {}, "batches": {}}
     if files.exists():
         _refuse_changes(sweep, files)
-        eval_every = files.read_config()["eval_every"]
-        manifest = files.read_manifest()
-        runs = {int(number): _run_of(record) for number, record in manifest["runs"].items()}
-        epochs = {int(number): record["epochs"] for number, record in manifest["runs"].items()}
-        for name, record in manifest["batches"].items():
-            number, members = int(name), tuple(record["runs"])
-            if files.batch_dir(number).exists():  # started: it keeps its members, and goes on with all of them
-                length = max([record["epochs"], *(wanted[runs[run]] for run in members if runs[run] in wanted)])
-                batches[number] = Batch(members, runs[members[0]].config, runs[members[0]].n_train, length)
-                epochs |= {run: length for run in members}
-                layouts[number] = record["layouts"]
+        eval_every, manifest = files.read_config()["eval_every"], files.read_manifest()
     elif files.holds_something_else():
         raise BadInput("out", str(files.path), "a new or empty directory, or one that a sweep made")
+    records = {int(number): record for number, record in manifest["runs"].items()}
+    runs = {number: _run_of(record) for number, record in records.items()}
     known = set(runs.values())
-    for run, length in wanted.items():
+    for run in wanted:
         if run not in known:
-            epochs[len(runs)] = length
             runs[len(runs)] = run
+    goals = {number: wanted[run] for number, run in runs.items() if run in wanted}
+
+    # A batch that has begun keeps its members: where one is wanted, all go on together.
+    batches, layouts, todo = {}, {}, []
+    for name, record in manifest["batches"].items():
+        number, members = int(name), tuple(record["runs"])
+        if files.batch_dir(number).exists():
+            asked = [goals[run] for run in members if run in goals]
+            length = max(asked, default=record["epochs"])
+            batches[number] = Batch(members, runs[members[0]].config, runs[members[0]].n_train, length)
+            layouts[number] = record["layouts"]
+            todo += [number] if asked else []
     placed = {run for batch in batches.values() for run in batch.runs}
-    waiting = {number: run for number, run in runs.items() if number not in placed}
-    epochs |= {number: max(epochs[number], wanted.get(run, 0)) for number, run in waiting.items()}
     first = max(batches, default=-1) + 1
-    batches |= dict(enumerate(make_batches(waiting, epochs, devices, batch_runs), first))
-    return Plan(sweep, files, runs, epochs, batches, layouts, eval_every, devices)
+    fresh = make_batches({number: runs[number] for number in goals if number not in placed}, goals, devices, batch_runs)
+    batches |= dict(enumerate(fresh, first))
+    todo += range(first, first + len(fresh))
+
+    epochs = {number: record["epochs"] for number, record in records.items()}
+    for number in todo:
+        epochs |= {run: max(epochs.get(run, 0), batches[number].epochs) for run in batches[number].runs}
+    trained = {number: record["last_epoch"] for number, record in records.items() if record["last_epoch"]}
+    ended = frozenset(number for number, record in records.items() if record["status"] == "ended")
+    return Plan(sweep, files, runs, epochs, batches, layouts, tuple(sorted(todo)), trained, ended, eval_every, devices)
 
 
 class Compiled(NamedTuple):
@@ -175,6 +190,8 @@ class _BatchInTraining:
             self.run = _padded(list(self.run), rows)
             self._place()
             self.state = jax.device_put(jax.tree.map(lambda leaf: leaf[keep], state), self.compiled.sharding)
+        # Parameters that a killed process saved past its last full state are of epochs that are trained again.
+        plan.files.forget_params_after(number, self.epoch)
         self._note_layout()
 
     def _blank_state(self):
@@ -197,8 +214,9 @@ class _BatchInTraining:
     def _note_layout(self):
         layouts = self.plan.layouts[self.number]
         rows = [None if run == VACANT else int(run) for run in self.run]
-        if not layouts or layouts[-1]["rows"] != rows:
-            layouts.append({"from": self.epoch, "rows": rows, "devices": len(self.plan.devices)})
+        layout = {"rows": rows, "devices": len(self.plan.devices)}
+        if not layouts or {name: layouts[-1][name] for name in layout} != layout:
+            layouts.append({"from": self.epoch, **layout})
 
     @property
     def live(self) -> np.ndarray:
@@ -251,8 +269,7 @@ class _Sweep:
     def __init__(self, plan: Plan, watch):
         self.plan, self.watch = plan, watch
         dtype = "float64" if any(run.config.needs_x64 for run in plan.runs.values()) else "float32"
-        longest = max(batch.epochs for batch in plan.batches.values())
-        self.metrics = Metrics(len(plan.runs), longest, plan.eval_every, plan.sweep.train_every, dtype)
+        self.metrics = Metrics(len(plan.runs), max(plan.epochs.values()), plan.eval_every, plan.sweep.train_every, dtype)
         self.hashes = {number: split_hash(run) for number, run in plan.runs.items()}
         self.sessions = []
         if plan.files.exists():
@@ -260,7 +277,7 @@ class _Sweep:
             if plan.files.metrics_npz.exists():
                 self.metrics.copy_from(plan.files.metrics_npz)
         self.sessions = [*self.sessions, _session(plan)]
-        self.saved_at = time.monotonic()
+        self.save_due = 0.0
 
     def finished(self, batch: Batch) -> bool:
         runs = list(batch.runs)
@@ -271,14 +288,14 @@ class _Sweep:
         runs = {}
         for number, run in plan.runs.items():
             last = int(self.metrics.last_epoch[number])
-            done = self.metrics.ended[number] or last >= plan.epochs[number]
+            status = "trained" if last >= plan.epochs[number] else "training" if last else "waiting"
             runs[number] = {
                 **run.coordinates(),
                 "n_train": run.n_train,
                 "split_hash": self.hashes[number],
                 "epochs": plan.epochs[number],
-                "batch": batch_of[number],
-                "status": "finished" if done else "training" if last else "waiting",
+                "batch": batch_of.get(number),
+                "status": "ended" if self.metrics.ended[number] else status,
                 "last_epoch": last,
             }
         batches = {
@@ -288,16 +305,20 @@ class _Sweep:
         write_json(plan.files.manifest_json, {"sessions": self.sessions, "batches": batches, "runs": runs})
 
     def save(self, training: _BatchInTraining | None = None) -> None:
-        """Everything an interruption must not lose. The metrics first: a state is never ahead of its curves."""
-        files = self.plan.files
+        """Everything an interruption must not lose, in an order that leaves each file readable beside the ones before it:
+        the manifest never knows fewer runs than the metrics, and a state is never ahead of its curves."""
+        files, start = self.plan.files, time.monotonic()
         files.wait()
-        runs = [self.plan.runs[number].coordinates() for number in sorted(self.plan.runs)]
-        coordinates = {axis: np.array([run[axis] for run in runs]) for axis in ("seed", "frac", "wd", "lr", "task", "arch", "p", "loss")}
-        self.metrics.save(files.metrics_npz, coordinates)
+        self.write_manifest()
+        runs = [self.plan.runs[number] for number in sorted(self.plan.runs)]
+        rows = [{**run.coordinates(), "d_mlp": run.config.mlp_width} for run in runs]
+        axes = ("seed", "frac", "wd", "lr", *CONFIG_FIELDS)
+        self.metrics.save(files.metrics_npz, {axis: np.array([row[axis] for row in rows]) for axis in axes})
         if training is not None and len(training.live):
             files.save_state(training.number, training.epoch, training.run, training.state)
-        self.write_manifest()
-        self.saved_at = time.monotonic()
+        # A large sweep takes long to save: never more than a twentieth of the time.
+        now = time.monotonic()
+        self.save_due = now + max(SAVE_SECONDS, 20 * (now - start))
 
     def train(self, number: int, stopping) -> bool:
         """Train one batch to its end, or until asked to stop; whether it reached its end."""
@@ -334,7 +355,7 @@ class _Sweep:
                 drain()
                 self.save(training)
                 return True
-            if stopping() or time.monotonic() - self.saved_at > SAVE_SECONDS:
+            if stopping() or time.monotonic() > self.save_due:
                 drain()
                 self.save(training)
                 if stopping():
@@ -377,14 +398,14 @@ class Silent:
 
 def _carry_out(plan: Plan, watch) -> None:
     """Train what a plan has left to train."""
-    if not plan.files.exists():
-        write_json(plan.files.config_json, {**plan.sweep.fixed(), "eval_every": plan.eval_every})
-    work = _Sweep(plan, watch)
-    work.save()
-    watch.started(work.metrics, plan)
     with _asked_to_stop() as stopping:
-        for number, batch in sorted(plan.batches.items()):
-            if not work.finished(batch) and not work.train(number, stopping):
+        if not plan.files.exists():
+            write_json(plan.files.config_json, {**plan.sweep.fixed(), "eval_every": plan.eval_every})
+        work = _Sweep(plan, watch)
+        work.save()
+        watch.started(work.metrics, plan)
+        for number in plan.todo:
+            if not work.finished(plan.batches[number]) and not work.train(number, stopping):
                 raise Interrupted(plan.files.path)
 
 

@@ -1,4 +1,4 @@
-"""Tests run under x64, with warnings of ours as errors; what needs the reference files beside the checkout asks for `shared`."""
+"""Tests run under x64; what needs the reference files beside the checkout asks for `shared`."""
 
 import os
 from pathlib import Path

@@ -44,6 +44,22 @@ def test_criterion_must_go_on_holding_for_five_more():
     assert first_held(np.zeros(0, bool)) is None
 
 
+def test_held_against_the_obvious_loop(rng):
+    def obvious(holds):
+        for i in range(len(holds)):
+            if holds[i : i + 6].all():  # 6 entries, or all that are left
+                return i
+        return None
+
+    for _ in range(500):
+        holds = rng.random(rng.integers(0, 40)) < 0.8
+        assert first_held(holds) == obvious(holds)
+
+
+def test_a_run_that_grokked_at_once_has_no_peak_before_it():
+    assert "test_loss_peak" not in time_run(**run(train_at=0, grok_at=0, peak=50, length=3000)).events
+
+
 def test_an_event_at_the_first_evaluation_has_an_empty_bracket():
     assert time_run(**run(train_at=0)).events["memorised"] == (0, 0)
 

@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,25 @@ def test_a_sweep_from_the_command_line(tmp_path):
     assert refused.returncode == 2
     assert "--d-mlp" in refused.stderr
     assert "8" in refused.stderr
+
+
+def test_an_interrupted_command_says_so_and_shows_what_there_is(tmp_path):
+    """Ctrl-C while the first of two cells trains: status 130, a table of what has begun, and no traceback."""
+    arguments = [*TINY, "--frac", "0.5,0.6", "--epochs", "1000000", "--checkpoint-every", "100000", "--out", "runs"]
+    child = subprocess.Popen(
+        [sys.executable, str(SWEEP), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "runs" / "checkpoints" / "0000" / "0").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    out, error = child.communicate(timeout=120)
+    assert child.returncode == 130, error
+    assert "Traceback" not in error
+    assert "goes on from there" in error
+    assert "2 of 4 runs have not begun" in out
+    assert (tmp_path / "runs" / "figures" / "curves-frac=0.5.png").exists()
 
 
 def test_a_plan_costs_nothing_and_writes_nothing(tmp_path):

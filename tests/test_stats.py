@@ -29,7 +29,7 @@ def test_median_and_interval_against_the_product_formula(seed):
     table = kaplan_meier(times, reached)
 
     def first(column):
-        return next((row[0] for row in table if row[column] <= 0.5), None)
+        return next((row[0] for row in table if row[column] <= 0.5 + 1e-9), None)
 
     m = stats.median(times, reached)
     assert (m.value, m.low, m.high) == (first(1), first(2), first(3))
@@ -38,6 +38,12 @@ def test_median_and_interval_against_the_product_formula(seed):
 
 def test_without_censoring_it_is_the_ordinary_median():
     assert stats.median([5, 1, 9], [True] * 3).value == 5
+
+
+@pytest.mark.parametrize("half", range(1, 65))
+def test_half_arrived_is_a_median_whatever_the_rounding(half):
+    times = [*range(1, half + 1), *[1000] * half]
+    assert stats.median(times, [True] * half + [False] * half).value == half
 
 
 def test_a_median_that_is_not_reached_says_how_far_it_got():

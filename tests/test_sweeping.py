@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,7 @@ def test_the_same_shapes_compile_once_and_a_finished_sweep_is_left_alone(tmp_pat
     functions = compiled(small().configs[0], 5, tuple(jax.local_devices()))
     path = sweep(small(seeds="0:2"), tmp_path / "a")
     counts = [f._cache_size() for f in functions[:3]]
+    assert min(counts) >= 1
     sweep(small(seeds="5:7", wd=0.3), tmp_path / "b")
     assert [f._cache_size() for f in functions[:3]] == counts
     before = {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")}
@@ -155,6 +157,27 @@ def test_more_seeds_values_and_epochs_extend_a_sweep(tmp_path):
     # A shorter command leaves what is longer as it is.
     sweep(small(seeds=2, epochs=10), path)
     assert curves(path)["last_epoch"].tolist() == [60] * 6
+
+
+@pytest.mark.parametrize("written", [["config.json"], ["config.json", "manifest.json"]])
+def test_a_sweep_killed_while_it_writes_its_first_files_starts_over(tmp_path, written):
+    path = sweep(small(seeds=1, epochs=2), tmp_path / "runs")
+    shutil.rmtree(path / "checkpoints" / "0000")
+    for name in {"config.json", "manifest.json", "metrics.npz"} - set(written):
+        (path / name).unlink()
+    again = sweep(small(seeds=1, epochs=2), path)
+    same_files(again, sweep(small(seeds=1, epochs=2), tmp_path / "straight"))
+
+
+def test_a_sweep_killed_between_the_files_of_a_save_goes_on(tmp_path):
+    path = sweep(small(seeds=2), tmp_path / "runs", batch_runs=2)
+    metrics = (path / "metrics.npz").read_bytes()
+    sweep(small(seeds=3, epochs=60), path, batch_runs=2)
+    # The longer sweep's manifest and checkpoints, with the curves of the shorter one.
+    (path / "metrics.npz").write_bytes(metrics)
+    assert len(jaxgrok.load(path).runs) == 3
+    sweep(small(seeds=3, epochs=60), path, batch_runs=2)
+    assert curves(path)["last_epoch"].tolist() == [60] * 3
 
 
 @pytest.mark.parametrize(
@@ -227,7 +250,7 @@ def test_settled_runs_leave_and_the_batch_halves(settled):
     assert set(sizes) <= {3, 2, 1}
     assert sizes[-1] == 1
     ends = sorted(timing.last_epoch for timing in timings)
-    assert [layout["from"] for layout in layouts] == [0, *ends[:2], ends[2]]
+    assert [layout["from"] for layout in layouts] == [0, *ends]
     # A run that has left is in no later row, and its last parameters are those it left with.
     for record, timing in zip(results.runs, timings):
         assert all(record["run"] not in layout["rows"] for layout in layouts if layout["from"] >= timing.last_epoch)
@@ -299,7 +322,7 @@ def test_the_manifest_says_what_made_the_runs(tmp_path):
     assert len(set(hashes)) == 2
     fixed = sweep(small(seeds=2, split_seed=4), tmp_path / "fixed")
     assert len({record["split_hash"] for record in json.loads((fixed / "manifest.json").read_text())["runs"].values()}) == 1
-    assert all(record["status"] == "finished" for record in manifest["runs"].values())
+    assert all(record["status"] == "trained" for record in manifest["runs"].values())
 
 
 def test_curves_on_a_cadence(tmp_path):
@@ -318,6 +341,57 @@ def test_prepare_writes_nothing(tmp_path):
     plan = prepare(small(), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
     assert sum(len(batch.runs) for batch in plan.batches.values()) == 3
+
+
+def test_a_smaller_command_trains_only_what_it_asks_for(tmp_path):
+    """Too long, stopped, asked again for less: the rest of the first command waits."""
+    path = tmp_path / "runs"
+    with pytest.raises(Interrupted):
+        sweep(small(seeds=4, wd="1,0.1", epochs=400), path, batch_runs=2, watch=StopAt(100))
+    plan = prepare(small(seeds="3:4", epochs=60), path)
+    assert [plan.runs[run].seed for number in plan.todo for run in plan.batches[number].runs] == [3]
+    sweep(small(seeds="3:4", epochs=60), path)
+    trained = {(record["wd"], record["seed"]): record["last_epoch"] for record in jaxgrok.load(path).runs}
+    assert trained[1.0, 3] == 60
+    assert 0 < trained[1.0, 0] == trained[1.0, 1] < 400
+    assert [trained[0.1, seed] for seed in range(4)] == [0] * 4
+    assert [len(cell) for cell in jaxgrok.load(path).cells().values()] == [3]
+    # The first command, again, finds all of it.
+    sweep(small(seeds=4, wd="1,0.1", epochs=400), path, batch_runs=2)
+    assert curves(path)["last_epoch"].tolist() == [400] * 8
+
+
+def test_parameters_past_the_last_state_are_not_kept(tmp_path):
+    path = sweep(small(seeds=1), tmp_path / "runs")
+    files = jaxgrok.load(path).files
+    run, params = files.load_params(0, 40)
+    files.save_params(0, 41, run, jax.tree.map(lambda x: x + 1, params))
+    files.wait()
+    sweep(small(seeds=1, epochs=80), path)
+    assert 41 not in jaxgrok.load(path).checkpoint_epochs(seed=0)
+
+
+def test_float64_without_x64_is_refused_before_anything_is_written(tmp_path):
+    sweeping.make_train.cache_clear()
+    with jax.enable_x64(False), pytest.raises(BadInput, match="x64"):
+        sweep(small(), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("damage", ["config.json", "manifest.json"])
+def test_a_damaged_directory_is_named(tmp_path, damage):
+    path = sweep(small(seeds=1, epochs=2), tmp_path / "runs")
+    (path / damage).write_text("{")
+    with pytest.raises(BadInput, match=damage):
+        sweep(small(seeds=1, epochs=2), path)
+    with pytest.raises(BadInput):
+        sweep(small(), tmp_path / ("x" * 300))
+
+
+def test_curves_have_a_coordinate_for_every_axis(tmp_path):
+    arrays = curves(sweep(small(seeds=1, epochs=2, d_mlp=[8, 9]), tmp_path / "runs"))
+    assert arrays["d_mlp"].tolist() == [8, 9]
+    assert {"seed", "frac", "wd", "lr", "task", "arch", "p", "loss", "act"} <= set(arrays)
 
 
 def test_loading_by_coordinates(tmp_path):
