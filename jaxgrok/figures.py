@@ -74,8 +74,10 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
         m = cell.median(event)
         reached = [time for time, arrived in times.values() if arrived]
         for axes in (loss, accuracy):
-            foot = {"ms": 8, "clip_on": False, "transform": axes.get_xaxis_transform()}
-            axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, **foot)
+            if reached:
+                foot = {"ms": 8, "clip_on": False, "transform": axes.get_xaxis_transform()}
+                (ticks,) = axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, **foot)
+                ticks.set_in_layout(False)  # they may hang over the axis; the layout must not make room for that
             if m.value is not None:
                 label = f"{event}, median {m.value:,.0f}" if axes is loss else None
                 axes.axvline(m.value + 1, color=colour, ls="--", lw=1, label=label)
@@ -93,7 +95,8 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
     figure, axes = _figure(7, 3.8)
     end = max(time for cell in of_cells for time, _ in cell.times(event).values())
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(of_cells)))
-    for cell, colour in zip(of_cells, colours):
+    widths = np.linspace(3, 1.4, len(of_cells)) if len(of_cells) > 1 else [1.6]  # what lies below shows where curves coincide
+    for cell, colour, width in zip(of_cells, colours, widths):
         times, reached = (np.array(column) for column in zip(*cell.times(event).values()))
         label = f"{cell.name}: {reached.sum()} of {len(reached)}" if cell.name else f"{reached.sum()} of {len(reached)} runs"
         if reached.any():
@@ -103,7 +106,7 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
             axes.fill_between(time, low, high, step="post", color=colour, alpha=0.15, lw=0)
         else:
             time, alive = np.array([0, end]), np.ones(2)
-        axes.step(time, alive, where="post", color=colour, lw=1.6, label=label)
+        axes.step(time, alive, where="post", color=colour, lw=width, label=label)
         censored = times[~reached]
         axes.plot(censored, alive[np.searchsorted(time, censored, side="right") - 1], "x", color=colour, ms=4)
     axes.set(xlabel="epoch", ylabel=f"share not yet {event}", ylim=(-0.03, 1.03), xlim=(0, end * 1.02))

@@ -115,6 +115,17 @@ def test_figures_show_every_run_and_the_events(planted):
     assert labels == ["wd=1: 8 of 8", "wd=0.1: 1 of 8"]
 
 
+def test_panels_keep_their_size_where_no_run_has_arrived(tmp_path):
+    results = plant(tmp_path / "runs", [None] * 3, {"seeds": 3})
+    (cell,) = report.cells(results)
+    figure = figures.curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    figure.draw_without_rendering()
+    assert [axes.get_position().height > 0.3 for axes in figure.axes] == [True, True]
+    survival = figures.survival_figure([cell])
+    survival.draw_without_rendering()
+    assert survival.axes[0].get_position().height > 0.6
+
+
 def test_the_median_makes_no_step_where_a_run_ends_or_diverges():
     epochs = np.arange(6)
     curves = [{"x": epochs[:3], "y": np.array([5.0, 4, 3])}, {"x": epochs, "y": np.array([5.0, 2, np.nan, np.nan, 1, 1])}]
