@@ -102,7 +102,9 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
         if reached.any():
             time, alive, low, high = stats.survival(times, reached)
             time, alive = np.r_[0, time, end], np.r_[1, alive, alive[-1]]
+            # Where survival is 0 or 1 there is no band: it closes on the curve.
             low, high = (np.r_[1, band, band[-1]] for band in (low, high))
+            low, high = (np.where(np.isnan(band), alive, band) for band in (low, high))
             axes.fill_between(time, low, high, step="post", color=colour, alpha=0.15, lw=0)
         else:
             time, alive = np.array([0, end]), np.ones(2)
