@@ -68,7 +68,9 @@ def test_an_unknown_flag_is_refused(main, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--epoch", "3"])
     assert stop.value.code == 2
-    assert "--epoch" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--epoch;" in error
+    assert error.count("\n") == 1
 
 
 def test_a_sweep_from_the_command_line(tmp_path):
