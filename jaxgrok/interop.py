@@ -1,0 +1,343 @@
+"""Weights from elsewhere and for elsewhere: .pth, .safetensors and .npz, under the authors' names or TransformerLens's.
+
+    imported = interop.load("weights.pth")                  # imported.config, imported.params, imported.recorded
+    interop.save("out.safetensors", config, params, names="transformer_lens")
+
+The names are the same in both worlds (`blocks.0.attn.W_Q`); the shapes differ, and tell them apart. TABLE below states
+them, one letter a dimension: V input vocabulary, S positions, D residual, H heads, K head width, M neurons, C classes,
+P residue. Nothing in a file is executed. torch (for .pth) and safetensors are optional.
+"""
+
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxgrok.config import BadInput, Config
+from jaxgrok.tasks import make_task
+
+# name: (our dimensions, the authors', TransformerLens's); "D(HK)" is one axis of H times K.
+TABLE = {
+    "embed.W_E": ("VD", "DV", "VD"),
+    "pos_embed.W_pos": ("SD", "SD", "SD"),
+    "blocks.{}.attn.W_Q": ("HDK", "HKD", "HDK"),
+    "blocks.{}.attn.W_K": ("HDK", "HKD", "HDK"),
+    "blocks.{}.attn.W_V": ("HDK", "HKD", "HDK"),
+    "blocks.{}.attn.W_O": ("HKD", "D(HK)", "HKD"),
+    "blocks.{}.mlp.W_in": ("DM", "MD", "DM"),
+    "blocks.{}.mlp.b_in": ("M", "M", "M"),
+    "blocks.{}.mlp.W_out": ("MD", "DM", "MD"),
+    "blocks.{}.mlp.b_out": ("D", "D", "D"),
+    "unembed.W_U": ("DC", "DC", "DC"),
+}
+# The MLP has no names but its own, and one shape in every world.
+MLP_TABLE = {"W_in": ("PM",) * 3, "b_in": ("M",) * 3, "W_out": ("MP",) * 3, "b_out": ("P",) * 3}
+LAYOUTS = {"authors": 1, "transformer_lens": 2}
+# The authors' later class keeps W_O per head. Read, never written.
+PER_HEAD_W_O = {"blocks.{}.attn.W_O": "HDK"}
+
+# What others have and our network lacks: read where it is zero, and written as zero for TransformerLens.
+ZERO_BIASES = {
+    "blocks.{}.attn.b_Q": "HK",
+    "blocks.{}.attn.b_K": "HK",
+    "blocks.{}.attn.b_V": "HK",
+    "blocks.{}.attn.b_O": "D",
+    "unembed.b_U": "C",
+}
+BUFFERS = ("blocks.{}.attn.mask", "blocks.{}.attn.IGNORE")
+SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
+
+
+class Imported(NamedTuple):
+    """A network from a file: config (task and activation function as the caller says), params (numpy, in our shapes), and
+    recorded, the plain numbers and settings that a .pth held beside its weights (train_loss, config, ...)."""
+
+    config: Config
+    params: dict
+    recorded: dict
+
+
+# --- names and shapes -------------------------------------------------------------------------------------------------------
+
+
+def _layer_of(name: str) -> tuple[str, int | None]:
+    """`blocks.3.attn.W_Q` -> (`blocks.{}.attn.W_Q`, 3)."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    return (f"blocks.{{}}.{match[2]}", int(match[1])) if match else (name, None)
+
+
+def _axes(dims: str) -> list[str]:
+    """`D(HK)` -> ["D", "HK"]."""
+    return [group.strip("()") for group in re.findall(r"\(\w+\)|\w", dims)]
+
+
+def _rearrange(x, source: str, target: str, sizes: dict):
+    """x with dimensions `source` as an array with dimensions `target`, both as TABLE states them."""
+    letters = "".join(_axes(source))
+    split = x.reshape([sizes[letter] for letter in letters])
+    moved = split.transpose([letters.index(letter) for letter in "".join(_axes(target))])
+    return np.ascontiguousarray(moved.reshape([int(np.prod([sizes[letter] for letter in axis])) for axis in _axes(target)]))
+
+
+def _sizes(shapes: dict, table: dict) -> dict:
+    """{letter: size} that gives every name its shape; table {name: dimensions}. Raises BadInput for the first that does not fit."""
+    sizes = {}
+    # Plain axes first, so that a product of two is only ever checked.
+    for name in sorted(table, key=lambda name: "(" in table[name]):
+        axes, shape = _axes(table[name]), shapes[name]
+        expected = ", ".join("*".join(str(sizes.get(letter, letter)) for letter in axis) for axis in axes)
+        if len(axes) != len(shape):
+            raise BadInput(name, shape, f"a shape ({expected})")
+        for axis, size in zip(axes, shape, strict=True):
+            known = sizes.setdefault(axis, size) if len(axis) == 1 else int(np.prod([sizes[letter] for letter in axis]))
+            if known != size:
+                raise BadInput(name, shape, f"a shape ({expected})")
+    return sizes
+
+
+def _candidates(table: dict, names) -> dict[str, dict]:
+    """{layout: {name: dimensions}} for these names; a third for the authors' later W_O."""
+    layouts = {layout: {name: table[_layer_of(name)[0]][column] for name in names} for layout, column in LAYOUTS.items()}
+    later = {name: PER_HEAD_W_O.get(_layer_of(name)[0], dims) for name, dims in layouts["authors"].items()}
+    return layouts | ({"authors, W_O per head": later} if table is TABLE else {})
+
+
+def _fit(shapes: dict, table: dict, names: str | None) -> tuple[dict, dict]:
+    """(dimensions of each name, sizes) of the layout that fits all shapes. Raises BadInput where none does, or two say different things."""
+    fitting, refusals = {}, {}
+    for layout, dims in _candidates(table, shapes).items():
+        if names is not None and not layout.startswith(names):
+            continue
+        try:
+            fitting[layout] = dims, _sizes(shapes, dims)
+        except BadInput as error:
+            refusals[layout] = error
+    if not fitting:
+        # W_E says which world the file is of, so that the message is about what is odd in it.
+        of_D = shapes["pos_embed.W_pos"][-1:] if "pos_embed.W_pos" in shapes else ()
+        likely = "transformer_lens" if shapes.get("embed.W_E", ())[-1:] == of_D else "authors"
+        raise refusals.get(likely) or next(iter(refusals.values()))
+    if len(fitting) > 1 and table is TABLE:
+        raise BadInput("names", "shapes that fit both " + " and ".join(fitting), "the names argument: " + " or ".join(LAYOUTS))
+    return next(iter(fitting.values()))
+
+
+# --- state dictionaries -------------------------------------------------------------------------------------------------------
+
+
+def _as_float(name: str, x) -> np.ndarray:
+    x = np.asarray(x)
+    if x.dtype == np.float16:
+        return x.astype(np.float32)
+    if x.dtype not in (np.float32, np.float64):
+        raise BadInput(name, str(x.dtype), "float16, float32 or float64")
+    return x
+
+
+def _weights_of(state: dict, table: dict) -> dict[str, np.ndarray]:
+    """The arrays that TABLE names. Raises BadInput for a missing or unknown name, or a bias of ours that is not zero there."""
+    layers = {layer for name in state if (layer := _layer_of(name)[1]) is not None}
+    if layers and sorted(layers) != list(range(len(layers))):
+        raise BadInput("layers", sorted(layers), "blocks.0, blocks.1, ... without a gap")
+    wanted = [name.format(layer) for name in table for layer in (sorted(layers or {0}) if "{}" in name else [0])]
+    for name in wanted:
+        if name not in state:
+            raise BadInput("weights", f"no {name}", "all of " + " ".join(table))
+    for name, x in state.items():
+        general = _layer_of(name)[0]
+        if general in ZERO_BIASES and table is TABLE:
+            if np.any(np.asarray(x)):
+                raise BadInput(name, "a bias that is not zero", "zeros: this network has no such bias")
+        elif general not in table and not (general in BUFFERS and table is TABLE):
+            raise BadInput("weights", name, "only " + " ".join(table))
+    arrays = {name: _as_float(name, state[name]) for name in wanted}
+    dtype = np.result_type(*arrays.values())
+    return {name: x.astype(dtype) for name, x in arrays.items()}
+
+
+def _nest(flat: dict) -> dict:
+    """{"blocks.0.attn.W_Q": x} -> {"blocks_0": {"attn": {"W_Q": x}}}, as Flax has it."""
+    nested = {}
+    for name, x in flat.items():
+        *path, leaf = re.sub(r"blocks\.(\d+)", r"blocks_\1", name).split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[leaf] = x
+    return nested
+
+
+def _flatten(params: dict) -> dict[str, np.ndarray]:
+    """The inverse of _nest."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {".".join(entry.key for entry in path).replace("blocks_", "blocks."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def from_state(state: dict, *, task: str = "add", act: str = "relu", names: str | None = None) -> tuple[Config, dict]:
+    """(config, params) of a state dictionary {name: array}; sizes come from the shapes, float16 becomes float32.
+
+    names: `authors` or `transformer_lens`; None: whichever the shapes fit. W_U may have p classes or p + 1: params keep
+    what the file has. Raises BadInput for names or shapes that are not a network on x, y, "=".
+    """
+    if names is not None and names not in LAYOUTS:
+        raise BadInput("names", names, " or ".join(LAYOUTS))
+    is_mlp = "W_in" in state
+    table = MLP_TABLE if is_mlp else TABLE
+    weights = _weights_of(state, table)
+    dims, sizes = _fit({name: x.shape for name, x in weights.items()}, table, names)
+    dtype = str(next(iter(weights.values())).dtype)
+    ours = {name: _rearrange(x, dims[name], table[_layer_of(name)[0]][0], sizes) for name, x in weights.items()}
+    if is_mlp:
+        return Config(task=task, act=act, arch="mlp", p=sizes["P"], d_mlp=sizes["M"], dtype=dtype), ours
+    V, S, D, H, K, C = (sizes[letter] for letter in "VSDHKC")
+    if S != 3:
+        raise BadInput("pos_embed.W_pos", (S, D), f'a shape (3, {D}): x, y and "=", as in the modular tasks')
+    if C not in (V, V - 1):
+        raise BadInput("unembed.W_U", (D, C), f'a shape ({D}, {V}) or ({D}, {V - 1}): the {V - 1} numbers, with or without "="')
+    if H * K != D:
+        raise BadInput("blocks.0.attn.W_Q", (H, D, K), f"heads times head width equal to d_model = {D}")
+    layers = sum(name.endswith("attn.W_Q") for name in ours)
+    config = Config(task=task, act=act, p=V - 1, n_layers=layers, n_heads=H, d_model=D, d_mlp=sizes["M"], dtype=dtype)
+    return config, _nest(ours)
+
+
+def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, np.ndarray]:
+    """{name: array} under the authors' shapes or TransformerLens's; loads in their classes as a whole, buffers and zero biases too.
+
+    Raises BadInput for an unknown `names`, or parameters that are not of the config's shapes.
+    """
+    if names not in LAYOUTS:
+        raise BadInput("names", names, " or ".join(LAYOUTS))
+    table = MLP_TABLE if config.arch == "mlp" else TABLE
+    flat = _weights_of(_flatten(params), table)
+    ours = {name: table[_layer_of(name)[0]][0] for name in flat}
+    sizes = _sizes({name: x.shape for name, x in flat.items()}, ours)
+    if config.arch == "mlp":
+        return flat
+    state = {name: _rearrange(x, ours[name], table[_layer_of(name)[0]][LAYOUTS[names]], sizes) for name, x in flat.items()}
+    n_ctx, dtype = make_task(config).n_ctx, flat["embed.W_E"].dtype
+    causal = np.tril(np.ones((n_ctx, n_ctx)))
+    for layer in range(config.n_layers):
+        state[f"blocks.{layer}.attn.mask"] = causal.astype(np.float32 if names == "authors" else bool)
+    if names == "transformer_lens":
+        for layer in range(config.n_layers):
+            state[f"blocks.{layer}.attn.IGNORE"] = np.array(-np.inf, np.float32)
+        for name, dims in ZERO_BIASES.items():
+            for layer in range(config.n_layers if "{}" in name else 1):
+                state[name.format(layer)] = np.zeros([sizes[letter] for letter in dims], dtype)
+    return state
+
+
+# --- files ------------------------------------------------------------------------------------------------------------------
+
+
+def _optional(module: str, suffix: str):
+    """An optional dependency. Raises BadInput that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.split(".")[0]
+        raise BadInput("file", f"*{suffix}", f"{suffix} files only where {package} is installed: pip install {package}") from None
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise BadInput("file", str(path), "a name that ends in " + " ".join(SUFFIXES))
+    return path.suffix
+
+
+def _read_torch(path: Path) -> dict:
+    torch = _optional("torch", path.suffix)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+
+    def plain(x):
+        if isinstance(x, torch.Tensor):
+            x = x.detach()
+            return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
+        return x
+
+    def all_plain(content):
+        return {name: plain(x) for name, x in content.items()} if isinstance(content, dict) else content
+
+    content = all_plain(content)
+    return content | {"model": all_plain(content["model"])} if isinstance(content, dict) and "model" in content else content
+
+
+def _read_npz(path: Path) -> dict:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def read(path) -> tuple[dict, dict]:
+    """(state dictionary {name: numpy}, what stood beside it) of a .pth, .safetensors or .npz file.
+
+    A .pth holds a state dictionary, or a dictionary with one under `model`. Read as data: a pickle that names anything
+    but tensors and plain values is refused, and nothing in it runs. Raises BadInput for whatever cannot be read.
+    """
+    path = Path(path)
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise BadInput("file", str(path), "a file that exists")
+    try:
+        if suffix == ".npz":
+            content = _read_npz(path)
+        elif suffix == ".safetensors":
+            content = _optional("safetensors.numpy", suffix).load_file(path)
+        else:
+            content = _read_torch(path)
+    except BadInput:
+        raise
+    except Exception as error:  # each reader has its own, and a damaged file can raise nearly any of them
+        if type(error).__name__ == "UnpicklingError" or "pickle" in str(error).lower():
+            raise BadInput("file", str(path), "tensors and plain values alone; this pickle is damaged or wants to run code") from None
+        raise BadInput("file", str(path), f"a whole {suffix} file; this one is damaged or cut short ({type(error).__name__})") from None
+    beside = {}
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        beside = {name: x for name, x in content.items() if name != "model"}
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(x, np.ndarray) for name, x in content.items()):
+        raise BadInput("file", str(path), "a state dictionary of named tensors, or one under `model`")
+    return content, beside
+
+
+def _settings(beside: dict) -> dict:
+    """The plain numbers, strings and dictionaries of these among what a .pth held beside its weights."""
+    found = {}
+    for name, x in beside.items():
+        if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0:
+            found[name] = np.asarray(x).item()
+        elif isinstance(x, bool | int | float | str):
+            found[name] = x
+        elif isinstance(x, dict) and all(isinstance(value, bool | int | float | str | None) for value in x.values()):
+            found[name] = dict(x)
+    return found
+
+
+def load(path, *, task: str = "add", act: str = "relu", names: str | None = None) -> Imported:
+    """A network from a file of weights; see `read` and `from_state` for what is accepted. Raises BadInput, naming the trouble."""
+    state, beside = read(path)
+    return Imported(*from_state(state, task=task, act=act, names=names), _settings(beside))
+
+
+def save(path, config: Config, params: dict, names: str = "authors") -> None:
+    """Write a network's weights as .pth, .safetensors or .npz; the file is replaced whole. Raises BadInput as `to_state` does."""
+    path = Path(path)
+    suffix = _suffix(path)
+    state = to_state(config, params, names)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        if suffix == ".npz":
+            with open(temporary, "wb") as file:
+                np.savez(file, **state)
+        elif suffix == ".safetensors":
+            _optional("safetensors.numpy", suffix).save_file(state, temporary)
+        else:
+            torch = _optional("torch", suffix)
+            torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInput("file", str(path), f"a place that can be written ({error.strerror})") from None

@@ -1,0 +1,237 @@
+"""Weights from elsewhere: names, shapes, every way a file can be wrong, and bit-exact round trips."""
+
+import os
+import pickle
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgrok import interop
+from jaxgrok.config import BadInput, Config
+from jaxgrok.measures import make_task
+from jaxgrok.model import make_model
+from tests.reference import analysis
+
+# All sizes differ, so that no shape fits by accident: V 12, S 3, D 6, H 2, K 3, M 5, C 12.
+SMALL = Config(p=11, n_layers=2, n_heads=2, d_model=6, d_mlp=5)
+MLP = Config(p=11, arch="mlp", d_mlp=5)
+RELEASED = "reference/published/wd_10-1_mod_addition_loss_curve.pth"
+
+
+def params_of(config, seed=0):
+    tokens = np.zeros((1, 3), np.int32)
+    params = make_model(config, make_task(config)).init(jax.random.key(seed), tokens)["params"]
+    # Biases start at zero; drawn here, so that losing one would show.
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [rng.normal(size=x.shape).astype(config.dtype) for x in leaves])
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def saved(tmp_path, state, name="weights.npz"):
+    path = tmp_path / name
+    with open(path, "wb") as file:
+        np.savez(file, **state)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+@pytest.mark.parametrize("names", ["authors", "transformer_lens"])
+@pytest.mark.parametrize("config", [SMALL, MLP, Config(p=11, n_heads=3, d_model=6, dtype="float64")], ids=["two layers", "mlp", "float64"])
+def test_export_then_import_is_bit_exact(tmp_path, config, names, suffix):
+    pytest.importorskip({".safetensors": "safetensors", ".pth": "torch"}.get(suffix, "numpy"))
+    params, path = params_of(config), tmp_path / f"weights{suffix}"
+    interop.save(path, config, params, names)
+    imported = interop.load(path)
+    assert_same(imported.params, params)
+    fields = ("p", "arch", "n_layers", "dtype", *(("n_heads", "d_model") if config.arch == "transformer" else ()))
+    assert {name: getattr(imported.config, name) for name in fields} == {name: getattr(config, name) for name in fields}
+
+
+def test_shapes_under_each_names():
+    params = params_of(SMALL)
+    authors, lens = (interop.to_state(SMALL, params, names) for names in ("authors", "transformer_lens"))
+    assert {name: authors[f"blocks.1.{name}"].shape for name in ("attn.W_Q", "attn.W_O", "mlp.W_in", "mlp.W_out", "attn.mask")} == {
+        "attn.W_Q": (2, 3, 6), "attn.W_O": (6, 6), "mlp.W_in": (5, 6), "mlp.W_out": (6, 5), "attn.mask": (3, 3),
+    }  # fmt: skip
+    assert authors["embed.W_E"].shape == (6, 12)
+    assert {name: lens[f"blocks.1.{name}"].shape for name in ("attn.W_Q", "attn.W_O", "mlp.W_in", "mlp.W_out", "attn.b_Q")} == {
+        "attn.W_Q": (2, 6, 3), "attn.W_O": (2, 3, 6), "mlp.W_in": (6, 5), "mlp.W_out": (5, 6), "attn.b_Q": (2, 3),
+    }  # fmt: skip
+    assert lens["embed.W_E"].shape == (12, 6)
+    assert lens["unembed.b_U"].shape == (12,)
+    # The authors flatten heads as (head, width): column h * K + k of their W_O is ours at [h, k].
+    np.testing.assert_array_equal(authors["blocks.0.attn.W_O"][:, 1 * 3 + 2], params["blocks_0"]["attn"]["W_O"][1, 2])
+
+
+def test_the_authors_later_W_O_per_head_is_read():
+    params = params_of(SMALL)
+    state = interop.to_state(SMALL, params)
+    for layer in range(2):
+        state[f"blocks.{layer}.attn.W_O"] = params[f"blocks_{layer}"]["attn"]["W_O"].transpose(0, 2, 1)
+    assert_same(interop.from_state(state)[1], params)
+
+
+def test_a_network_without_the_class_of_equals():
+    state = interop.to_state(SMALL, params_of(SMALL))
+    state["unembed.W_U"] = state["unembed.W_U"][:, :11]
+    config, params = interop.from_state(state)
+    assert config.p == 11
+    assert params["unembed"]["W_U"].shape == (6, 11)
+
+
+def test_half_precision_becomes_float32():
+    state = {name: x.astype(np.float16) for name, x in interop.to_state(SMALL, params_of(SMALL)).items()}
+    config, params = interop.from_state(state)
+    assert config.dtype == "float32"
+    assert params["embed"]["W_E"].dtype == np.float32
+
+
+def test_square_shapes_ask_for_the_names():
+    # One head of the whole width, as many neurons as D, and V = D: later authors' shapes and TransformerLens's coincide.
+    config = Config(p=5, n_heads=1, d_model=6, d_mlp=6)
+    params = params_of(config)
+    state = interop.to_state(config, params, "transformer_lens")
+    with pytest.raises(BadInput, match="names"):
+        interop.from_state(state)
+    assert_same(interop.from_state(state, names="transformer_lens")[1], params)
+
+
+def test_the_released_network(shared):
+    pytest.importorskip("torch")
+    config, params, recorded = interop.load(shared / RELEASED)
+    assert config == Config(d_mlp=512)
+    assert recorded["config"]["frac_train"] == 0.3
+    assert recorded["train_loss"] == pytest.approx(9.2e-9, rel=1e-2)
+    state, _ = interop.read(shared / RELEASED)
+    exported = interop.to_state(config, params)
+    assert exported.keys() == state.keys()
+    for name, x in state.items():
+        np.testing.assert_array_equal(exported[name], x)
+    # The same function: our network's logits against a plain forward pass of the file's weights.
+    weights = {name.split(".")[-1]: x.astype(float) for name, x in interop.to_state(config, params, "transformer_lens").items()}
+    pairs = np.random.default_rng(0).integers(113**2, size=50)
+    tokens = make_task(config).pairs(pairs, 0).tokens
+    logits, _ = make_model(config, make_task(config)).apply({"params": params}, tokens)
+    theirs = analysis.forward(weights, 113)["logits"][pairs]
+    # float32 against float64: some roundings of the largest logit.
+    np.testing.assert_allclose(logits[:, 0], theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------------------
+
+
+def broken(change):
+    state = interop.to_state(SMALL, params_of(SMALL))
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("embed.W_E"), "no embed.W_E"),
+        (lambda s: s.pop("blocks.1.mlp.b_in"), "no blocks.1.mlp.b_in"),
+        (lambda s: s.update({"blocks.0.ln1.w": np.ones(6, np.float32)}), "blocks.0.ln1.w"),
+        (lambda s: s.update({"blocks.3.mlp.b_in": np.ones(5, np.float32)}), "layers"),
+        (lambda s: s.update({"embed.W_E": np.ones((12, 7), np.float32)}), "embed.W_E|pos_embed.W_pos"),
+        (lambda s: s.update({"blocks.1.mlp.W_in": np.ones((4, 6), np.float32)}), r"blocks.1.mlp.W_in.*\(5, 6\)"),
+        (lambda s: s.update({"blocks.1.mlp.b_out": np.ones((6, 1), np.float32)}), "blocks.1.mlp.b_out"),
+        (lambda s: s.update({"blocks.0.attn.W_O": np.ones((6, 4), np.float32)}), "blocks.0.attn.W_O"),
+        (lambda s: s.update({"pos_embed.W_pos": np.ones((18, 6), np.float32)}), r"pos_embed.W_pos.*\(3, 6\)"),
+        (lambda s: s.update({"unembed.W_U": np.ones((6, 10), np.float32)}), "unembed.W_U"),
+        (lambda s: s.update({"unembed.b_U": np.ones(12, np.float32)}), "unembed.b_U.*zeros"),
+        (lambda s: s.update({"embed.W_E": np.ones((6, 12), np.int64)}), "embed.W_E.*int64"),
+    ],
+)
+def test_wrong_weights_are_named(change, said):
+    with pytest.raises(BadInput, match=said):
+        interop.from_state(broken(change))
+
+
+class RunsCode:
+    """A pickle that creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("under_model", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path, under_model, zipped):
+    torch = pytest.importorskip("torch")
+    content = {"embed.W_E": torch.zeros(2, 2), "x": RunsCode(tmp_path / "ran")}
+    content = {"model": content} if under_model else content
+    path = tmp_path / "evil.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(BadInput, match="run code"):
+        interop.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_npz_with_a_pickle_is_refused(tmp_path):
+    path = tmp_path / "evil.npz"
+    with open(path, "wb") as file:
+        np.savez(file, **{"embed.W_E": np.array([RunsCode(tmp_path / "ran")], object)})
+    with pytest.raises(BadInput, match="run code"):
+        interop.load(path)
+    path.write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
+    with pytest.raises(BadInput, match="run code"):
+        interop.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+@pytest.mark.parametrize("damage", ["half", "empty", "noise", "end"])
+def test_damaged_files_are_refused_in_one_line(tmp_path, suffix, damage):
+    pytest.importorskip({".safetensors": "safetensors", ".pth": "torch"}.get(suffix, "numpy"))
+    path = tmp_path / f"weights{suffix}"
+    interop.save(path, SMALL, params_of(SMALL))
+    whole = path.read_bytes()
+    noise = np.random.default_rng(0).bytes(2000)
+    path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "noise": noise, "end": whole[:-1]}[damage])
+    with pytest.raises(BadInput) as caught:
+        interop.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_contents_are_refused(tmp_path, shared):
+    torch = pytest.importorskip("torch")
+    for name, content in {"list": [1.0], "model": {"model": [1.0]}, "number": {"embed.W_E": 3}}.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+        with pytest.raises(BadInput, match="state dictionary"):
+            interop.load(tmp_path / f"{name}.pth")
+    with pytest.raises(BadInput, match=r"pos_embed.W_pos.*\(3, 128\)"):
+        interop.load(shared / "reference/published/5_digit_addition_infinite.pth")
+    with pytest.raises(BadInput, match=r"attn_blocks|blocks\.0"):
+        interop.load(shared / "reference/published/induction_head_infinite.pth")
+
+
+def test_names_and_places(tmp_path):
+    with pytest.raises(BadInput, match=r"\.safetensors"):
+        interop.load(tmp_path / "weights.txt")
+    with pytest.raises(BadInput, match="exists"):
+        interop.load(tmp_path / "weights.npz")
+    with pytest.raises(BadInput, match="written"):
+        interop.save(tmp_path / "nowhere" / "weights.npz", SMALL, params_of(SMALL))
+    with pytest.raises(BadInput, match="transformer_lens"):
+        interop.to_state(SMALL, params_of(SMALL), "huggingface")
+
+
+@pytest.mark.parametrize(("module", "suffix"), [("torch", ".pth"), ("safetensors.numpy", ".safetensors")])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, module, suffix):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"x")
+    with pytest.raises(BadInput, match=f"pip install {module.split('.')[0]}"):
+        interop.load(path)
