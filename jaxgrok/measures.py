@@ -6,8 +6,8 @@
     m = measures.all(config, params, split, keys)               # ... hold for all its checkpoints
     measures.to_json(config, m)
 
-`measure` is written for one network: `jax.vmap` it over parameters, splits and keys where memory allows (about 0.5 GB a
-network at p = 113 in float64), or `jax.lax.map` it. The pytree is a nested dictionary under the names of
+`measure` is written for one network: `jax.vmap` it over parameters, splits and keys where memory allows (0.15 GB a
+network at p = 113, 0.3 in float64), or `jax.lax.map` it. The pytree is a nested dictionary under the names of
 reference/wd_10-1_analysis_float64.json. What JSON gives per key stands there for every frequency k = 1 .. K = p // 2,
 in order. Without a key, and for a task without waves, the measures that need them are NaN; what an architecture does
 not have (the MLP has neither attention nor a skip connection) is None.

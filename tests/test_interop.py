@@ -19,11 +19,19 @@ MLP = Config(p=11, arch="mlp", d_mlp=5)
 RELEASED = "reference/published/wd_10-1_mod_addition_loss_curve.pth"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """Everything here is small and spends its time in the compiler: leave out its optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def params_of(config, seed=0):
+    # Drawn, biases too, so that losing one would show.
     tokens = np.zeros((1, 3), np.int32)
-    params = make_model(config, make_task(config)).init(jax.random.key(seed), tokens)["params"]
-    # Biases start at zero; drawn here, so that losing one would show.
-    leaves, tree = jax.tree.flatten(params)
+    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), tokens)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [rng.normal(size=x.shape).astype(config.dtype) for x in leaves])
 
