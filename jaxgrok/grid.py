@@ -4,6 +4,7 @@ A `Sweep` comes from keyword arguments, from a TOML file (`sweeps/`), or from bo
 jax starts, and a bad one raises BadInput with the name it was given under.
 """
 
+import hashlib
 import itertools
 import math
 import tomllib
@@ -39,6 +40,11 @@ class Run:
         return {**self.config.to_dict(), "seed": self.seed, "frac": self.frac, "wd": self.wd, "lr": self.lr, "split_seed": self.split_seed}
 
 
+def _name_of_init(init: str) -> str:
+    """`torch`, or a file's name with twelve digits of its content: another file is another sweep."""
+    return init if init == "torch" else f"{Path(init).name} {hashlib.sha256(Path(init).read_bytes()).hexdigest()[:12]}"
+
+
 def default_epochs(wd: float) -> int:
     """The paper's 40,000 at weight decay 1 and above; longer in inverse proportion below, at most 150,000."""
     return PAPER_EPOCHS if wd >= 1 else int(min(MOST_EPOCHS, PAPER_EPOCHS / max(wd, 1e-9)))
@@ -51,6 +57,7 @@ class Sweep:
     configs: one per combination of the listed model fields, tasks and losses (most sweeps have one).
     epochs None: `default_epochs` of each weight decay. until_settled: a run ends once it has settled, at the latest at
     max_epochs. eval_every, checkpoint_every None: at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
+    init: a file of weights that every run starts from, or `torch`, each seed's as the authors draw them; None: ours.
     """
 
     configs: tuple[Config, ...]
@@ -59,6 +66,7 @@ class Sweep:
     wd: tuple[float, ...] = (1.0,)
     lr: tuple[float, ...] = (1e-3,)
     split_seed: int | None = None
+    init: str | None = None
     epochs: int | None = None
     until_settled: bool = False
     max_epochs: int | None = None
@@ -84,7 +92,8 @@ class Sweep:
         for name in CONFIG_FIELDS:
             seen = list(dict.fromkeys(getattr(config, name) for config in self.configs))
             values[name] = seen[0] if len(seen) == 1 else seen
-        return {**values, "split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
+        rest = {"split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
+        return {**values, **rest, "init": None if self.init is None else _name_of_init(self.init)}
 
     def default_name(self) -> str:
         """A directory name that depends on the fixed fields alone, so that the same sweep, extended, finds itself."""
@@ -166,6 +175,12 @@ def whole(name, value, least, most=2**31 - 1) -> int:
     return number
 
 
+def _init(name, value) -> str:
+    if not isinstance(value, str | Path) or (value != "torch" and not Path(value).is_file()):
+        raise BadInput(name, value, "torch, or a file of weights (.pth .safetensors .npz) that exists")
+    return str(value)
+
+
 def _flag(name, value):
     if not isinstance(value, bool):
         raise BadInput(name, value, "true or false")
@@ -178,6 +193,7 @@ GRID_FIELDS = {
     "frac": lambda name, value: _numbers(name, value, lambda x: 0 < x < 1, "train fractions in (0, 1), as a comma list"),
     "lr": lambda name, value: _numbers(name, value, lambda x: x > 0, "learning rates > 0, as a comma list"),
     "split_seed": lambda name, value: whole(name, value, 0),
+    "init": _init,
     "epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
     "until_settled": _flag,
     "max_epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
@@ -247,7 +263,7 @@ def read_sweep_file(path: Path) -> dict:
         if key in NOTES and not isinstance(value, str):
             raise BadInput(f"key {key!r} in {path}", value, "text")
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-        if texts and key not in (*NOTES, *CHOICES, "seeds"):
+        if texts and key not in (*NOTES, *CHOICES, "seeds", "init"):
             raise BadInput(f"key {key!r} in {path}", value, "numbers, or true or false, without quotes")
     return settings
 

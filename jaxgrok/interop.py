@@ -8,6 +8,7 @@ them, one letter a dimension: V input vocabulary, S positions, D residual, H hea
 P residue. Nothing in a file is executed. torch (for .pth) and safetensors are optional.
 """
 
+import functools
 import importlib
 import os
 import re
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from jaxgrok.config import BadInput, Config
+from jaxgrok.model import make_model
 from jaxgrok.tasks import make_task
 
 # name: (our dimensions, the authors', TransformerLens's); "D(HK)" is one axis of H times K.
@@ -171,10 +173,10 @@ def _nest(flat: dict) -> dict:
     return nested
 
 
-def _flatten(params: dict) -> dict[str, np.ndarray]:
+def _flatten(params: dict) -> dict:
     """The inverse of _nest."""
     leaves = jax.tree.leaves_with_path(params)
-    return {".".join(entry.key for entry in path).replace("blocks_", "blocks."): np.asarray(leaf) for path, leaf in leaves}
+    return {".".join(entry.key for entry in path).replace("blocks_", "blocks."): leaf for path, leaf in leaves}
 
 
 def from_state(state: dict, *, task: str = "add", act: str = "relu", names: str | None = None) -> tuple[Config, dict]:
@@ -213,7 +215,7 @@ def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, 
     if names not in LAYOUTS:
         raise BadInput("names", names, " or ".join(LAYOUTS))
     table = MLP_TABLE if config.arch == "mlp" else TABLE
-    flat = _weights_of(_flatten(params), table)
+    flat = _weights_of({name: np.asarray(x) for name, x in _flatten(params).items()}, table)
     ours = {name: table[_layer_of(name)[0]][0] for name in flat}
     sizes = _sizes({name: x.shape for name, x in flat.items()}, ours)
     if config.arch == "mlp":
@@ -241,7 +243,7 @@ def _optional(module: str, suffix: str):
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".")[0]
-        raise BadInput("file", f"*{suffix}", f"{suffix} files only where {package} is installed: pip install {package}") from None
+        raise BadInput("file", f"*{suffix}", f"{suffix} only where {package} is installed: pip install {package}") from None
 
 
 def _suffix(path: Path) -> str:
@@ -341,3 +343,54 @@ def save(path, config: Config, params: dict, names: str = "authors") -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise BadInput("file", str(path), f"a place that can be written ({error.strerror})") from None
+
+
+# --- weights to start from ----------------------------------------------------------------------------------------------
+
+
+def draw_with_torch(config: Config, seed: int) -> dict:
+    """The initial weights that the authors' code draws from torch's CPU generator with this seed, in our shapes.
+
+    Their order: W_E, W_pos, then per layer W_K, W_Q, W_V, W_O, W_in, W_out, then W_U; each standard normal, in their
+    shape, over sqrt(d_model), W_U over sqrt(classes); biases zero (spec: EXPERIMENTS.md A0). Raises BadInput for the MLP,
+    which their code does not have, and without torch.
+    """
+    if config.arch != "transformer":
+        raise BadInput("arch", config.arch, "transformer: the authors' code draws no other")
+    torch, task = _optional("torch", "torch"), make_task(config)
+    sizes = {"V": task.d_vocab, "S": task.n_ctx, "D": config.d_model, "H": config.n_heads, "K": config.d_head}
+    sizes |= {"M": config.mlp_width, "C": task.d_vocab_out}
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name, n):
+        ours, theirs, _ = TABLE[name]
+        shape = [int(np.prod([sizes[letter] for letter in axis])) for axis in _axes(theirs)]
+        drawn = torch.randn(shape, generator=generator) / np.sqrt(n)
+        return _rearrange(drawn.numpy(), theirs, ours, sizes).astype(config.dtype)
+
+    per_layer = [f"blocks.{{}}.{name}" for name in ("attn.W_K", "attn.W_Q", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")]
+    flat = {name: draw(name, config.d_model) for name in ("embed.W_E", "pos_embed.W_pos")}
+    for layer in range(config.n_layers):
+        flat |= {name.format(layer): draw(name, config.d_model) for name in per_layer}
+        for name in ("blocks.{}.mlp.b_in", "blocks.{}.mlp.b_out"):
+            flat[name.format(layer)] = np.zeros(sizes[TABLE[name][0]], config.dtype)
+    return _nest(flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(path: str) -> Imported:
+    return load(path)
+
+
+def initial_weights(init: str, config: Config, seed: int) -> dict:
+    """The weights that a run of this config and seed starts from: `torch` or a file. Raises BadInput where they do not fit the config."""
+    if init == "torch":
+        return draw_with_torch(config, seed)
+    given = _flatten(_load_once(init).params)
+    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
+    wanted = {name: tuple(x.shape) for name, x in _flatten(shapes).items()}
+    for name in sorted({*given, *wanted}):
+        if name not in given or name not in wanted or given[name].shape != wanted[name]:
+            found = given[name].shape if name in given else "absent"
+            raise BadInput(f"{name} in {init}", found, f"{wanted.get(name, 'nothing of that name')}, as the sweep's task and model have it")
+    return _nest({name: x.astype(config.dtype) for name, x in given.items()})

@@ -161,8 +161,7 @@ def losses(logits, labels, is_train):
 
 
 class Waves(NamedTuple):
-    """The logits as functions of the task's waves. s [P, P] concrete: the argument; mean [P]: over pairs, per X
-    """
+    """The logits as functions of the task's waves. s [P, P] concrete: the argument; mean [P]: over pairs, per X"""
 
     s: np.ndarray
     mean: jax.Array

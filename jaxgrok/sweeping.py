@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxgrok
-from jaxgrok import phases
+from jaxgrok import interop, phases
 from jaxgrok.checkpoint import VACANT, Metrics, SweepFiles, write_json
 from jaxgrok.config import BadInput, Config
 from jaxgrok.grid import CONFIG_FIELDS, Run, Sweep
@@ -93,6 +93,8 @@ def prepare(sweep: Sweep, out=None, batch_runs: int | None = None, devices=None)
     eval_every = sweep.eval_every or default_eval_every(min(wanted.values()))
     for config in sweep.configs:
         make_train(config, eval_every)  # refuses float64 without x64
+        if sweep.init is not None:
+            interop.initial_weights(sweep.init, config, sweep.seeds[0])  # refuses weights that do not fit
     manifest = {"runs": {}, "batches": {}}
     if files.exists():
         _refuse_changes(sweep, files)
@@ -135,6 +137,7 @@ class Compiled(NamedTuple):
     """The functions of one config mapped over rows, and where their rows lie."""
 
     init: object
+    start: object
     advance: object
     evaluate: object
     sharding: NamedSharding
@@ -154,6 +157,7 @@ def compiled(config: Config, eval_every: int, devices: tuple) -> Compiled:
 
     return Compiled(
         over_rows(trainer.init, (0,)),
+        over_rows(trainer.start, (0, 0)),
         over_rows(trainer.advance, (0, 0, 0, None), donate_argnums=0),
         over_rows(trainer.evaluate, (0, 0)),
         NamedSharding(mesh, row),
@@ -180,7 +184,7 @@ class _BatchInTraining:
         if saved is None:
             self.epoch, self.run = 0, _padded(list(self.batch.runs), _rows_for(len(self.batch.runs), len(plan.devices)))
             self._place()
-            self.state = self.compiled.init(self.hyper)
+            self.state = self._initial_state()
             plan.layouts[number] = []
         else:
             self.epoch, self.run, state = saved
@@ -198,18 +202,27 @@ class _BatchInTraining:
         config = self.batch.config
         return jax.eval_shape(make_train(config, self.plan.eval_every).init, make_hyper(config, 0, 0.0, 0.0))
 
+    def _stacked(self, rows):
+        """One pytree per row -> one on the devices, [row, ...]."""
+        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *rows), self.compiled.sharding)
+
+    def _runs(self) -> list[Run]:
+        """The run of each row; a vacant row repeats the batch's first."""
+        return [self.plan.runs[self.batch.runs[0] if run == VACANT else int(run)] for run in self.run]
+
+    def _initial_state(self):
+        init = self.plan.sweep.init
+        if init is None:
+            return self.compiled.init(self.hyper)
+        weights = [interop.initial_weights(init, self.batch.config, run.seed) for run in self._runs()]
+        return self.compiled.start(self._stacked(weights), self.hyper)
+
     def _place(self):
-        """Put the rows' data and numbers on the devices; a vacant row repeats the batch's first run."""
-        config, task = self.batch.config, make_task(self.batch.config)
-        runs = [self.plan.runs[self.batch.runs[0] if run == VACANT else int(run)] for run in self.run]
+        """Put the rows' data and numbers on the devices."""
+        config, task, runs = self.batch.config, make_task(self.batch.config), self._runs()
         splits = [task.split(run.frac, run.seed, run.split_seed) for run in runs]
-        hypers = [make_hyper(config, run.seed, run.wd, run.lr) for run in runs]
-
-        def stacked(items):
-            return jax.device_put(jax.tree.map(lambda *rows: np.stack(rows), *items), self.compiled.sharding)
-
-        self.train, self.test = stacked([train for train, _ in splits]), stacked([test for _, test in splits])
-        self.hyper = stacked(hypers)
+        self.train, self.test = (self._stacked(part) for part in zip(*splits))
+        self.hyper = self._stacked([make_hyper(config, run.seed, run.wd, run.lr) for run in runs])
 
     def _note_layout(self):
         layouts = self.plan.layouts[self.number]

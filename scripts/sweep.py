@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--task", help=f"operation modulo p: {' '.join(CHOICES['task'])} (default add)")
     model.add_argument("--p", help="the modulus, prime or not (default 113)")
     model.add_argument("--split-seed", metavar="N", help="one train/test split for all runs (default: each run's own seed)")
+    model.add_argument("--init", metavar="FILE|torch", help="start every run from these weights, or from what the authors' code draws")
     model.add_argument("--arch", help=f"{' '.join(CHOICES['arch'])} (default transformer)")
     model.add_argument("--n-layers", metavar="N", help="transformer blocks (default 1)")
     model.add_argument("--n-heads", metavar="N", help="attention heads; must divide d_model (default 4)")
