@@ -9,8 +9,8 @@ import pytest
 
 from jaxgrok import interop
 from jaxgrok.config import BadInput, Config
-from jaxgrok.measures import make_task
 from jaxgrok.model import make_model
+from jaxgrok.tasks import make_task
 from tests.reference import analysis
 
 # All sizes differ, so that no shape fits by accident: V 12, S 3, D 6, H 2, K 3, M 5, C 12.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok import fourier, interop, measures
+from jaxgrok import ablations, fourier, interop, measures, network
 from jaxgrok.config import Config
 from jaxgrok.model import make_model
 from jaxgrok.tasks import make_task
@@ -287,14 +287,14 @@ def test_a_memoriser_has_no_key_and_a_high_restricted_loss():
 def test_row_space_spans_the_chosen_rows_and_no_more():
     rng = np.random.default_rng(0)
     rows, chosen = rng.normal(size=(9, 12)), np.array([0, 1, 0, 0, 1, 1, 0, 0, 0], bool)
-    V = np.asarray(measures.row_space(jnp.asarray(rows), jnp.asarray(chosen)))
+    V = np.asarray(ablations.row_space(jnp.asarray(rows), jnp.asarray(chosen)))
     np.testing.assert_allclose(rows[chosen] @ V @ V.T, rows[chosen], atol=1e-12)
     assert np.trace(V @ V.T) == pytest.approx(3)
     rows[5] = rows[1] - 2 * rows[4]
-    V = np.asarray(measures.row_space(jnp.asarray(rows), jnp.asarray(chosen)))
+    V = np.asarray(ablations.row_space(jnp.asarray(rows), jnp.asarray(chosen)))
     np.testing.assert_allclose(rows[chosen] @ V @ V.T, rows[chosen], atol=1e-12)
     assert np.trace(V @ V.T) == pytest.approx(2)
-    assert not measures.row_space(jnp.asarray(rows), jnp.zeros(9, bool)).any()
+    assert not ablations.row_space(jnp.asarray(rows), jnp.zeros(9, bool)).any()
 
 
 def test_principal_components_of_circles():
@@ -317,8 +317,8 @@ def test_attention_score_of_one_frequency():
     for h in range(2):
         scores[..., h, 0], scores[..., h, 1] = 4 + wave[h][a] + 0.5 * wave[0][a], wave[h][b]
     pattern = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-    nothing = dict.fromkeys(measures.Network._fields)
-    m = measures.attention_measures(measures.Network(**(nothing | {"scores": jnp.asarray(scores), "pattern": jnp.asarray(pattern)})))
+    nothing = dict.fromkeys(network.Network._fields)
+    m = measures.attention_measures(network.Network(**(nothing | {"scores": jnp.asarray(scores), "pattern": jnp.asarray(pattern)})))
     np.testing.assert_array_equal(m["attention_score_frequency"]["frequency"], [3, 6])
     # Energies of the alternating wave and of half a cosine: 1 and 1/8.
     np.testing.assert_allclose(m["attention_score_frequency"]["fve"], [1, 8 / 9], rtol=1e-12)
@@ -327,13 +327,13 @@ def test_attention_score_of_one_frequency():
 
 def test_stand_ins_are_neither_keys_nor_clusters():
     keys, clusters = jnp.asarray(fourier.mask_of([2, 5], 41)), jnp.zeros(20, int).at[jnp.array([4, 8, 11])].set(3)
-    controls = measures.draw_controls(0, keys, clusters)
+    controls = ablations.draw_controls(0, keys, clusters)
     for stand_in in np.asarray(controls.stand_ins):
         taken = stand_in[[4, 8, 11]]
         assert len(set(taken)) == 3
         assert not set(taken) & {1, 4, 8, 11}
     assert controls.enough_stand_ins
-    assert not measures.draw_controls(0, keys, jnp.ones(20, int)).enough_stand_ins
+    assert not ablations.draw_controls(0, keys, jnp.ones(20, int)).enough_stand_ins
 
 
 # --- one call, many networks --------------------------------------------------------------------------------------------------------
