@@ -5,6 +5,7 @@
               metrics.npz             the curves [run, time], with a coordinate array per axis
               checkpoints/B/E/        parameters of batch B after E updates, one stacked pytree [row, ...] (orbax)
               checkpoints/B/state-E-rows-N/  the full state of batch B at its latest save, to go on from
+              analysis/B/E.npz        every measure of the checkpoint of that name, [row, ...]
 
 Every checkpoint names the run of each of its rows (-1: none), so nothing is ever found by row number. JSON and npz files
 are replaced whole, in the order manifest, metrics, state: each needs only what stands before it.
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import jax
@@ -185,6 +187,27 @@ class SweepFiles:
                     shutil.rmtree(torn)
             yield self
             self.wait()
+
+    # --- measures ---------------------------------------------------------------------------------------------------
+
+    def _measures_npz(self, batch: int, epoch: int) -> Path:
+        return self.path / "analysis" / f"{batch:04d}" / f"{epoch}.npz"
+
+    def save_measures(self, batch: int, epoch: int, measures: dict) -> None:
+        """Replace the measures of one checkpoint whole: {name: array [row, ...]}, with the `run` of each row."""
+        path = self._measures_npz(batch, epoch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **measures)
+        os.replace(temporary, path)
+
+    def load_measures(self, batch: int, epoch: int, names=None) -> dict | None:
+        """What `save_measures` wrote, or these names of it; None where there is nothing, or nothing whole."""
+        try:
+            with np.load(self._measures_npz(batch, epoch)) as arrays:
+                return {name: arrays[name] for name in (arrays.files if names is None else names) if name in arrays}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,17 @@ WINDOW = 11  # evaluations of the running median that finds the test-loss peak
 FLOOR = 1e-12  # losses below this count as this, in the fall of the log loss
 ACCURACIES = {"memorised": ("train", 0.99), "grokked_90": ("test", 0.90), "grokked_95": ("test", 0.95), "grokked": ("test", 0.99)}
 EVENTS = ("memorised", "grokked_90", "grokked_95", "grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
+# The same of the restricted loss, and when both have fallen: only where checkpoints were analysed.
+CIRCUIT_EVENTS = ("restricted_10", "restricted_50", "restricted_90", "stable")
+FALLS = ("drop_", "restricted_", "stable")  # events that only a grokked and settled run has
+# stage: (the event it starts with, the event it ends with); None: the start or the end of the run
+STAGES = {
+    "memorisation": (None, "test_loss_peak"),
+    "interpolation": ("test_loss_peak", "restricted_10"),
+    "generalisation": ("restricted_10", "restricted_90"),
+    "clean-up": ("drop_10", "drop_90"),
+    "stability": ("stable", None),
+}
 OUTCOMES = ("grokked", "memorised only", "not memorised", "diverged")
 
 
@@ -44,6 +55,14 @@ class Timing:
         if "drop_10" in self.events and "drop_90" in self.events:
             return self.by("drop_90") - self.by("drop_10")
 
+    def stages(self) -> dict[str, tuple[int, int]]:
+        """{stage: (start, end)} in epochs, of the stages whose bounds are known; they may overlap."""
+        bounds = {
+            stage: (0 if start is None else self.by(start), self.last_epoch if end is None else self.by(end))
+            for stage, (start, end) in STAGES.items()
+        }
+        return {stage: (start, end) for stage, (start, end) in bounds.items() if start is not None and end is not None}
+
 
 def first_held(holds: np.ndarray) -> int | None:
     """The first index from which `holds` [T] is true for HOLD more entries or to the end; None if there is none."""
@@ -72,23 +91,34 @@ def _peak(test_loss, before: int) -> tuple[int, float] | None:
     return None if index >= len(test_loss) - HOLD else (index, float(smooth[index]))
 
 
-def _drops(epochs, test_loss, peak) -> dict:
-    index, height = peak
-    top, log_loss = np.log(max(height, FLOOR)), np.log(np.maximum(test_loss, FLOOR))
-    whole = top - np.median(log_loss[-10:])
+def _falls(name, epochs, loss, index, top, bottom) -> dict:
+    """{name_10, name_50, name_90}: when the log loss has fallen by these shares from `top`, at `index`, to `bottom`."""
+    top, bottom, log_loss = (np.log(np.maximum(x, FLOOR)) for x in (top, bottom, loss))
     events = {}
     for share in (10, 50, 90):
-        held = first_held(log_loss[index + 1 :] <= top - share / 100 * whole)
-        if whole > 0 and held is not None:
-            events[f"drop_{share}"] = _bracket(epochs, index + 1 + held)
+        held = first_held(log_loss[index + 1 :] <= top - share / 100 * (top - bottom))
+        if top > bottom and held is not None:
+            events[f"{name}_{share}"] = _bracket(epochs, index + 1 + held)
     return events
 
 
-def time_run(epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_loss=(), epoch_train=()) -> Timing:
+def _restricted_falls(epochs, loss, grokked_by: int) -> dict:
+    """Of the restricted loss at checkpoints. They stand tens of evaluations apart on a smooth curve, so the peak is its
+    largest value and the bottom its last: a running median over 11 checkpoints would span whole stages."""
+    before = int(np.searchsorted(epochs, grokked_by))
+    if not before or not np.isfinite(loss).all():
+        return {}
+    index = int(np.argmax(loss[:before]))
+    return _falls("restricted", epochs, loss, index, loss[index], loss[-1])
+
+
+def time_run(
+    epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_loss=(), epoch_train=(), restricted: tuple | None = None
+) -> Timing:
     """The events of one run, from its curves up to last_epoch (`checkpoint.Metrics.of_run`).
 
     epoch_eval, train_acc, test_acc, test_loss: [evaluations]; train_loss [*]: a non-finite value means divergence;
-    last_epoch: updates done.
+    last_epoch: updates done. restricted: (epochs, restricted loss over all pairs) [checkpoints], where they were analysed.
     """
     epochs = np.asarray(epoch_eval)
     finite = np.isfinite(test_loss) & np.isfinite(train_acc)
@@ -113,6 +143,10 @@ def time_run(epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_
     if peak is not None:
         events["test_loss_peak"] = _bracket(epochs, peak[0])
         if settled:
-            events |= _drops(epochs, test_loss, peak)
+            events |= _falls("drop", epochs, test_loss, *peak, np.exp(np.median(np.log(np.maximum(test_loss[-10:], FLOOR)))))
+    if settled and restricted is not None:
+        events |= _restricted_falls(*restricted, events["grokked"][1])
+        if "drop_90" in events and "restricted_90" in events:
+            events["stable"] = max((events["drop_90"], events["restricted_90"]), key=lambda bracket: bracket[1])
     reached = "grokked" if "grokked" in events else "memorised only" if "memorised" in events else "not memorised"
     return Timing("diverged" if diverged else reached, last_epoch, settled, events)

@@ -9,25 +9,21 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxgrok import phases, report
+from jaxgrok import circuit_tables, phases, report
 from jaxgrok.plan import checkpoint_bytes
 from jaxgrok.schedule import default_eval_every
 
 TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
 
 
-class Watch:
-    """Shows run-epochs done, epochs/s over all runs, time left, and how many runs have memorised and grokked.
-
-    Time left counts every run to its planned end: with until_settled it is the most that can be left.
-    """
+class _Live:
+    """A live line on a terminal; on a pipe whoever shows something prints it, no more often than `every` seconds."""
 
     def __init__(self, stream=None):
         self.console = Console(file=stream or sys.stderr, highlight=False)
         self.every = TERMINAL_SECONDS if self.console.is_terminal else PIPE_SECONDS
         self.bar = Progress(BarColumn(10), TextColumn("{task.percentage:.0f} %"), TextColumn("{task.fields[state]}"))
         self.live = Live(self.bar, console=self.console, refresh_per_second=2, transient=True) if self.console.is_terminal else None
-        self.trained = 0
 
     def __enter__(self):
         return self
@@ -36,10 +32,18 @@ class Watch:
         if self.live is not None:
             self.live.stop()
 
+
+class Watch(_Live):
+    """Shows run-epochs done, epochs/s over all runs, time left, and how many runs have memorised and grokked.
+
+    Time left counts every run to its planned end: with until_settled it is the most that can be left.
+    """
+
     def started(self, metrics, plan):
         """Called once, when the sweep's files are open."""
         left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
         self.start = self.shown = time.monotonic()
+        self.trained = 0
         batches = [plan.batches[number] for number in plan.todo]
         self.task = self.bar.add_task("training", total=done + left, completed=done, state="")
         goes_on = f", of which {done:,} are done" if done else ""
@@ -84,6 +88,34 @@ class Watch:
         return sum(phases.first_held(row[row == row] >= 0.99) is not None for row in accuracy)
 
 
+class Steps(_Live):
+    """Shows networks measured, their rate, and the time left of an analysis."""
+
+    def started(self, total: int):
+        """Called once with the number of networks: runs times checkpoints."""
+        self.total, self.measured, self.found = total, 0, 0
+        self.start = self.shown = time.monotonic()
+        self.task = self.bar.add_task("analysis", total=total, state="")
+        self.console.print(f"{_count(total, 'network')} to measure: every checkpoint of every run", soft_wrap=True)
+        if self.live is not None:
+            self.live.start()
+
+    def advanced(self, measured: int, found: int):
+        """Called with networks just measured, and found measured before."""
+        self.measured, self.found = self.measured + measured, self.found + found
+        now = time.monotonic()
+        if now - self.shown < self.every or not self.measured:
+            return
+        self.shown = now
+        rate, done = self.measured / (now - self.start), self.measured + self.found
+        before = f" ({self.found:,} before)" if self.found else ""
+        state = f"{done:,} of {self.total:,} measured{before}, {rate:.1f} networks/s, {_clock((self.total - done) / rate)} left"
+        if self.live is not None:
+            self.bar.update(self.task, completed=done, state=state)
+        else:
+            self.console.print(state, soft_wrap=True)
+
+
 def _clock(seconds: float) -> str:
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
@@ -97,7 +129,7 @@ def _bytes(n: float) -> str:
     return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
-def _print_table(header, rows) -> None:
+def print_table(header, rows) -> None:
     """A table on standard output; on a pipe it is as wide as it needs to be."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -115,7 +147,7 @@ def show_plan(costs) -> None:
     for c in costs:
         counts = [f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
         rows.append([c.config.task, str(c.config.p), c.config.arch, *counts, f"{c.flops / 1e12:,.1f}", _clock(c.seconds), _bytes(c.disk)])
-    _print_table(header, rows)
+    print_table(header, rows)
     runs, seconds, disk = (sum(getattr(c, name) for c in costs) for name in ("runs", "seconds", "disk"))
     print(f"{_count(runs, 'run')}, about {_clock(seconds)}, {_bytes(disk)} on disk")
 
@@ -123,9 +155,34 @@ def show_plan(costs) -> None:
 def show_summary(results, cells) -> None:
     """Print the summary table and where everything lies."""
     if cells:
-        _print_table(*report.readable_table(cells))
+        print_table(*report.readable_table(cells))
         print(report.NOTE)
+        if results.has_circuit_events:
+            print_table(*report.stages_table(cells))
+            print(report.STAGES_NOTE)
     waiting = len(results.runs) - sum(len(cell.records) for cell in cells)
     if waiting:
         print(f"{waiting} of {len(results.runs)} runs have not begun, and are in no row.")
     print(f"tables, figures, checkpoints: {results.path}")
+
+
+def show_network(found: dict, remarks: list[str]) -> None:
+    """Print one network's measures, {name: array}, and remarks."""
+    print_table(*circuit_tables.keys_table([("", found)]))
+    print_table(*circuit_tables.networks_table([found]))
+    print("\n".join([circuit_tables.NETWORKS_NOTE, *remarks]))
+
+
+def show_networks(results, cells) -> None:
+    """Print what the networks of each cell learned, when its stages came, and where everything lies."""
+    for cell in cells:
+        networks = circuit_tables.last_networks(results, cell.records)
+        if networks:
+            print(cell.name or _count(len(networks), "network"))
+            print_table(*circuit_tables.keys_table(circuit_tables.by_seed(cell, networks)))
+            print_table(*circuit_tables.networks_table(networks))
+    print(circuit_tables.NETWORKS_NOTE)
+    if cells:
+        print_table(*report.stages_table(cells))
+        print(report.STAGES_NOTE)
+    print(f"tables, figures: {results.path}")

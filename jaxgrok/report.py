@@ -11,6 +11,7 @@ from jaxgrok.checkpoint import replace_text
 from jaxgrok.results import AXES, Results
 
 MEASURED = ("memorised", "grokked", "delay", "width")  # what a cell's row gives the median of
+STAGE_BOUNDS = ("test_loss_peak", "restricted_10", "restricted_90", "drop_10", "drop_90", "stable")  # and once it was analysed
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Cell:
         """{seed: (time, reached)} of memorised, grokked (any event), delay or width.
 
         A delay is censored at the run's end and counts only runs that memorised. A width is known only of runs that
-        grokked and settled: of the others nothing is, so they are censored at 0 (spec: MEASURES.md).
+        grokked and settled: of the others nothing is, so they are censored at 0 (spec: MEASURES.md). So are the falls of
+        test and restricted loss: of a run that has not settled it is known only that its test loss falls after its peak.
         """
         out = {}
         for record, timing in zip(self.records, self.timings):
@@ -43,7 +45,9 @@ class Cell:
                 out[record["seed"]] = (0, False) if timing.width is None else (timing.width, True)
             else:
                 value = timing.by(measured)
-                out[record["seed"]] = (timing.last_epoch, False) if value is None else (value, True)
+                waited = 0 if measured.startswith("restricted") else timing.by("test_loss_peak") or timing.last_epoch
+                censored = waited if measured.startswith(phases.FALLS) else timing.last_epoch
+                out[record["seed"]] = (censored, False) if value is None else (value, True)
         return out
 
     def median(self, measured: str) -> stats.Median:
@@ -59,16 +63,22 @@ def cells(results: Results) -> list[Cell]:
     return [Cell(fields, records, [results.timing(record) for record in records]) for fields, records in results.cells().items()]
 
 
+def events_of(results: Results) -> tuple[str, ...]:
+    """The events that are known of a sweep: those of its circuits once its checkpoints were analysed."""
+    return (*phases.EVENTS, *phases.CIRCUIT_EVENTS) if results.has_circuit_events else phases.EVENTS
+
+
 def timings_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], list[list]]:
     """(header, rows) of timings.csv: a row per run; an event that was not reached has empty bounds."""
+    events = events_of(results)
     more = [name for name in results.varying() if name not in AXES]
     header = ["run", "seed", *AXES, "n_train", "outcome", "last_epoch"]
-    header += [f"{event}_{end}" for event in phases.EVENTS for end in ("after", "by")] + ["delay", "drop_width", "settled", *more]
+    header += [f"{event}_{end}" for event in events for end in ("after", "by")] + ["delay", "drop_width", "settled", *more]
     rows = []
     for cell in of_cells:
         for record, timing in zip(cell.records, cell.timings):
             row = [record["run"], record["seed"], *(record[name] for name in AXES), record["n_train"], timing.outcome, timing.last_epoch]
-            for event in phases.EVENTS:
+            for event in events:
                 row += timing.events.get(event, (None, None))
             rows.append([*row, timing.delay, timing.width, timing.settled, *(record[name] for name in more)])
     return header, sorted(rows, key=lambda row: row[0])
@@ -77,14 +87,15 @@ def timings_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
 def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], list[list]]:
     """(header, rows) of summary.csv: a row per cell, counts of outcomes, and median, low, high, arrived of each time."""
     more = [name for name in results.varying() if name not in AXES]
+    measured_ones = (*MEASURED, *(STAGE_BOUNDS if results.has_circuit_events else ()))
     header = [*AXES, *more, "runs", *(outcome.replace(" ", "_") for outcome in phases.OUTCOMES), "settled"]
-    header += [f"{measured}_{part}" for measured in MEASURED for part in ("median", "low", "high", "arrived", "of")]
+    header += [f"{measured}_{part}" for measured in measured_ones for part in ("median", "low", "high", "arrived", "of")]
     rows = []
     for cell in of_cells:
         first = cell.records[0]
         row = [*(first[name] for name in (*AXES, *more)), len(cell.records), *cell.outcomes().values()]
         row.append(sum(timing.settled for timing in cell.timings))
-        for measured in MEASURED:
+        for measured in measured_ones:
             m = cell.median(measured)
             row += [m.value, m.low, m.high, m.arrived, m.total]
         rows.append(row)
@@ -148,6 +159,24 @@ NOTE = (
 )
 
 
+STAGES_NOTE = (
+    "Memorisation ends at the peak of the test loss. Generalisation is from 10 to 90 % of the fall of the log restricted loss "
+    "(all pairs, the keys of the run's last checkpoint), clean-up the same of the log test loss; interpolation lies between the peak and "
+    "generalisation, stability after both. Stages may overlap. Bounds of the restricted loss are known to the distance of two checkpoints."
+)
+
+
+def stages_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) for people: where each stage starts and ends, medians with 95 % intervals in epochs."""
+    rows = []
+    for cell in of_cells:
+        values = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in cell.fields]
+        for stage, (start, end) in phases.STAGES.items():
+            bounds = ["0" if start is None else str(cell.median(start)), "end of run" if end is None else str(cell.median(end))]
+            rows.append([*values, stage, *bounds])
+    return [*([name for name, _ in of_cells[0].fields] if of_cells else []), "stage", "from", "to"], rows
+
+
 def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
     """summary.md: the table for people, what it rests on, and comparisons of neighbouring cells."""
     session, first = results.sessions[-1], results.runs[0]
@@ -155,6 +184,8 @@ def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
     varied = set(results.varying())
     constant = [text for name, text in zip(AXES, constant) if name not in varied]
     parts = [f"# {results.path.name}", ", ".join(constant) + "." if constant else "", markdown(*readable_table(of_cells)), NOTE]
+    if results.has_circuit_events:
+        parts += ["## Stages", markdown(*stages_table(of_cells)), STAGES_NOTE]
     comparisons = comparison_rows(of_cells)
     waiting = len(results.runs) - sum(len(cell.records) for cell in of_cells)
     if waiting:

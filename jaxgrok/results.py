@@ -1,8 +1,11 @@
 """What a sweep left on disk, for reading: `load(run_dir)` finds runs by their coordinates, never by row."""
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxgrok import phases
 from jaxgrok.checkpoint import Metrics, SweepFiles
@@ -98,9 +101,65 @@ class Results:
         (row,) = (rows == record["run"]).nonzero()[0]
         return jax.tree.map(lambda leaf: leaf[row], stacked)
 
+    # --- what analyze.py measured --------------------------------------------------------------------------------------
+
+    def analysed(self, runs=None, names=None) -> Iterator[tuple[dict, int, dict]]:
+        """(record, epoch, {name: array}) of every analysed checkpoint, batch by batch in order of epoch, a file at a time.
+
+        runs: numbers of the runs wanted, None: all. names: the measures wanted, None: all. A measure's name is its path in
+        `measures.all`, joined by "/": `restricted_loss/all`.
+        """
+        records = {record["run"]: record for record in self.runs if runs is None or record["run"] in runs}
+        for batch in sorted({record["batch"] for record in records.values() if record["batch"] is not None}):
+            for epoch in self.files.checkpoint_epochs(batch):
+                found = self.files.load_measures(batch, epoch, names and ("run", *names)) or {"run": ()}
+                for row, run in enumerate(found["run"]):
+                    if run in records and epoch <= self.metrics.last_epoch[run]:
+                        yield records[run], epoch, {name: x[row] for name, x in found.items()}
+
+    def measures(self, **coordinates) -> dict:
+        """One run's measures at all its analysed checkpoints, by coordinates: what `measures.all` gives, [checkpoints, ...],
+        and `epoch` [checkpoints]. Raises BadInput for a run that was not analysed."""
+        return self.measured([self._one(coordinates)])[0]
+
+    def measured(self, records: list[dict], names=None) -> list[dict]:
+        """`measures` of several runs, or these of their names (see `analysed`), in one pass over the files."""
+        series = {record["run"]: {"epoch": []} for record in records}
+        for record, epoch, found in self.analysed(set(series), names):
+            rows = series[record["run"]]
+            rows["epoch"].append(epoch)
+            for name, x in found.items():
+                rows.setdefault(name, []).append(x)
+        for record in records:
+            if not series[record["run"]]["epoch"]:
+                raise BadInput("run", record["run"], f"one that was analysed: python scripts/analyze.py {self.path}")
+        return [_nest({name: np.stack(rows) for name, rows in of_run.items()}) for of_run in series.values()]
+
+    @functools.cached_property
+    def _restricted(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """{run: (epochs, restricted loss over all pairs)} where checkpoints were analysed."""
+        curves = {}
+        for record, epoch, found in self.analysed(names=("restricted_loss/all",)):
+            curves.setdefault(record["run"], []).append((epoch, found["restricted_loss/all"]))
+        return {run: tuple(np.array(column) for column in zip(*points)) for run, points in curves.items()}
+
     def timing(self, record: dict) -> phases.Timing:
-        """The events of one run."""
-        return phases.time_run(**self.metrics.of_run(record["run"]))
+        """The events of one run; those of its circuits where its checkpoints were analysed."""
+        return phases.time_run(**self.metrics.of_run(record["run"]), restricted=self._restricted.get(record["run"]))
+
+    @property
+    def has_circuit_events(self) -> bool:
+        """Whether any run's checkpoints were analysed."""
+        return bool(self._restricted)
+
+
+def _nest(flat: dict) -> dict:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    nested = {}
+    for name, x in flat.items():
+        *path, leaf = name.split("/")
+        functools.reduce(lambda place, part: place.setdefault(part, {}), path, nested)[leaf] = x
+    return nested
 
 
 def load(run_dir) -> Results:

@@ -1,0 +1,202 @@
+"""Every measure of one network, from a file or a run; and at every checkpoint of a sweep directory, one at a time.
+
+For a directory: first the keys of each run's last checkpoint, which hold for all of it; then `measures.all` at each. A checkpoint's
+measures are written beside it as soon as they are known (`SweepFiles.save_measures`), so what is held in memory does not
+grow with runs or checkpoints, and an interrupted analysis goes on where it stopped. When a run has trained on and its
+keys are others, its earlier checkpoints are measured again; nothing else ever is.
+"""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxgrok import fourier, interop, measures
+from jaxgrok.config import BadInput, Config
+from jaxgrok.results import Results, load
+
+SAVE_SECONDS = 30  # between writes within one checkpoint of many runs: the most work that a killed process loses
+KEYS = "key_frequencies/keys"
+
+
+class Silent:
+    """A watcher that shows nothing; `progress.Steps` shows it all."""
+
+    def started(self, total: int):
+        """Called once with the number of networks: runs times checkpoints."""
+
+    def advanced(self, measured: int, found: int):
+        """Called with networks just measured, and found measured before."""
+
+
+def config_for_analysis(config: Config, dtype: str = "float32") -> Config:
+    """The config in this dtype, with everything that no measure depends on at its default, so that such configs compile once.
+
+    Raises BadInput for float64 where jax has x64 off.
+    """
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise BadInput("dtype", dtype, 'float64 only after jax.config.update("jax_enable_x64", True)')
+    shapes = ("task", "p", "arch", "n_layers", "n_heads", "d_model", "d_mlp", "act")
+    return Config(**{name: getattr(config, name) for name in shapes}, dtype=dtype)
+
+
+def cast(params, dtype: str):
+    """Parameters in another dtype, as numpy."""
+    return jax.tree.map(lambda x: np.asarray(x, dtype), params)
+
+
+def flatten(tree) -> dict:
+    """{"a": {"b": x}} -> {"a/b": x}, as numpy."""
+    return {"/".join(entry.key for entry in path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+# --- one network --------------------------------------------------------------------------------------------------------
+
+
+class Subject(NamedTuple):
+    """One network to be measured: config, params (numpy), split, the parameters whose keys are used (of its run's last
+    checkpoint), seed of the random controls, and about: what is told of split and origin beside the measures."""
+
+    config: Config
+    params: dict
+    split: measures.Split
+    params_of_keys: dict
+    seed: int
+    about: dict
+
+
+def subject_of_file(path, *, frac=0.3, split_seed=0, seed=None, task="add", act="relu", names=None) -> Subject:
+    """The network in a file of weights (`interop.load`), on the split of split_seed; seed: of random labels, the split's if None.
+
+    Raises BadInput, naming what is wrong.
+    """
+    config, params, recorded = interop.load(path, task=task, act=act, names=names)
+    seed = split_seed if seed is None else seed
+    about = {"seed": split_seed, "frac_train": frac}
+    about |= {f"recorded_{name}": recorded[name] for name in ("train_loss", "test_loss") if name in recorded}
+    return Subject(config, params, measures.split_of(config, frac, seed, split_seed), params, seed, about)
+
+
+def subject_of_run(results: Results, epoch: int | None = None, **coordinates) -> Subject:
+    """The network of one run after `epoch` updates (None: its last checkpoint), to be measured with the keys of its last.
+
+    Raises BadInput for coordinates that are not those of one run, or an epoch that was not saved.
+    """
+    last, params = results.params(**coordinates), results.params(epoch, **coordinates)
+    (record,) = results.select(**coordinates)
+    split_seed = record["seed"] if record["split_seed"] is None else record["split_seed"]
+    config = results.config(record)
+    about = {"seed": split_seed, "frac_train": record["frac"], "run": record["run"]}
+    about["epoch"] = results.checkpoint_epochs(**coordinates)[-1] if epoch is None else epoch
+    return Subject(config, params, measures.split_of(config, record["frac"], record["seed"], split_seed), last, record["seed"], about)
+
+
+def measure(subject: Subject, dtype: str = "float32") -> dict:
+    """`measures.all` of one network, as numpy, computed in this dtype."""
+    config = config_for_analysis(subject.config, dtype)
+    keys = measures.find_keys(config, cast(subject.params_of_keys, dtype))
+    return jax.tree.map(np.asarray, measures.all(config, cast(subject.params, dtype), subject.split, keys, subject.seed))
+
+
+def to_json(subject: Subject, measured: dict) -> dict:
+    """`measures.to_json`, with what is known of the split."""
+    return measures.to_json(subject.config, measured) | {"split": subject.about}
+
+
+def remarks(subject: Subject, measured: dict) -> list[str]:
+    """What a reader of these measures must know beside them, a line each."""
+    task, lines = subject.config.task, []
+    if task not in fourier.WAVE_ARGUMENTS:
+        lines.append(f"task {task}: its answer is no wave of a and b, so restricted, excluded and fitted losses do not exist")
+    if measured["no_keys"]:
+        lines.append("no keys: no frequency satisfies the rules, so what is measured on the keys does not exist")
+    for part in ("train", "test"):
+        recorded, ours = subject.about.get(f"recorded_{part}_loss"), float(measured["loss_all_classes"][part])
+        if recorded is not None:
+            doubt = "" if abs(ours / recorded - 1) < 0.01 else "; is it the split, fraction and task of that network?"
+            lines.append(f"{part} loss {ours:.6e}, recorded in the file {recorded:.6e}{doubt}")
+    return lines
+
+
+# --- a sweep directory --------------------------------------------------------------------------------------------------
+
+
+def analyze(run_dir, *, dtype: str = "float32", watch=Silent()) -> Results:
+    """Measure, in this dtype, what a sweep directory has not measured yet; returns it, opened. Raises BadInput where there is no sweep."""
+    results = load(run_dir)
+    batches = {}
+    for record in results.runs:
+        if results.metrics.last_epoch[record["run"]]:
+            batches.setdefault(record["batch"], []).append(record)
+    watch.started(sum(len(_with_row(results, records, epoch)) for batch, records in batches.items() for epoch in _epochs(results, batch)))
+    for batch, records in batches.items():
+        final_keys = _final_keys(results, batch, records, dtype)
+        for epoch in _epochs(results, batch):
+            _analyze_checkpoint(results, batch, epoch, _with_row(results, records, epoch), final_keys, dtype, watch)
+    return load(run_dir)
+
+
+def _epochs(results: Results, batch: int) -> list[int]:
+    return results.files.checkpoint_epochs(batch)
+
+
+def _with_row(results: Results, records: list[dict], epoch: int) -> list[dict]:
+    """The runs that have a row in the checkpoint of an epoch: those that trained that long."""
+    return [record for record in records if epoch <= results.metrics.last_epoch[record["run"]]]
+
+
+def _row(rows, stacked, run: int, dtype: str):
+    """One run's parameters from a stacked checkpoint."""
+    (row,) = (rows == run).nonzero()[0]
+    return cast(jax.tree.map(lambda leaf: leaf[row], stacked), dtype)
+
+
+def _final_keys(results: Results, batch: int, records: list[dict], dtype) -> dict[int, np.ndarray]:
+    """{run: keys [K]} of each run's last checkpoint."""
+    last = {}
+    for epoch in _epochs(results, batch):
+        last |= {record["run"]: epoch for record in _with_row(results, records, epoch)}
+    keys = {}
+    for epoch in sorted(set(last.values())):
+        rows, stacked = results.files.load_params(batch, epoch)
+        for record in records:
+            if last.get(record["run"]) == epoch:
+                config = config_for_analysis(results.config(record), dtype)
+                keys[record["run"]] = np.asarray(measures.find_keys(config, _row(rows, stacked, record["run"], dtype)))
+    return keys
+
+
+def _analyze_checkpoint(results: Results, batch: int, epoch: int, records: list[dict], final_keys, dtype, watch) -> None:
+    files = results.files
+    before = files.load_measures(batch, epoch) or {"run": ()}
+    done = {}  # {run: {name: array}}
+    for row, run in enumerate(before["run"]):
+        found = {name: x[row] for name, x in before.items()}
+        if run in final_keys and np.array_equal(found.get(KEYS), final_keys[run]) and found["dtype"] == dtype:
+            done[int(run)] = found
+    todo = [record for record in records if record["run"] not in done]
+    watch.advanced(0, len(records) - len(todo))
+    if not todo:
+        return
+
+    def save():
+        rows = [done[record["run"]] for record in records if record["run"] in done]
+        if rows:
+            files.save_measures(batch, epoch, {name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+    rows, stacked = files.load_params(batch, epoch)
+    saved = time.monotonic()
+    try:
+        for record in todo:
+            run, config = record["run"], config_for_analysis(results.config(record), dtype)
+            split = measures.split_of(config, record["frac"], record["seed"], record["split_seed"])
+            params = _row(rows, stacked, run, dtype)
+            found = measures.all(config, params, split, final_keys[run], record["seed"])
+            done[run] = {"run": np.int64(run), "dtype": np.array(dtype), **flatten(found)}
+            watch.advanced(1, 0)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+    finally:
+        save()
