@@ -126,3 +126,48 @@ def test_losses_are_floored():
     deep = run()
     deep["test_loss"] = np.where(deep["test_loss"] < 1e-5, 0.0, deep["test_loss"])
     assert np.isfinite(time_run(**deep).by("drop_90"))
+
+
+# --- circuits ---------------------------------------------------------------------------------------------------------------
+
+
+def restricted(start=4900, end=6900, length=12_000, every=400):
+    """A restricted loss at checkpoints that falls log-linearly from 5 to 1e-7 between these epochs."""
+    epochs = np.array([0, 10, 40, 160, *range(400, length + 1, every)])
+    return epochs, np.exp(np.interp(epochs, [0, start, end], np.log([4.9, 5.0, 1e-7])))
+
+
+def test_stages_of_a_planted_run():
+    timing = time_run(**run(), restricted=restricted())
+    # 10 % of the fall is at 5,100, 50 % at 5,900, 90 % at 6,700; the checkpoints are 400 apart.
+    assert timing.events["restricted_10"] == (4800, 5200)
+    assert timing.events["restricted_50"] == (5600, 6000)
+    assert timing.events["restricted_90"] == (6400, 6800)
+    assert timing.events["stable"] == timing.events["drop_90"]
+    peak = timing.by("test_loss_peak")
+    assert timing.stages() == {
+        "memorisation": (0, peak),
+        "interpolation": (peak, 5200),
+        "generalisation": (5200, 6800),
+        "clean-up": (timing.by("drop_10"), timing.by("drop_90")),
+        "stability": (timing.by("drop_90"), 12_000),
+    }
+
+
+def test_stability_comes_after_the_later_of_both_falls():
+    timing = time_run(**run(), restricted=restricted(5000, 11_000))
+    assert timing.events["stable"] == timing.events["restricted_90"]
+    assert timing.by("restricted_90") > timing.by("drop_90")
+
+
+def test_without_checkpoints_or_settling_or_keys_there_are_no_stages_of_the_circuits():
+    assert set(time_run(**run()).stages()) == {"memorisation", "clean-up"}
+    early = run(length=8000)
+    assert "restricted_10" not in time_run(**early, restricted=restricted(length=8000)).events
+    epochs, loss = restricted()
+    assert "restricted_10" not in time_run(**run(), restricted=(epochs, np.full(len(loss), np.nan))).events
+
+
+def test_a_restricted_loss_that_never_falls_has_no_generalisation():
+    epochs, _ = restricted()
+    assert "restricted_10" not in time_run(**run(), restricted=(epochs, np.full(len(epochs), 5.0))).events

@@ -155,3 +155,43 @@ def test_metrics_load_in_one_line(planted):
     assert arrays["train_loss"].shape == (16, 1200)
     assert arrays["test_acc"].shape == (16, len(arrays["epoch_eval"]))
     assert json.loads((planted.path / "config.json").read_text())["p"] == 113
+
+
+def analysed(results):
+    """The same sweep with one checkpoint per 400 epochs whose restricted loss falls with the test loss, 500 epochs before."""
+    results.__dict__.pop("_restricted", None)
+    epochs = np.arange(0, 12_001, 400)
+    middles = {record["run"]: results.timing(record).by("drop_50") or 10**6 for record in results.runs}
+    curves = {run: np.exp(np.interp(epochs, [at - 1500, at + 500], np.log([5.0, 1e-7]))) for run, at in middles.items()}
+    results.__dict__["_restricted"] = {run: (epochs, loss) for run, loss in curves.items()}  # what the files would have held
+    return results
+
+
+def test_circuit_events_join_the_tables_once_they_are_known(planted):
+    before = report.timings_table(planted, report.cells(planted))[0]
+    assert "restricted_10_by" not in before
+    results = analysed(planted)
+    header, rows = report.timings_table(results, report.cells(results))
+    assert set(before) < set(header)
+    row = dict(zip(header, rows[0]))
+    assert row["restricted_50_after"] < row["restricted_50_by"] < row["drop_50_by"]
+    unsettled = dict(zip(header, rows[8]))
+    assert unsettled["restricted_50_by"] is None
+    header, rows = report.summary_table(results, report.cells(results))
+    first = dict(zip(header, rows[0]))
+    assert (first["stable_arrived"], first["stable_of"]) == (8, 8)
+    assert first["restricted_10_median"] < first["restricted_90_median"]
+
+
+def test_stages_are_medians_over_seeds_and_say_who_has_not_arrived(planted):
+    results = analysed(planted)
+    header, rows = report.stages_table(report.cells(results))
+    assert header == ["wd", "stage", "from", "to"]
+    at_1 = {row[1]: row[2:] for row in rows if row[0] == "1"}
+    assert at_1["memorisation"][0] == "0"
+    assert at_1["memorisation"][1] == at_1["interpolation"][0]
+    assert at_1["generalisation"][0].replace(",", "")[:4].isdigit()
+    assert at_1["stability"][1] == "end of run"
+    # At weight decay 0.1 one of eight settled; of the others it is known only that their test loss falls after its peak.
+    at_01 = {row[1]: row[2:] for row in rows if row[0] == "0.1"}
+    assert at_01["clean-up"][1].endswith("(1/8)") or at_01["clean-up"][1].endswith("(0/8)")

@@ -1,0 +1,294 @@
+"""A sweep directory analysed: through real files, from a network whose keys were planted."""
+
+import csv
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import jaxgrok
+from jaxgrok import analysis, circuit_tables, fourier, interop, measures, report
+from jaxgrok.config import BadInput, Config
+from jaxgrok.grid import make_sweep
+from jaxgrok.model import make_model
+from jaxgrok.sweeping import sweep
+from jaxgrok.tasks import make_task
+
+P, KEY, MORE = 11, 3, 4
+CONFIG = Config(p=P, n_heads=2, d_model=6, d_mlp=5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """Everything here is small and spends its time in the compiler: leave out its optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def planted():
+    """Weights whose W_L has one frequency: a class's column of W_U is its point on the circle of KEY."""
+    params = make_model(CONFIG, make_task(CONFIG)).init(jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
+    params = jax.tree.map(np.array, params)
+    angle = 2 * np.pi * KEY / P * np.arange(P)
+    rng = np.random.default_rng(0)
+    circle = rng.normal(size=(6, 2)) @ np.stack([np.cos(angle), np.sin(angle)])
+    params["unembed"]["W_U"][:, :P] = circle + 0.02 * rng.normal(size=circle.shape)
+    return params
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs of ten epochs from the planted weights, not analysed."""
+    folder = tmp_path_factory.mktemp("trained")
+    interop.save(folder / "weights.npz", CONFIG, planted())
+    sizes = {name: getattr(CONFIG, name) for name in ("p", "n_heads", "d_model", "d_mlp")}
+    settings = {**sizes, "seeds": 2, "epochs": 10, "frac": 0.4, "init": str(folder / "weights.npz"), "checkpoint_every": 5}
+    return sweep(make_sweep(settings), folder / "runs")
+
+
+@pytest.fixture
+def path(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "runs")
+
+
+class Count(analysis.Silent):
+    """Counts the networks measured and found; interrupts after `limit` measured."""
+
+    def __init__(self, limit=None):
+        self.total = self.measured = self.found = 0
+        self.limit = limit
+
+    def started(self, total):
+        self.total = total
+
+    def advanced(self, measured, found):
+        self.measured, self.found = self.measured + measured, self.found + found
+        if self.measured == self.limit:
+            raise KeyboardInterrupt
+
+
+def counted(path, **options):
+    watch = Count()
+    analysis.analyze(path, watch=watch, **options)
+    return watch.total, watch.measured, watch.found
+
+
+@pytest.fixture(scope="module")
+def analysed(trained, tmp_path_factory):
+    path = shutil.copytree(trained, tmp_path_factory.mktemp("analysed") / "runs")
+    n = len(jaxgrok.load(path).checkpoint_epochs(seed=0))
+    assert counted(path) == (2 * n, 2 * n, 0)
+    return path
+
+
+def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_keys(analysed):
+    results = jaxgrok.load(analysed)
+    for seed in (0, 1):
+        series, epochs = results.measures(seed=seed), results.checkpoint_epochs(seed=seed)
+        assert list(series["epoch"]) == epochs
+        keys = measures.find_keys(CONFIG, results.params(seed=seed))
+        assert KEY in circuit_tables.frequencies(keys)
+        assert (series["key_frequencies"]["keys"] == keys).all()
+        for i in (0, len(epochs) - 1):
+            split = measures.split_of(CONFIG, 0.4, seed)
+            alone = measures.all(CONFIG, results.params(epochs[i], seed=seed), split, keys, seed)
+            for name, x in analysis.flatten(alone).items():
+                here = series
+                for part in name.split("/"):
+                    here = here[part]
+                np.testing.assert_array_equal(here[i], x, err_msg=name)
+
+
+def test_an_interrupted_analysis_goes_on_and_measures_nothing_twice(path, analysed):
+    with pytest.raises(KeyboardInterrupt):
+        analysis.analyze(path, watch=Count(limit=3))  # in the middle of the second checkpoint
+    total, measured, found = counted(path)
+    assert (measured, found) == (total - 3, 3)
+    assert counted(path) == (total, 0, total)
+    for (_, _, one), (_, _, other) in zip(jaxgrok.load(path).analysed(), jaxgrok.load(analysed).analysed(), strict=True):
+        for name in other:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_a_damaged_file_is_measured_again(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    file = path / "analysis" / "0000" / "5.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    total, measured, found = counted(path)
+    assert (measured, found) == (2, total - 2)
+
+
+def test_other_final_keys_or_another_dtype_measure_again(analysed, tmp_path, monkeypatch):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    one_run = jaxgrok.load(path).params(seed=1)["embed"]["W_E"]
+    true_keys = measures.find_keys
+
+    def other_for_seed_1(config, params):
+        others = fourier.mask_of([KEY, MORE], P)
+        return others if np.array_equal(params["embed"]["W_E"], one_run) else true_keys(config, params)
+
+    monkeypatch.setattr(measures, "find_keys", other_for_seed_1)
+    total, measured, found = counted(path)
+    assert measured == found == total // 2
+    assert list(circuit_tables.frequencies(jaxgrok.load(path).measures(seed=1)["key_frequencies"]["keys"][0])) == [KEY, MORE]
+
+
+def test_float64_is_refused_without_x64_and_measures_again_with_it(path, analysed, monkeypatch):
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(BadInput, match="float64"):
+            analysis.analyze(path, dtype="float64")
+        assert not (path / "analysis").exists()
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+def rows_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def test_tables_hold_what_was_measured(analysed):
+    results = jaxgrok.load(analysed)
+    circuit_tables.write_circuit_tables(results, report.write_tables(results))
+    n = len(results.checkpoint_epochs(seed=0))
+    rows = rows_of(analysed / "tables" / "measures.csv")
+    assert len(rows) == 2 * n
+    series = results.measures(seed=1)
+    mine = [row for row in rows if row["seed"] == "1"]
+    assert [int(row["epoch"]) for row in mine] == list(series["epoch"])
+    for column, values in {
+        "restricted_loss_test": series["restricted_loss"]["test"],
+        "gini_W_L": series["gini"]["W_L"],
+        "controls_logit_fve_median": series["controls"]["logit_fve"]["median"],
+        "attention_to_equals_mean_1": series["attention_to_equals_mean"][:, 1],
+        "sum_squared_weights_total": series["sum_squared_weights"]["total"],
+    }.items():
+        np.testing.assert_allclose([float(row[column]) for row in mine], values, rtol=1e-6, err_msg=column)
+    keys = circuit_tables.frequencies(series["key_frequencies"]["keys"][0])
+    per_key = [row for row in rows_of(analysed / "tables" / "keys.csv") if row["seed"] == "1"]
+    assert [int(row["k"]) for row in per_key] == list(keys) * n
+    last = per_key[-1]
+    assert float(last["alpha"]) == pytest.approx(series["alpha"][-1, keys[-1] - 1], rel=1e-6)
+    assert float(last["readout_fve_sin"]) == pytest.approx(series["mlp_readout_fve"][-1, 2 * keys[-1] - 1], rel=1e-6)
+    networks = rows_of(analysed / "tables" / "networks.csv")
+    assert [(row["seed"], row["epoch"]) for row in networks] == [("0", "10"), ("1", "10")]
+    assert networks[1]["keys"] == " ".join(map(str, keys))
+    assert networks[1]["keys_by_W_L"]
+    assert float(networks[1]["loss_all"]) == pytest.approx(series["loss"]["all"][-1], rel=1e-6)
+    text = (analysed / "tables" / "networks.md").read_text()
+    assert f"seed 1, epoch 10 | {KEY} (" in text
+    assert "restricted_50_by" in rows_of(analysed / "tables" / "timings.csv")[0]
+    assert "## Stages" in (analysed / "tables" / "summary.md").read_text()
+
+
+def test_medians_and_ranges_pool_what_a_network_has_per_key():
+    def network(keys, loss):
+        found = {"key_frequencies/keys": fourier.mask_of(keys, P), "alpha": np.arange(1.0, 6), "loss/all": np.float64(loss)}
+        return {**found, "neuron_clusters": np.array([0, 7, 0, 3, 0])}
+
+    header, rows = circuit_tables.networks_table([network([2, 4], 1e-3), network([4], 3e-3), network([], 5e-3)])
+    table = {row[0]: row[1] for row in rows}
+    assert header[1] == "median (range)"
+    assert table["key frequencies"] == "1 (0 - 2)"
+    assert table["alpha, per key"] == "4.0 (2.0 - 4.0)"
+    assert table["neurons in a key's cluster"] == "3 (3 - 7)"
+    assert table["loss"] == "3.00e-03 (1.00e-03 - 5.00e-03)"
+    assert table["logit FVE"] == "-"
+
+
+def test_a_network_of_a_run_and_of_a_file_are_measured_alike(analysed, tmp_path):
+    results = jaxgrok.load(analysed)
+    of_run = analysis.subject_of_run(results, seed=1)
+    interop.save(tmp_path / "weights.npz", of_run.config, of_run.params)
+    of_file = analysis.subject_of_file(tmp_path / "weights.npz", frac=0.4, split_seed=1)
+    first, second = (analysis.to_json(subject, analysis.measure(subject)) for subject in (of_run, of_file))
+    assert first.pop("split") == {"seed": 1, "frac_train": 0.4, "run": 1, "epoch": 10}
+    assert second.pop("split") == {"seed": 1, "frac_train": 0.4}
+    assert json.dumps(first) == json.dumps(second)
+    earlier = analysis.subject_of_run(results, 0, seed=1)
+    np.testing.assert_array_equal(earlier.params["unembed"]["W_U"], planted()["unembed"]["W_U"])
+    np.testing.assert_array_equal(
+        analysis.measure(earlier)["key_frequencies"]["keys"], results.measures(seed=1)["key_frequencies"]["keys"][0]
+    )
+
+
+def test_coordinates_of_several_runs_and_epochs_not_saved_are_refused(analysed):
+    results = jaxgrok.load(analysed)
+    with pytest.raises(BadInput, match="seed"):
+        analysis.subject_of_run(results)
+    with pytest.raises(BadInput, match="epoch"):
+        analysis.subject_of_run(results, 7, seed=0)
+    with pytest.raises(BadInput, match="seed"):
+        analysis.subject_of_run(results, seed=9)
+
+
+def test_remarks_say_what_a_reader_must_know():
+    subject = analysis.Subject(Config(task="multiply"), {}, None, {}, 0, {"recorded_train_loss": 2.0, "recorded_test_loss": 1.0})
+    lines = analysis.remarks(subject, {"no_keys": True, "loss_all_classes": {"train": 1.0, "test": 1.0001}})
+    assert "multiply" in lines[0]
+    assert "no keys" in lines[1]
+    assert lines[2].startswith("train loss 1.0")
+    assert lines[2].endswith("?")
+    assert lines[3].startswith("test loss 1.0")
+    assert not lines[3].endswith("?")
+
+
+# --- the command ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(os.path.join(os.path.dirname(__file__), "..", "scripts"))
+    import analyze
+
+    return analyze.main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("nothing.pth", "nothing.pth"),
+        (".", "a directory that sweep.py made"),
+        ("RUNS --split-seed 1", "--split-seed: got 1"),
+        ("RUNS --seed 1", "--seed: got 1"),
+        ("RUNS --json out.json", "seed"),
+        ("RUNS --seed 1 --epoch 7 --json out.json", "epoch: got 7"),
+        ("RUNS --seed 1 --wd 1,2 --json out.json", "--wd: got '1,2'"),
+        ("RUNS --seed 1 --json none/out.json", "--json: got 'none/out.json'"),
+        ("RUNS --seed 1 --export net.txt", "net.txt"),
+        ("RUNS --seed 1 --export net.npz --names theirs", "--names: got 'theirs'"),
+        ("WEIGHTS --run 1", "--run: got 1"),
+        ("WEIGHTS --frac 2", "--frac: got '2'"),
+        ("WEIGHTS --frac 0.001", "frac"),
+        ("WEIGHTS --dtype half", "--dtype: got 'half'"),
+        ("WEIGHTS --task divide", "--task: got 'divide'"),
+        ("BROKEN", "damaged or cut short"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(main, capsys, tmp_path, path, trained, arguments, said):
+    weights = trained.parent / "weights.npz"
+    (tmp_path / "broken.npz").write_bytes(weights.read_bytes()[:300])
+    before = sorted(tmp_path.rglob("*"))
+    words = [{"RUNS": str(path), "WEIGHTS": str(weights), "BROKEN": "broken.npz"}.get(word, word) for word in arguments.split()]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_one_network_to_json_and_exported(main, capsys, tmp_path, analysed):
+    arguments = [str(analysed), "--seed", "1", "--json", "out.json", "--export", "net.npz", "--names", "transformer_lens"]
+    assert main(arguments) == 0
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert KEY in content["key_frequencies"]["keys"]
+    assert content["split"] == {"seed": 1, "frac_train": 0.4, "run": 1, "epoch": 10}
+    back = interop.load(tmp_path / "net.npz", names="transformer_lens").params
+    jax.tree.map(np.testing.assert_array_equal, back, jaxgrok.load(analysed).params(seed=1))
+    assert "logit FVE" in capsys.readouterr().out
