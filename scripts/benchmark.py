@@ -1,11 +1,16 @@
-"""Time a training epoch of the mainline beside a plain PyTorch version of the authors' loop (extra `torch`).
+"""Time a training epoch and an analysis beside plain PyTorch versions of the authors' loops (extra `torch`).
 
-Both train p = 113 at fraction 0.3 with the same threads, in turn, so that the machine's moods hit both; medians are
-printed. The share is of the best rate that any of the step's matrix products reaches by itself, here and now.
+Training: p = 113 at fraction 0.3 with the same threads, in turn, so that the machine's moods hit both; medians are
+printed. The share is of the best rate that any of the step's matrix products reaches by itself, here and now. Analysis:
+every measure of one p = 113 network, and the search for each neuron's frequency.
 """
 
-import argparse
 import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin beside those of jax
+
+import argparse
+import resource
 import statistics
 import sys
 import time
@@ -82,6 +87,38 @@ def matmul_timers() -> dict:
     return timers
 
 
+def analyses() -> dict:
+    """{label: function}: every measure of one network, and its neurons' frequencies; at the same size by the authors' loop."""
+    import jax
+    import numpy as np
+
+    from jaxgrok import fourier, measures
+    from jaxgrok.config import Config
+    from jaxgrok.network import run_network
+    from jaxgrok.training import make_hyper, make_train
+
+    config = Config()
+    params = jax.jit(make_train(config).init)(make_hyper(config, 0, 1.0, 1e-3)).params
+    # As many keys as a trained network has: what is measured on them costs what it costs there.
+    split, keys = measures.split_of(config, 0.3, 0), fourier.mask_of([14, 35, 41, 42, 52], config.p)
+    neurons = jax.jit(lambda params: run_network(config, params).neurons)(params)
+    search = jax.jit(lambda neurons: fourier.fit_neurons(fourier.neuron_blocks(neurons)))
+    functions = {
+        "ours, every measure of one network": lambda: jax.block_until_ready(measures.all(config, params, split, keys)),
+        "ours, the frequency of each neuron": lambda: jax.block_until_ready(search(neurons)),
+    }
+    try:
+        import torch
+
+        from tests.reference.torch_loop import best_frequencies
+
+        same = torch.from_numpy(np.array(neurons).reshape(config.p**2, -1))
+        functions["authors' loop, the frequency of each neuron"] = lambda: best_frequencies(same, config.p)
+    except ModuleNotFoundError:
+        pass
+    return functions
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both programs (default: all cores)")
@@ -121,6 +158,10 @@ def main() -> int:
         print(f"{label}: {ms[name]:.1f} ms per run-epoch, {flops[name] / 1e9:.2f} GFLOP, {rate / best:.2f} of the best rate{ratio}")
     if "torch" in ms:
         print(f"PyTorch, the authors' loop (test loss every epoch): {ms['torch']:.0f} ms per run-epoch")
+    for label, f in analyses().items():
+        f()
+        print(f"{label}: {1e3 * statistics.median(seconds(f) for _ in range(args.rounds)):.0f} ms")
+    print(f"peak memory of all of this: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
     return 0
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxgrok import fourier
 from jaxgrok.config import Config
 from jaxgrok.tasks import make_task
 from jaxgrok.training import train
@@ -29,3 +30,17 @@ def test_it_trains_as_ours_does():
     # float64 rounding along 40 steps
     np.testing.assert_allclose(ours.train_loss, theirs[:, 0], rtol=1e-11)
     np.testing.assert_allclose(ours.test_loss, theirs[:, 1], rtol=1e-11)
+
+
+def test_the_search_for_frequencies_agrees_with_ours():
+    p = 13
+    rng = np.random.default_rng(0)
+    a, b = np.divmod(np.arange(p * p), p)
+    waves = [np.cos(2 * np.pi * k * a / p + 1) * np.cos(2 * np.pi * k * b / p) for k in (1, 3, 5, 2)]
+    neurons = (np.stack(waves, axis=1) + 0.3 * rng.normal(size=(p * p, 4))).astype(np.float32)
+    from tests.reference.torch_loop import best_frequencies
+
+    frequencies, shares = best_frequencies(torch.from_numpy(neurons), p)
+    fits = fourier.fit_neurons(fourier.neuron_blocks(neurons.reshape(p, p, 4)))
+    assert frequencies == (np.asarray(fits.index) + 1).tolist() == [1, 3, 5, 2]
+    np.testing.assert_allclose(shares, fits.fve, rtol=1e-4)

@@ -1,5 +1,7 @@
-"""The authors' training loop as released, in plain PyTorch: every position through every layer, the graph kept for the
-test loss, float64 log_softmax, one full-batch AdamW step an epoch. Slow on purpose; scripts/benchmark.py times it.
+"""The authors' loops as released, in plain PyTorch. Slow on purpose; scripts/benchmark.py times them.
+
+Training: every position through every layer, the graph kept for the test loss, float64 log_softmax, one full-batch AdamW
+step an epoch. The search for each neuron's frequency: neuron by neuron, frequency by frequency.
 
 Our own code; names and shapes are the authors' (W_E [d_model, d_vocab], W_K [heads, d_head, d_model], ...).
 """
@@ -64,3 +66,29 @@ class Loop:
         self.scheduler.step()
         self.optimizer.zero_grad()
         return train_loss.item(), test_loss.item()
+
+
+def best_frequencies(neurons, p):
+    """For each neuron of [p * p, M] its best frequency and the share of its centred energy in that 3x3 block, lists of M.
+
+    As released, the loop over frequencies stops one short of p // 2.
+    """
+    x = torch.arange(p)
+    rows = [torch.ones(p)]
+    for k in range(1, p // 2 + 1):
+        rows += [torch.cos(2 * math.pi * x * k / p), torch.sin(2 * math.pi * x * k / p)]
+    basis = torch.stack([row / row.norm() for row in rows])
+    centred = neurons - neurons.mean(0, keepdim=True)
+    components = torch.einsum("xyn,fx,Fy->fFn", centred.reshape(p, p, -1), basis, basis)
+    frequencies, shares = [], []
+    for neuron in range(neurons.shape[1]):
+        best_share, best_frequency = -1e6, -1
+        for k in range(1, p // 2):
+            index = [0, 2 * k - 1, 2 * k]
+            block = components[[[i] * 3 for i in index], [index] * 3, neuron]
+            share = (block.pow(2).sum() / components[..., neuron].pow(2).sum()).item()
+            if share > best_share:
+                best_share, best_frequency = share, k
+        frequencies.append(best_frequency)
+        shares.append(best_share)
+    return frequencies, shares
