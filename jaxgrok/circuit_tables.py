@@ -9,7 +9,6 @@ Columns bear the names of `measures.all`, joined by "_".
 """
 
 import csv
-import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from jaxgrok.report import Cell, markdown
 from jaxgrok.results import AXES, Results
 
 WITHOUT_KEY = "ablation_loss/remove_key_from_neurons"
-RULES = ("keys", "W_L", "W_E", "neurons")
+RULES = ("W_L", "W_E", "neurons")
 # column of keys.csv: (measure, whether it has a row per cos and per sin of a frequency)
 PER_KEY = {
     "alpha": ("alpha", False),
@@ -71,52 +70,47 @@ def _coordinates(results: Results, record: dict, epoch: int) -> dict:
     return {"run": record["run"], "seed": record["seed"], **{name: record[name] for name in fields}, "epoch": epoch}
 
 
-def measures_rows(results: Results) -> Iterable[dict]:
-    """The rows of measures.csv."""
-    for record, epoch, found in results.analysed():
-        keys = {"n_keys": int(found["key_frequencies/keys"].sum()), "keys": _listed(found["key_frequencies/keys"])}
-        yield _coordinates(results, record, epoch) | keys | {"keys_found": _listed(found["key_frequencies/found"])} | scalars(found)
-
-
-def keys_rows(results: Results) -> Iterable[dict]:
-    """The rows of keys.csv."""
-    for record, epoch, found in results.analysed():
-        for k in frequencies(found["key_frequencies/keys"]):
-            values = {column: of_key(found[name], k, part) for column, (name, part) in PER_KEY.items()}
-            yield _coordinates(results, record, epoch) | {"k": k} | values
-
-
-def last_networks(results: Results, records: list[dict]) -> list[dict]:
-    """{name: measure} of each run's last analysed checkpoint, in the order of the records; a run that has none is left out."""
-    last = {}
-    for record, epoch, found in results.analysed({record["run"] for record in records}):
-        last[record["run"]] = {**found, "epoch": epoch}
-    return [last[record["run"]] for record in records if record["run"] in last]
-
-
 def _listed(mask) -> str:
     return " ".join(map(str, frequencies(mask)))
 
 
-def networks_rows(results: Results) -> Iterable[dict]:
-    """The rows of networks.csv."""
-    for record in results.runs:
-        for found in last_networks(results, [record]):
-            rules = {f"keys_by_{rule}" if rule != "keys" else rule: _listed(found[f"key_frequencies/{rule}"]) for rule in RULES}
-            sizes = found["neuron_clusters"]
-            clusters = " ".join(f"{k}:{sizes[k - 1]}" for k in frequencies(sizes > 0))
-            head = {"outcome": results.timing(record).outcome, "n_keys": int(found["key_frequencies/keys"].sum())}
-            yield _coordinates(results, record, found["epoch"]) | head | rules | {"clusters": clusters} | scalars(found)
+def measures_row(results: Results, record: dict, epoch: int, found: dict) -> dict:
+    """A row of measures.csv."""
+    keys = found["key_frequencies/keys"]
+    sets = {"n_keys": int(keys.sum()), "keys": _listed(keys), "keys_found": _listed(found["key_frequencies/found"])}
+    return _coordinates(results, record, epoch) | sets | scalars(found)
 
 
-def _write_csv(path: Path, rows: Callable[[], Iterable[dict]]) -> None:
-    """Write rows as they come. They are made twice: networks of several shapes have several sets of columns."""
-    columns = list(dict.fromkeys(column for row in rows() for column in row))
+def network_row(results: Results, record: dict, found: dict) -> dict:
+    """A row of networks.csv, of a run's last analysed checkpoint."""
+    sizes = found["neuron_clusters"]
+    sets = {f"keys_by_{rule}": _listed(found[f"key_frequencies/{rule}"]) for rule in RULES}
+    sets["clusters"] = " ".join(f"{k}:{sizes[k - 1]}" for k in frequencies(sizes > 0))
+    row = measures_row(results, record, found["epoch"], found)
+    at = _coordinates(results, record, found["epoch"])
+    return at | {"outcome": results.timing(record).outcome, "n_keys": row["n_keys"], "keys": row["keys"]} | sets | row
+
+
+def keys_rows(results: Results, record: dict, epoch: int, found: dict) -> list[dict]:
+    """The rows of keys.csv of one checkpoint."""
+    rows = []
+    for k in frequencies(found["key_frequencies/keys"]):
+        values = {column: of_key(found[name], k, part) for column, (name, part) in PER_KEY.items()}
+        rows.append(_coordinates(results, record, epoch) | {"k": k} | values)
+    return rows
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _write_csv(path: Path, columns: list[str], rows: Iterable[dict]) -> None:
+    """Write rows as they come; what a row lacks is empty."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows())
+        writer.writerows(rows)
     os.replace(temporary, path)
 
 
@@ -192,7 +186,7 @@ def _summary(values, form: str) -> str:
 
 
 def networks_table(networks: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) for people: a row per quantity, its median and range over networks (`last_networks`), and its control's.
+    """(header, rows) for people: a row per quantity, its median and range over networks (`Results.last_analysed`), and its control's.
 
     What a network has one of per key, row or head is pooled; a network without keys has no value where keys are needed.
     """
@@ -224,8 +218,8 @@ def keys_table(named: list[tuple[str, dict]]) -> tuple[list[str], list[list[str]
     for name, found in named:
         sizes = found["neuron_clusters"]
         keys = ", ".join(f"{k} ({sizes[k - 1]})" for k in frequencies(found["key_frequencies/keys"])) or "no keys"
-        rows.append([name, keys, *(_listed(found[f"key_frequencies/{rule}"]) for rule in RULES[1:])])
-    return ["", "keys (neurons)", *(f"rule {rule}" for rule in RULES[1:])], rows
+        rows.append([name, keys, *(_listed(found[f"key_frequencies/{rule}"]) for rule in RULES)])
+    return ["", "keys (neurons)", *(f"rule {rule}" for rule in RULES)], rows
 
 
 NETWORKS_NOTE = (
@@ -238,7 +232,7 @@ def networks_markdown(results: Results, of_cells: list[Cell]) -> str:
     """networks.md: for each cell its keys by seed, and its networks' quantities."""
     parts = [f"# {results.path.name}: what the networks learned"]
     for cell in of_cells:
-        networks = last_networks(results, cell.records)
+        networks = results.last_analysed(cell.records)
         if not networks:
             continue
         parts += [f"## {cell.name}"] if cell.name else []
@@ -250,6 +244,12 @@ def write_circuit_tables(results: Results, of_cells: list[Cell]) -> None:
     """Write tables/measures.csv, keys.csv, networks.csv and networks.md."""
     folder = results.path / "tables"
     folder.mkdir(exist_ok=True)
-    for name, rows in (("measures", measures_rows), ("keys", keys_rows), ("networks", networks_rows)):
-        _write_csv(folder / f"{name}.csv", functools.partial(rows, results))
+    last = [(record, found) for record in results.runs for found in results.last_analysed([record])]
+    networks = [network_row(results, record, found) for record, found in last]
+    _write_csv(folder / "networks.csv", _columns(networks), networks)
+    # All checkpoints of a run have the columns of its last.
+    columns = _columns([measures_row(results, record, found["epoch"], found) for record, found in last])
+    _write_csv(folder / "measures.csv", columns, (measures_row(results, *x) for x in results.analysed()))
+    columns = [*(_coordinates(results, results.runs[0], 0)), "k", *PER_KEY]
+    _write_csv(folder / "keys.csv", columns, (row for x in results.analysed() for row in keys_rows(results, *x)))
     replace_text(folder / "networks.md", networks_markdown(results, of_cells))

@@ -176,7 +176,7 @@ def show_network(found: dict, remarks: list[str]) -> None:
 def show_networks(results, cells) -> None:
     """Print what the networks of each cell learned, when its stages came, and where everything lies."""
     for cell in cells:
-        networks = circuit_tables.last_networks(results, cell.records)
+        networks = results.last_analysed(cell.records)
         if networks:
             print(cell.name or _count(len(networks), "network"))
             print_table(*circuit_tables.keys_table(circuit_tables.by_seed(cell, networks)))

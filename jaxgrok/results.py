@@ -117,6 +117,18 @@ class Results:
                     if run in records and epoch <= self.metrics.last_epoch[run]:
                         yield records[run], epoch, {name: x[row] for name, x in found.items()}
 
+    def last_analysed(self, records: list[dict]) -> list[dict]:
+        """{name: array, `epoch`} of each run's last analysed checkpoint, in the order of the records; a run without is left out."""
+        found = []
+        for record in records:
+            for epoch in reversed(self.checkpoint_epochs(run=record["run"])):
+                measures = self.files.load_measures(record["batch"], epoch)
+                if measures is not None and record["run"] in measures["run"]:
+                    (row,) = (measures["run"] == record["run"]).nonzero()[0]
+                    found.append({**{name: x[row] for name, x in measures.items()}, "epoch": epoch})
+                    break
+        return found
+
     def measures(self, **coordinates) -> dict:
         """One run's measures at all its analysed checkpoints, by coordinates: what `measures.all` gives, [checkpoints, ...],
         and `epoch` [checkpoints]. Raises BadInput for a run that was not analysed."""
