@@ -134,10 +134,10 @@ def _per_key(name: str, parts=(False,)) -> Callable:
 
 # (what, values of one network, the measure of its random control, how a number is written)
 QUANTITIES = (
-    ("key frequencies", lambda found: np.atleast_1d(found["key_frequencies/keys"].sum()), None, "{:.0f}"),
-    ("neurons in a key's cluster", _per_key("neuron_clusters"), None, "{:.0f}"),
-    ("neurons in no cluster", _one("neurons_unclustered"), None, "{:.0f}"),
-    ("neurons always active", _one("neurons_always_active"), None, "{:.0f}"),
+    ("key frequencies", lambda found: np.atleast_1d(found["key_frequencies/keys"].sum()), None, "{:g}"),
+    ("neurons in a key's cluster", _per_key("neuron_clusters"), None, "{:g}"),
+    ("neurons in no cluster", _one("neurons_unclustered"), None, "{:g}"),
+    ("neurons always active", _one("neurons_always_active"), None, "{:g}"),
     ("neuron FVE, median over neurons", _one("neuron_fve_median"), None, "{:.3f}"),
     ("logit FVE", _one("logit_fve"), "logit_fve", "{:.3f}"),
     ("W_L residual", _one("W_L_residual"), None, "{:.4f}"),

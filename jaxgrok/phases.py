@@ -112,6 +112,34 @@ def _restricted_falls(epochs, loss, grokked_by: int) -> dict:
     return _falls("restricted", epochs, loss, index, loss[index], loss[-1])
 
 
+@dataclass(frozen=True)
+class Spike:
+    """A slingshot: epochs start to end (the last above) and the peak of the train loss in it, and its height over the level before."""
+
+    start: int
+    end: int
+    peak_epoch: int
+    peak: float
+    factor: float
+
+
+def spikes(epochs, train_loss, window: int = 50, factor: float = 10) -> list[Spike]:
+    """Where the train loss is above `factor` times the median of the `window` entries before; stretches no more than a window
+    apart are one spike. epochs, train_loss [T], one entry an epoch; a window of them must come first."""
+    loss = np.asarray(train_loss)
+    if len(loss) <= window:
+        return []
+    before = np.median(np.lib.stride_tricks.sliding_window_view(loss, window)[:-1], axis=1)
+    high = window + np.flatnonzero(loss[window:] > factor * before)
+    found = []
+    for stretch in np.split(high, np.flatnonzero(np.diff(high) > window) + 1) if len(high) else []:
+        peak = stretch[np.argmax(loss[stretch])]
+        level = before[stretch[0] - window]
+        bounds = (int(epochs[i]) for i in (stretch[0], stretch[-1], peak))
+        found.append(Spike(*bounds, float(loss[peak]), float(loss[peak] / level)))
+    return found
+
+
 def time_run(
     epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_loss=(), epoch_train=(), restricted: tuple | None = None
 ) -> Timing:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxgrok.phases import Timing, first_held, settled_epoch, time_run
+from jaxgrok.phases import Timing, first_held, settled_epoch, spikes, time_run
 
 
 def run(train_at=140, grok_at=7600, length=12_000, every=10, peak=1400, top=25.0, bottom=1e-6):
@@ -171,3 +171,25 @@ def test_without_checkpoints_or_settling_or_keys_there_are_no_stages_of_the_circ
 def test_a_restricted_loss_that_never_falls_has_no_generalisation():
     epochs, _ = restricted()
     assert "restricted_10" not in time_run(**run(), restricted=(epochs, np.full(len(epochs), 5.0))).events
+
+
+# --- slingshots ----------------------------------------------------------------------------------------------------------------
+
+
+def test_spikes_are_counted_once_with_their_height():
+    loss = np.full(2000, 1e-6)
+    loss[500:520] = [*np.geomspace(1e-4, 0.5, 10), *np.geomspace(0.3, 2e-5, 10)]
+    loss[540:545] = 3e-5  # within a window of the first: the same spike
+    loss[1000] = 2e-5
+    loss[1500] = 9e-6  # not 10 times
+    first, second = spikes(np.arange(2000), loss)
+    assert (first.start, first.end, first.peak_epoch, first.peak) == (500, 544, 509, 0.5)
+    assert first.factor == pytest.approx(0.5e6)
+    assert (second.start, second.end, second.peak_epoch) == (1000, 1000, 1000)
+
+
+def test_a_smooth_curve_has_no_spike_and_a_short_one_none_to_measure():
+    epochs = np.arange(3000)
+    assert spikes(epochs, 4.8 * np.exp(-epochs / 50) + 1e-7) == []
+    assert spikes(epochs[:50], np.ones(50)) == []
+    assert spikes(epochs[:0], np.ones(0)) == []

@@ -1,0 +1,121 @@
+"""A run of ours beside a released one: the same curves, where they part, and their slingshots.
+
+A released run is a .pth that holds `train_losses` (one an epoch) and `test_losses` (one in ten), or samples of its curves in
+a JSON file: {name: {"train_at": {epoch: loss}, "test_at": {epoch: loss}}}.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxgrok import interop, phases
+from jaxgrok.config import BadInput
+
+THRESHOLDS = (1.0, 0.1, 0.01, 1e-3, 1e-6)
+TEST_EVERY = 10  # epochs between the released test losses
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Epochs and losses of one run, [T] each; a released one may hold samples alone (`whole` false)."""
+
+    epoch_train: np.ndarray
+    train_loss: np.ndarray
+    epoch_eval: np.ndarray
+    test_loss: np.ndarray
+    whole: bool = True
+
+
+def read_released(path, name: str | None = None) -> Curves:
+    """The curves of a released run. name: which one of a JSON file. Raises BadInput for what holds no curves."""
+    path = Path(path)
+    if path.suffix == ".json":
+        try:
+            runs = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput("released", str(path), f"a readable JSON file ({error})") from None
+        names = sorted(key for key, run in runs.items() if isinstance(run, dict) and {"train_at", "test_at"} <= set(run))
+        if name not in names:
+            raise BadInput("name", name, "one of " + " ".join(names))
+        samples = [np.array([(int(epoch), loss) for epoch, loss in runs[name][part].items()]) for part in ("train_at", "test_at")]
+        (epoch_train, train), (epoch_eval, test) = ((x[:, 0].astype(int), x[:, 1]) for x in samples)
+        return Curves(epoch_train, train, epoch_eval, test, whole=False)
+    _, beside = interop.read(path)
+    try:
+        train, test = (np.array(beside[key], float) for key in ("train_losses", "test_losses"))
+    except (KeyError, TypeError, ValueError):
+        raise BadInput("released", str(path), "a file with train_losses and test_losses beside its weights") from None
+    return Curves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test)
+
+
+def of_run(curves: dict) -> Curves:
+    """Ours, from `Results.curves`."""
+    return Curves(*(np.asarray(curves[name]) for name in ("epoch_train", "train_loss", "epoch_eval", "test_loss")))
+
+
+def first_below(epochs, loss, threshold: float) -> int | None:
+    """The first epoch with a loss below a threshold."""
+    below = loss < threshold
+    return int(epochs[np.argmax(below)]) if below.any() else None
+
+
+def _shared(ours_at, ours, theirs_at, theirs, last: int):
+    """(epochs, ours, theirs) at the epochs both have, up to `last`."""
+    epochs, i, j = np.intersect1d(ours_at, theirs_at, return_indices=True)
+    chosen = epochs <= last
+    return epochs[chosen], ours[i][chosen], theirs[j][chosen]
+
+
+def deviation(ours: Curves, theirs: Curves, part: str, last: int) -> float:
+    """The largest |ours / theirs - 1| of the `train` or `test` loss at the shared epochs up to `last`; NaN where there is none."""
+    at = "epoch_train" if part == "train" else "epoch_eval"
+    _, a, b = _shared(getattr(ours, at), getattr(ours, f"{part}_loss"), getattr(theirs, at), getattr(theirs, f"{part}_loss"), last)
+    return float(np.max(np.abs(a / b - 1), initial=-np.inf)) if len(a) else float("nan")
+
+
+def comparison(ours: Curves, theirs: Curves, lasts=(300, 1000, 2000, 3000, 10_000, 20_000, 60_000)) -> list[list[str]]:
+    """Rows [quantity, released, ours] of a rerun beside its original."""
+
+    def shown(epoch):
+        return "-" if epoch is None else f"{epoch:,}"
+
+    rows = [[f"initial {part} loss", *(f"{getattr(run, f'{part}_loss')[0]:.9f}" for run in (theirs, ours))] for part in ("train", "test")]
+    end = min(ours.epoch_train[-1], theirs.epoch_train[-1])
+    for part in ("train", "test"):
+        for last in (last for last in lasts if last <= end):
+            rows.append(
+                [f"largest relative difference of the {part} loss to epoch {last:,}", "", f"{deviation(ours, theirs, part, last):.2g}"]
+            )
+    if theirs.whole:
+        runs = (theirs, ours)
+        peaks = [(run.test_loss.max(), run.epoch_eval[run.test_loss.argmax()]) for run in runs]
+        rows.append(["highest test loss (epoch)", *(f"{loss:.2f} ({epoch:,})" for loss, epoch in peaks)])
+        for part, at in (("train", "epoch_train"), ("test", "epoch_eval")):
+            for threshold in THRESHOLDS:
+                epochs = [first_below(getattr(run, at), getattr(run, f"{part}_loss"), threshold) for run in runs]
+                rows.append([f"{part} loss first below {threshold:g}, epoch", *map(shown, epochs)])
+    else:
+        for part, at in (("train", "epoch_train"), ("test", "epoch_eval")):
+            for epoch, a, b in zip(
+                *_shared(getattr(ours, at), getattr(ours, f"{part}_loss"), getattr(theirs, at), getattr(theirs, f"{part}_loss"), end)
+            ):
+                rows.append([f"{part} loss at epoch {epoch:,}", f"{b:.3g}", f"{a:.3g}"])
+    return rows
+
+
+def spike_rows(curves: Curves) -> list[list[str]]:
+    """Rows [quantity, value] on the slingshots of one whole run."""
+    found = phases.spikes(curves.epoch_train, curves.train_loss)
+    peaks = [spike.peak for spike in found]
+    rows = [[f"spikes in {len(curves.epoch_train):,} epochs", str(len(found))]]
+    if found:
+        highest = max(found, key=lambda spike: spike.peak)
+        rows += [
+            ["first at epoch", f"{found[0].start:,}"],
+            ["highest (epoch; times the level before)", f"{highest.peak:.3g} ({highest.peak_epoch:,}; {highest.factor:.1e})"],
+            ["median height", f"{np.median(peaks):.3g}"],
+            ["higher than 0.1", str(sum(peak > 0.1 for peak in peaks))],
+        ]
+    return rows
