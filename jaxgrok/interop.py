@@ -237,13 +237,13 @@ def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, 
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 
-def _optional(module: str, suffix: str):
-    """An optional dependency. Raises BadInput that says how to install it."""
+def _optional(module: str, name: str, value):
+    """An optional dependency. Where it is missing, raises BadInput for the named value that asks for it, and says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".")[0]
-        raise BadInput("file", f"*{suffix}", f"{suffix} only where {package} is installed: pip install {package}") from None
+        raise BadInput(name, value, f'only with {package}, which must be installed: pip install "jaxgrok[{package}]"') from None
 
 
 def _suffix(path: Path) -> str:
@@ -253,7 +253,7 @@ def _suffix(path: Path) -> str:
 
 
 def _read_torch(path: Path) -> dict:
-    torch = _optional("torch", path.suffix)
+    torch = _optional("torch", "file", str(path))
     content = torch.load(path, map_location="cpu", weights_only=True)
 
     def plain(x):
@@ -288,7 +288,7 @@ def read(path) -> tuple[dict, dict]:
         if suffix == ".npz":
             content = _read_npz(path)
         elif suffix == ".safetensors":
-            content = _optional("safetensors.numpy", suffix).load_file(path)
+            content = _optional("safetensors.numpy", "file", str(path)).load_file(path)
         else:
             content = _read_torch(path)
     except BadInput:
@@ -336,9 +336,9 @@ def save(path, config: Config, params: dict, names: str = "authors") -> None:
             with open(temporary, "wb") as file:
                 np.savez(file, **state)
         elif suffix == ".safetensors":
-            _optional("safetensors.numpy", suffix).save_file(state, temporary)
+            _optional("safetensors.numpy", "file", str(path)).save_file(state, temporary)
         else:
-            torch = _optional("torch", suffix)
+            torch = _optional("torch", "file", str(path))
             torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -357,7 +357,7 @@ def draw_with_torch(config: Config, seed: int) -> dict:
     """
     if config.arch != "transformer":
         raise BadInput("arch", config.arch, "transformer: the authors' code draws no other")
-    torch, task = _optional("torch", "torch"), make_task(config)
+    torch, task = _optional("torch", "init", "torch"), make_task(config)
     sizes = {"V": task.d_vocab, "S": task.n_ctx, "D": config.d_model, "H": config.n_heads, "K": config.d_head}
     sizes |= {"M": config.mlp_width, "C": task.d_vocab_out}
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import sys
 
 import jax
 import numpy as np
@@ -238,8 +240,21 @@ def test_names_and_places(tmp_path):
 
 @pytest.mark.parametrize(("module", "suffix"), [("torch", ".pth"), ("safetensors.numpy", ".safetensors")])
 def test_a_missing_package_is_named(tmp_path, monkeypatch, module, suffix):
-    monkeypatch.setitem(__import__("sys").modules, module, None)
-    path = tmp_path / f"weights{suffix}"
+    monkeypatch.setitem(sys.modules, module, None)
+    path, package = tmp_path / f"weights{suffix}", module.split(".")[0]
+    said = re.escape(f"file: got '{path}'; accepted: only with {package}, which must be installed: pip install \"jaxgrok[{package}]\"")
+    with pytest.raises(BadInput, match=said):
+        interop.save(path, SMALL, params_of(SMALL))
+    assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"x")
-    with pytest.raises(BadInput, match=f"pip install {module.split('.')[0]}"):
+    with pytest.raises(BadInput, match=said):
         interop.load(path)
+
+
+def test_drawing_with_torch_asks_for_torch_and_npz_does_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BadInput, match=r"init: got 'torch'; accepted: only with torch.*\"jaxgrok\[torch\]\""):
+        interop.draw_with_torch(SMALL, 0)
+    path, params = tmp_path / "weights.npz", params_of(SMALL)
+    interop.save(path, SMALL, params)
+    assert_same(interop.load(path).params, params)
