@@ -8,10 +8,10 @@ them, one letter a dimension: V input vocabulary, S positions, D residual, H hea
 P residue. Nothing in a file is executed. torch (for .pth) and safetensors are optional.
 """
 
-import functools
 import importlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -356,7 +356,7 @@ def draw_with_torch(config: Config, seed: int) -> dict:
     which their code does not have, and without torch.
     """
     if config.arch != "transformer":
-        raise BadInput("arch", config.arch, "transformer: the authors' code draws no other")
+        raise BadInput("init", "torch", f"with arch transformer; the authors' code draws no {config.arch}")
     torch, task = _optional("torch", "init", "torch"), make_task(config)
     sizes = {"V": task.d_vocab, "S": task.n_ctx, "D": config.d_model, "H": config.n_heads, "K": config.d_head}
     sizes |= {"M": config.mlp_width, "C": task.d_vocab_out}
@@ -377,20 +377,25 @@ def draw_with_torch(config: Config, seed: int) -> dict:
     return _nest(flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
 
 
-@functools.lru_cache(maxsize=1)
-def _load_once(path: str) -> Imported:
-    return load(path)
+def initial_weights(init: str) -> Callable[[Config, int], dict]:
+    """What runs start from, a function of config and seed: `torch`, or a file, which is read here, once, and gives every seed the same.
 
-
-def initial_weights(init: str, config: Config, seed: int) -> dict:
-    """The weights that a run of this config and seed starts from: `torch` or a file. Raises BadInput where they do not fit the config."""
+    Raises BadInput, named init, for a file that holds no network; the function does for a config that the weights do not fit.
+    """
     if init == "torch":
-        return draw_with_torch(config, seed)
-    given = _flatten(_load_once(init).params)
-    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
-    wanted = {name: tuple(x.shape) for name, x in _flatten(shapes).items()}
-    for name in sorted({*given, *wanted}):
-        if name not in given or name not in wanted or given[name].shape != wanted[name]:
-            found = given[name].shape if name in given else "absent"
-            raise BadInput(f"{name} in {init}", found, f"{wanted.get(name, 'nothing of that name')}, as the sweep's task and model have it")
-    return _nest({name: x.astype(config.dtype) for name, x in given.items()})
+        return draw_with_torch
+    try:
+        given = _flatten(load(init).params)
+    except BadInput as error:
+        raise BadInput("init", init, error.accepted if error.name == "file" else f'a network on x, y, "=" ({error})') from None
+
+    def weights(config: Config, seed: int) -> dict:
+        shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
+        wanted = _flatten(shapes)
+        for name in sorted({*given, *wanted}):
+            theirs, ours = (f"{name} {x[name].shape}" if name in x else f"no {name}" for x in (given, wanted))
+            if theirs != ours:
+                raise BadInput("init", f"{init} with {theirs}", f"{ours}, as the sweep's task and model have it")
+        return _nest({name: x.astype(config.dtype) for name, x in given.items()})
+
+    return weights
