@@ -7,6 +7,7 @@ jax starts, and a bad one raises BadInput with the name it was given under.
 import hashlib
 import itertools
 import math
+import os
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -176,8 +177,8 @@ def whole(name, value, least, most=2**31 - 1) -> int:
 
 
 def _init(name, value) -> str:
-    if not isinstance(value, str | Path) or (value != "torch" and not Path(value).is_file()):
-        raise BadInput(name, value, "torch, or a file of weights (.pth .safetensors .npz) that exists")
+    if not isinstance(value, str | Path) or (value != "torch" and not (os.path.isfile(value) and os.access(value, os.R_OK))):
+        raise BadInput(name, value, "torch, or a file of weights (.pth .safetensors .npz) that exists and can be read")
     return str(value)
 
 

@@ -8,10 +8,10 @@ them, one letter a dimension: V input vocabulary, S positions, D residual, H hea
 P residue. Nothing in a file is executed. torch (for .pth) and safetensors are optional.
 """
 
-import functools
 import importlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -237,13 +237,13 @@ def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, 
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 
-def _optional(module: str, suffix: str):
-    """An optional dependency. Raises BadInput that says how to install it."""
+def _optional(module: str, name: str, value):
+    """An optional dependency. Where it is missing, raises BadInput for the named value that asks for it, and says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".")[0]
-        raise BadInput("file", f"*{suffix}", f"{suffix} only where {package} is installed: pip install {package}") from None
+        raise BadInput(name, value, f'only with {package}, which must be installed: pip install "jaxgrok[{package}]"') from None
 
 
 def _suffix(path: Path) -> str:
@@ -253,7 +253,7 @@ def _suffix(path: Path) -> str:
 
 
 def _read_torch(path: Path) -> dict:
-    torch = _optional("torch", path.suffix)
+    torch = _optional("torch", "file", str(path))
     content = torch.load(path, map_location="cpu", weights_only=True)
 
     def plain(x):
@@ -288,7 +288,7 @@ def read(path) -> tuple[dict, dict]:
         if suffix == ".npz":
             content = _read_npz(path)
         elif suffix == ".safetensors":
-            content = _optional("safetensors.numpy", suffix).load_file(path)
+            content = _optional("safetensors.numpy", "file", str(path)).load_file(path)
         else:
             content = _read_torch(path)
     except BadInput:
@@ -336,9 +336,9 @@ def save(path, config: Config, params: dict, names: str = "authors") -> None:
             with open(temporary, "wb") as file:
                 np.savez(file, **state)
         elif suffix == ".safetensors":
-            _optional("safetensors.numpy", suffix).save_file(state, temporary)
+            _optional("safetensors.numpy", "file", str(path)).save_file(state, temporary)
         else:
-            torch = _optional("torch", suffix)
+            torch = _optional("torch", "file", str(path))
             torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -356,8 +356,8 @@ def draw_with_torch(config: Config, seed: int) -> dict:
     which their code does not have, and without torch.
     """
     if config.arch != "transformer":
-        raise BadInput("arch", config.arch, "transformer: the authors' code draws no other")
-    torch, task = _optional("torch", "torch"), make_task(config)
+        raise BadInput("init", "torch", f"with arch transformer; the authors' code draws no {config.arch}")
+    torch, task = _optional("torch", "init", "torch"), make_task(config)
     sizes = {"V": task.d_vocab, "S": task.n_ctx, "D": config.d_model, "H": config.n_heads, "K": config.d_head}
     sizes |= {"M": config.mlp_width, "C": task.d_vocab_out}
     generator = torch.Generator().manual_seed(seed)
@@ -377,20 +377,25 @@ def draw_with_torch(config: Config, seed: int) -> dict:
     return _nest(flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
 
 
-@functools.lru_cache(maxsize=1)
-def _load_once(path: str) -> Imported:
-    return load(path)
+def initial_weights(init: str) -> Callable[[Config, int], dict]:
+    """What runs start from, a function of config and seed: `torch`, or a file, which is read here, once, and gives every seed the same.
 
-
-def initial_weights(init: str, config: Config, seed: int) -> dict:
-    """The weights that a run of this config and seed starts from: `torch` or a file. Raises BadInput where they do not fit the config."""
+    Raises BadInput, named init, for a file that holds no network; the function does for a config that the weights do not fit.
+    """
     if init == "torch":
-        return draw_with_torch(config, seed)
-    given = _flatten(_load_once(init).params)
-    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
-    wanted = {name: tuple(x.shape) for name, x in _flatten(shapes).items()}
-    for name in sorted({*given, *wanted}):
-        if name not in given or name not in wanted or given[name].shape != wanted[name]:
-            found = given[name].shape if name in given else "absent"
-            raise BadInput(f"{name} in {init}", found, f"{wanted.get(name, 'nothing of that name')}, as the sweep's task and model have it")
-    return _nest({name: x.astype(config.dtype) for name, x in given.items()})
+        return draw_with_torch
+    try:
+        given = _flatten(load(init).params)
+    except BadInput as error:
+        raise BadInput("init", init, error.accepted if error.name == "file" else f'a network on x, y, "=" ({error})') from None
+
+    def weights(config: Config, seed: int) -> dict:
+        shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
+        wanted = _flatten(shapes)
+        for name in sorted({*given, *wanted}):
+            theirs, ours = (f"{name} {x[name].shape}" if name in x else f"no {name}" for x in (given, wanted))
+            if theirs != ours:
+                raise BadInput("init", f"{init} with {theirs}", f"{ours}, as the sweep's task and model have it")
+        return _nest({name: x.astype(config.dtype) for name, x in given.items()})
+
+    return weights

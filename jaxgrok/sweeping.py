@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -51,6 +52,7 @@ class Plan:
     runs, epochs: every run of the directory, and the most epochs any command asked of it, by number.
     batches, layouts: the batches that have begun and those to begin, by number; todo: those this command asks for.
     trained: updates done by run, 0 left out; ended: the runs that settled or diverged.
+    weights: config and seed -> the parameters a run starts from; None: drawn by the model.
     """
 
     sweep: Sweep
@@ -64,6 +66,7 @@ class Plan:
     ended: frozenset[int]
     eval_every: int
     devices: tuple
+    weights: Callable[[Config, int], dict] | None
 
     def checkpoints(self, batch: Batch) -> list[int]:
         """The epochs at which this batch's parameters are saved: denser early, then every 1 %, and the last."""
@@ -91,10 +94,11 @@ def prepare(sweep: Sweep, out=None, batch_runs: int | None = None, devices=None)
     files = SweepFiles(out or Path("runs") / sweep.default_name())
     wanted = {run: sweep.planned_epochs(run) for run in sweep.runs()}
     eval_every = sweep.eval_every or default_eval_every(min(wanted.values()))
+    weights = None if sweep.init is None else interop.initial_weights(sweep.init)
     for config in sweep.configs:
         make_train(config, eval_every)  # refuses float64 without x64
-        if sweep.init is not None:
-            interop.initial_weights(sweep.init, config, sweep.seeds[0])  # refuses weights that do not fit
+        if weights is not None:
+            weights(config, sweep.seeds[0])  # refuses weights that do not fit
     manifest = {"runs": {}, "batches": {}}
     if files.exists():
         _refuse_changes(sweep, files)
@@ -130,7 +134,7 @@ def prepare(sweep: Sweep, out=None, batch_runs: int | None = None, devices=None)
         epochs |= {run: max(epochs.get(run, 0), batches[number].epochs) for run in batches[number].runs}
     trained = {number: record["last_epoch"] for number, record in records.items() if record["last_epoch"]}
     ended = frozenset(number for number, record in records.items() if record["status"] == "ended")
-    return Plan(sweep, files, runs, epochs, batches, layouts, tuple(sorted(todo)), trained, ended, eval_every, devices)
+    return Plan(sweep, files, runs, epochs, batches, layouts, tuple(sorted(todo)), trained, ended, eval_every, devices, weights)
 
 
 class Compiled(NamedTuple):
@@ -211,10 +215,9 @@ class _BatchInTraining:
         return [self.plan.runs[self.batch.runs[0] if run == VACANT else int(run)] for run in self.run]
 
     def _initial_state(self):
-        init = self.plan.sweep.init
-        if init is None:
+        if self.plan.weights is None:
             return self.compiled.init(self.hyper)
-        weights = [interop.initial_weights(init, self.batch.config, run.seed) for run in self._runs()]
+        weights = [self.plan.weights(self.batch.config, run.seed) for run in self._runs()]
         return self.compiled.start(self._stacked(weights), self.hyper)
 
     def _place(self):

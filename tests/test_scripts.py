@@ -51,6 +51,11 @@ def main(monkeypatch, tmp_path):
         ("none.toml", "sweep file", "none.toml"),
         ("--batch-runs 0", "--batch-runs", "0"),
         ("--loss exacts", "--loss", "exacts"),
+        ("--init nothing.pth", "--init", "nothing.pth"),
+        ("--init ''", "--init", "''"),
+        (f"--init {'x' * 300}.npz", "--init", "xxx"),
+        (f"--init {Path(__file__)}", "--init", ".py"),
+        ("--init torch --arch mlp", "--init", "torch"),
     ],
 )
 def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(main, capsys, tmp_path, arguments, named, value):
