@@ -94,7 +94,7 @@ class Sweep:
             seen = list(dict.fromkeys(getattr(config, name) for config in self.configs))
             values[name] = seen[0] if len(seen) == 1 else seen
         rest = {"split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
-        return {**values, **rest, "init": None if self.init is None else _name_of_init(self.init)}
+        return {**values, **rest, **({} if self.init is None else {"init": _name_of_init(self.init)})}
 
     def default_name(self) -> str:
         """A directory name that depends on the fixed fields alone, so that the same sweep, extended, finds itself."""

@@ -82,7 +82,7 @@ def _run_of(record: dict) -> Run:
 def _refuse_changes(sweep: Sweep, files: SweepFiles) -> None:
     """Raise BadInput where the directory holds a sweep that this one cannot extend."""
     old = files.read_config()
-    for name, value in {**sweep.fixed(), "eval_every": sweep.eval_every}.items():
+    for name, value in {"init": None, **sweep.fixed(), "eval_every": sweep.eval_every}.items():
         before = old.get(name)
         if value != before and not (name == "eval_every" and value is None):
             raise BadInput(name, value, f"{before!r}, the value of the sweep in {files.path}; or another --out")
