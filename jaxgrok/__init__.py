@@ -4,6 +4,7 @@
     jaxgrok.train(jaxgrok.Config(p=59), epochs=500)     # one run, in memory
     jaxgrok.sweep(...)                                  # many runs, on disk
     jaxgrok.load("runs/NAME")                           # what a sweep left
+    jaxgrok.measures.all(config, params, split)         # every measure of one network; also fourier, interop, figures
 
 Names are imported when first used, so that a command can refuse a mistyped flag before jax starts.
 """
@@ -20,10 +21,13 @@ _HOME = {
     "sweep": "sweeping",
     "load": "results",
 }
-__all__ = ["__version__", *_HOME]
+_MODULES = ("fourier", "measures", "interop", "figures")
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(f"jaxgrok.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"jaxgrok.{name}")
     raise AttributeError(f"module 'jaxgrok' has no attribute {name!r}")

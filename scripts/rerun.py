@@ -18,15 +18,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help lists what is accepted\n")
 
 
-def main(argv=None) -> int:
+def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     p.add_argument("run", type=Path, help="a directory that sweep.py made, with one run")
     p.add_argument("released", type=Path, help="a released .pth with its loss curves, or a .json with samples of some")
     p.add_argument("--name", help="which run of a .json")
     p.add_argument("--figure", type=Path, metavar="FILE", help="draw both (.png .pdf .svg)")
-    args = p.parse_args(argv)
+    return p
+
+
+def main(argv=None) -> int:
     try:
-        return run(args)
+        return run(parser().parse_args(argv))
     except BadInput as error:
         print(f"rerun.py: error: {error}", file=sys.stderr)
         return 2
