@@ -126,23 +126,6 @@ def test_panels_keep_their_size_where_no_run_has_arrived(tmp_path):
     assert survival.axes[0].get_position().height > 0.6
 
 
-def test_the_median_makes_no_step_where_a_run_ends_or_diverges():
-    epochs = np.arange(6)
-    curves = [{"x": epochs[:3], "y": np.array([5.0, 4, 3])}, {"x": epochs, "y": np.array([5.0, 2, np.nan, np.nan, 1, 1])}]
-    at, middle = figures._median_over_runs(curves, "x", "y")
-    np.testing.assert_array_equal(at, epochs)
-    np.testing.assert_array_equal(middle, [5, 3, 2.5, 2.5, 2.5, 2.5])
-    assert len(figures._median_over_runs([{"x": epochs, "y": np.full(6, np.nan)}], "x", "y")[0]) == 0
-
-
-def test_a_spike_survives_the_thinning_of_a_long_curve():
-    values = np.ones(50_000)
-    values[33_333] = 7
-    epochs, thin = figures._thinned(np.arange(50_000), values)
-    assert len(epochs) == len(thin) <= figures.MOST_POINTS
-    assert thin.max() == 7
-
-
 def test_figures_are_written_for_every_cell(planted):
     paths = figures.write_figures(planted, report.cells(planted))
     assert sorted(path.name for path in paths) == ["curves-wd=0.1.png", "curves-wd=1.png", "survival.png"]

@@ -1,55 +1,14 @@
-"""What a sweep draws. One function per figure; each takes data, returns a matplotlib Figure, and knows no files."""
-
-import functools
-from pathlib import Path
+"""When the runs of a sweep memorise and grok: their curves, and the share that has not got there yet."""
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
 from jaxgrok import stats
+from jaxgrok.figures.style import MEDIAN, TEST, THIN, TRAIN, make_figure, median_over_runs, styled, thinned
 from jaxgrok.report import Cell
 
-TRAIN, TEST = "#3b6fb6", "#c8553d"
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
-MOST_POINTS = 4000  # per thin line: more cannot be seen
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlesize": 10, "legend.frameon": False}
-
-
-def styled(draw):
-    """Draw in the project's style: matplotlib reads it while a figure is made."""
-
-    @functools.wraps(draw)
-    def figure(*args, **kwargs):
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return figure
-
-
-def _figure(width, height, rows=1, **options):
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    return figure, figure.subplots(rows, 1, **options)
-
-
-def _thinned(epochs, values):
-    """At most MOST_POINTS of a curve, keeping the largest value of each stretch, so that spikes stay."""
-    if len(epochs) <= MOST_POINTS:
-        return epochs, values
-    # Stretches of equal width in log epoch, as the axis shows them.
-    edges = np.unique(np.geomspace(1, len(epochs), MOST_POINTS // 2).astype(int)) - 1
-    return epochs[edges], np.fmax.reduceat(values, edges)
-
-
-def _median_over_runs(curves, x, y):
-    """Epochs and the median over runs; a run that has ended or diverged keeps its last finite value, so that its leaving makes no step."""
-    epochs = max((curve[x] for curve in curves), key=len)
-    rows = []
-    for curve in curves:
-        finite = np.logical_and.accumulate(np.isfinite(curve[y]))
-        if finite.any():
-            rows.append(np.pad(curve[y][finite], (0, len(epochs) - finite.sum()), mode="edge"))
-    return (epochs, np.median(rows, axis=0)) if rows else (epochs[:0], epochs[:0])
 
 
 @styled
@@ -59,14 +18,14 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
     curves: one `Metrics.of_run` per run. Ticks at the foot are runs, dashed lines the Kaplan-Meier medians, shades their
     95 % intervals.
     """
-    figure, (loss, accuracy) = _figure(7, 5.6, rows=2, sharex=True, height_ratios=(3, 2))
+    figure, (loss, accuracy) = make_figure(7, 5.6, rows=2, sharex=True, height_ratios=(3, 2))
     lines = [(loss, "epoch_train", "train_loss", TRAIN, "train"), (loss, "epoch_eval", "test_loss", TEST, "test")]
     lines += [(accuracy, "epoch_eval", "train_acc", TRAIN, "train"), (accuracy, "epoch_eval", "test_acc", TEST, "test")]
     for axes, x, y, colour, label in lines:
         for curve in curves:
-            axes.plot(*_thinned(curve[x] + 1, curve[y]), color=colour, alpha=0.35, lw=0.5)
-        epochs, middle = _median_over_runs(curves, x, y)
-        axes.plot(*_thinned(epochs + 1, middle), color=colour, lw=1.8, label=f"{label}, median" if len(curves) > 1 else label)
+            axes.plot(*thinned(curve[x] + 1, curve[y]), color=colour, **THIN)
+        epochs, middle = median_over_runs([(curve[x], curve[y]) for curve in curves])
+        axes.plot(*thinned(epochs + 1, middle), color=colour, **MEDIAN, label=f"{label}, median" if len(curves) > 1 else label)
     loss.set(yscale="log", ylabel="cross-entropy (nats)")
     accuracy.set(xscale="log", xlabel="epoch + 1", ylabel="accuracy", ylim=(-0.04, 1.04))
     for event, colour in EVENT_COLOURS.items():
@@ -92,7 +51,7 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
 @styled
 def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
     """The share of runs that have not had an event yet, per cell (Kaplan-Meier), with its 95 % band; crosses are censored runs."""
-    figure, axes = _figure(7, 3.8)
+    figure, axes = make_figure(7, 3.8)
     end = max(time for cell in of_cells for time, _ in cell.times(event).values())
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(of_cells)))
     widths = np.linspace(3, 1.4, len(of_cells)) if len(of_cells) > 1 else [1.6]  # what lies below shows where curves coincide
@@ -118,18 +77,3 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
     else:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title=f"{event}:")
     return figure
-
-
-def write_figures(results, of_cells: list[Cell]) -> list[Path]:
-    """Write figures/survival.png and a figures/curves*.png per cell; returns their paths."""
-    folder = results.path / "figures"
-    folder.mkdir(exist_ok=True)
-    drawn = {"survival": survival_figure(of_cells)} if of_cells else {}
-    for cell in of_cells:
-        name = "-".join(["curves", *cell.name.split()])
-        drawn[name] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
-    paths = []
-    for name, figure in drawn.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1])
-    return paths
