@@ -54,6 +54,15 @@ class Cell:
         times = self.times(measured)
         return stats.median(*zip(*times.values())) if times else stats.median([], [])
 
+    def stages(self) -> dict[str, tuple[float, float]]:
+        """{stage: (start, end)} between the medians of its bounds, where both exist; the last ends with the longest run."""
+        end = max(timing.last_epoch for timing in self.timings)
+        bounds = {
+            stage: (0 if first is None else self.median(first).value, end if last is None else self.median(last).value)
+            for stage, (first, last) in phases.STAGES.items()
+        }
+        return {stage: (start, stop) for stage, (start, stop) in bounds.items() if start is not None and stop is not None}
+
     def outcomes(self) -> dict[str, int]:
         return {outcome: sum(timing.outcome == outcome for timing in self.timings) for outcome in phases.OUTCOMES}
 

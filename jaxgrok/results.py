@@ -129,6 +129,10 @@ class Results:
                     break
         return found
 
+    def last_measures(self, record: dict) -> dict:
+        """What `measures.all` gives of a run's last analysed checkpoint. Raises IndexError where there is none."""
+        return _nest(self.last_analysed([record])[0])
+
     def measures(self, **coordinates) -> dict:
         """One run's measures at all its analysed checkpoints, by coordinates: what `measures.all` gives, [checkpoints, ...],
         and `epoch` [checkpoints]. Raises BadInput for a run that was not analysed."""

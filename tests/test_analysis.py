@@ -12,6 +12,7 @@ import pytest
 import jaxgrok
 from jaxgrok import analysis, circuit_tables, fourier, interop, measures, report
 from jaxgrok.config import BadInput, Config
+from jaxgrok.figures.write import OF_ONE_NETWORK
 from jaxgrok.grid import make_sweep
 from jaxgrok.model import make_model
 from jaxgrok.sweeping import sweep
@@ -292,3 +293,19 @@ def test_one_network_to_json_and_exported(main, capsys, tmp_path, analysed):
     back = interop.load(tmp_path / "net.npz", names="transformer_lens").params
     jax.tree.map(np.testing.assert_array_equal, back, jaxgrok.load(analysed).params(seed=1))
     assert "logit FVE" in capsys.readouterr().out
+
+
+def test_a_directory_from_the_command_line(main, capsys, tmp_path, analysed):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    assert main([str(path)]) == 0
+    said = capsys.readouterr()
+    assert "seed 1, epoch 10" in said.out
+    assert "generalisation" in said.out
+    assert "networks to measure" in said.err
+    drawn = {str(file.relative_to(path / "figures")) for file in (path / "figures").rglob("*.png")}
+    over_training = {"losses.png", "keys.png", "gini.png", "weights.png", "key-spectra.png", "curves.png", "survival.png"}
+    of_seed_0 = {f"{name}-seed=0.png" for name in ("excluded-per-key", "spectra-over-training", "alpha-over-training")}
+    assert over_training | of_seed_0 | {f"circuits-seed=0/{name}.png" for name in OF_ONE_NETWORK} == drawn
+    assert {file.name for file in (path / "tables").iterdir()} == {
+        "timings.csv", "summary.csv", "summary.md", "measures.csv", "keys.csv", "networks.csv", "networks.md",
+    }  # fmt: skip

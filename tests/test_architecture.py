@@ -21,6 +21,7 @@ READING = [
     "stats",
     "report",
     "circuit_tables",
+    "released",
     "figures",
 ]
 SHOWING = ["progress"]  # between the two: it shows a running sweep, and a finished one

@@ -1,10 +1,8 @@
-"""One function per figure; each takes data, returns a matplotlib Figure, and knows no files. `write_figures` alone writes.
+"""One function per figure; each takes data, returns a matplotlib Figure, and knows no files. `write` alone writes.
 
 `timing`: a sweep's curves and when runs grok. `circuits`: what one trained network computes with, or many side by side.
 `progress`: how that grows over training.
 """
-
-from pathlib import Path
 
 from jaxgrok.figures.circuits import (
     attention_figure,
@@ -25,8 +23,8 @@ from jaxgrok.figures.progress import (
     spectra_over_training_figure,
     weights_figure,
 )
-from jaxgrok.figures.timing import curves_figure, survival_figure
-from jaxgrok.report import Cell
+from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure
+from jaxgrok.figures.write import write_circuit_figures, write_figures, write_network_figures
 
 __all__ = [
     "alpha_over_training_figure",
@@ -42,24 +40,12 @@ __all__ = [
     "losses_over_training_figure",
     "neuron_spectra_figure",
     "neuron_waves_figure",
+    "rerun_figure",
     "spectra_figure",
     "spectra_over_training_figure",
     "survival_figure",
     "weights_figure",
+    "write_circuit_figures",
     "write_figures",
+    "write_network_figures",
 ]
-
-
-def write_figures(results, of_cells: list[Cell]) -> list[Path]:
-    """Write figures/survival.png and a figures/curves*.png per cell; returns their paths."""
-    folder = results.path / "figures"
-    folder.mkdir(exist_ok=True)
-    drawn = {"survival": survival_figure(of_cells)} if of_cells else {}
-    for cell in of_cells:
-        name = "-".join(["curves", *cell.name.split()])
-        drawn[name] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
-    paths = []
-    for name, figure in drawn.items():
-        paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1])
-    return paths

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from jaxgrok import stats
 from jaxgrok.figures.style import MEDIAN, TEST, THIN, TRAIN, make_figure, median_over_runs, styled, thinned
+from jaxgrok.released import Curves
 from jaxgrok.report import Cell
 
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
@@ -76,4 +77,24 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
         axes.legend(loc="best", title=f"{event}:")
     else:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title=f"{event}:")
+    return figure
+
+
+@styled
+def rerun_figure(ours: Curves, theirs: Curves) -> Figure:
+    """Train and test loss of a run of ours beside a released one, whose samples are dots; below, how far they differ."""
+    figure, (loss, ratio) = make_figure(7.5, 5.4, rows=2, sharex=True, height_ratios=(3, 1.2))
+    for part, at, colour in (("train", "epoch_train", TRAIN), ("test", "epoch_eval", TEST)):
+        x, y = getattr(theirs, at), getattr(theirs, f"{part}_loss")
+        look = {"color": "k", "lw": 0.9, "ls": (0, (3, 2))} if theirs.whole else {"color": "k", "marker": ".", "ls": "", "zorder": 3}
+        a, b = getattr(ours, at), getattr(ours, f"{part}_loss")
+        loss.plot(*thinned(a + 1, b), color=colour, lw=1.6, label=f"{part}, ours")
+        loss.plot(*(thinned(x + 1, y) if theirs.whole else (x + 1, y)), label="released" if part == "test" else None, **look)
+        epochs, i, j = np.intersect1d(a, x, return_indices=True)
+        quotient = b[i] / y[j]
+        ratio.plot(*(thinned(epochs + 1, quotient)), color=colour, lw=1, marker=None if theirs.whole else ".")
+    loss.set(yscale="log", ylabel="cross-entropy (nats)")
+    loss.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    ratio.set(yscale="log", xscale="log", ylabel="ours / released", xlabel="epoch + 1")
+    ratio.axhline(1, color="k", lw=0.6)
     return figure

@@ -1,0 +1,88 @@
+"""What commands draw, and under which names."""
+
+from pathlib import Path
+
+from jaxgrok import analysis
+from jaxgrok.config import BadInput, Config
+from jaxgrok.figures import circuits, progress
+from jaxgrok.figures.timing import curves_figure, survival_figure
+from jaxgrok.report import Cell
+
+OF_ONE_NETWORK = {
+    "spectra": circuits.spectra_figure,
+    "embedding-circles": circuits.embedding_circles_figure,
+    "attention": circuits.attention_figure,
+    "neuron-waves": circuits.neuron_waves_figure,
+    "neuron-spectra": circuits.neuron_spectra_figure,
+    "neuron-clusters": circuits.clusters_figure,
+    "logit-spectrum": circuits.logit_spectrum_figure,
+}
+OF_ALL_RUNS = {
+    "losses": progress.losses_over_training_figure,
+    "keys": progress.keys_of_runs_figure,
+    "gini": progress.gini_figure,
+    "weights": progress.weights_figure,
+}
+OF_ONE_RUN = {
+    "excluded-per-key": progress.excluded_per_key_figure,
+    "spectra-over-training": progress.spectra_over_training_figure,
+    "alpha-over-training": progress.alpha_over_training_figure,
+}
+# What the figures over training are drawn from; a measure's name is its path, see `Results.analysed`.
+DRAWN = ("loss/", "restricted_loss/", "excluded_loss", "alpha", "gini/", "sum_squared_weights/", "key_frequencies/", "W_E_", "W_L_freq")
+
+
+def _save(folder: Path, figures: dict) -> list[Path]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{name}.png" for name in figures]
+        for path, figure in zip(paths, figures.values()):
+            figure.savefig(path)
+    except OSError as error:
+        raise BadInput("figures", str(folder), f"a directory that can be written ({error.strerror})") from None
+    return paths
+
+
+def _name(*parts: str) -> str:
+    return "-".join(word for part in parts for word in part.split())
+
+
+def write_figures(results, of_cells: list[Cell]) -> list[Path]:
+    """Write figures/survival.png and a figures/curves*.png per cell; returns their paths."""
+    drawn = {"survival": survival_figure(of_cells)} if of_cells else {}
+    for cell in of_cells:
+        drawn[_name("curves", cell.name)] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    return _save(results.path / "figures", drawn)
+
+
+def write_network_figures(config: Config, params, m: dict, folder) -> list[Path]:
+    """Write every figure of one network, m as `measures.all` returns it, into a folder; returns their paths."""
+    return _save(Path(folder), {name: draw(config, params, m) for name, draw in OF_ONE_NETWORK.items()})
+
+
+def write_circuit_figures(results, of_cells: list[Cell], dtype: str = "float32") -> list[Path]:
+    """Write what an analysed sweep shows of its circuits; returns the paths.
+
+    For each cell, all runs over training (stages at their medians) and side by side; and of its first run, the keys over
+    training and, in figures/circuits*/, the network at its last checkpoint.
+    """
+    folder, paths = results.path / "figures", []
+    for cell in of_cells:
+        last = results.last_analysed(cell.records)
+        records = [record for record in cell.records if record["run"] in {int(found["run"]) for found in last}]
+        if not records:
+            continue
+        names = [name for name in last[0] if name.startswith(DRAWN)]
+        series = results.measured(records, names)
+        drawn = {_name(name, cell.name): draw(series, cell.stages(), scale="linear") for name, draw in OF_ALL_RUNS.items()}
+        runs = {f"seed {record['seed']}": results.last_measures(record) for record in records}
+        drawn[_name("key-spectra", cell.name)] = circuits.key_spectra_figure(runs)
+        first, seed = records[0], f"seed={records[0]['seed']}"
+        stages = results.timing(first).stages()
+        drawn |= {_name(name, cell.name, seed): draw(series[0], stages, scale="linear") for name, draw in OF_ONE_RUN.items()}
+        paths += _save(folder, drawn)
+        subject = analysis.subject_of_run(results, run=first["run"])
+        config = analysis.config_for_analysis(subject.config, dtype)
+        params, measured = analysis.cast(subject.params, dtype), analysis.measure(subject, dtype)
+        paths += write_network_figures(config, params, measured, folder / _name("circuits", cell.name, seed))
+    return paths
