@@ -1,5 +1,6 @@
 """Tests run under x64; what needs the reference files beside the checkout asks for `shared`."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# Small networks spend their time in the compiler: leave out its optimisations, here (but see
+# `optimised`) and in the commands that tests run.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -21,6 +26,20 @@ def shared() -> Path:
             pytest.fail(f"{path} is missing, and JAXGROK_REQUIRE_SHARED is set")
         pytest.skip("the reference files (../shared, or JAXGROK_SHARED) are not on this machine")
     return path
+
+
+@contextlib.contextmanager
+def optimised():
+    """Compile in full: for networks of the released size, and small ones that train for thousands of epochs."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def compile_in_full(request):
+    with optimised() if {"shared", "settled"} & set(request.fixturenames) else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -22,14 +22,6 @@ P, KEY, MORE = 11, 3, 4
 CONFIG = Config(p=P, n_heads=2, d_model=6, d_mlp=5)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Everything here is small and spends its time in the compiler: leave out its optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def planted():
     """Weights whose W_L has one frequency: a class's column of W_U is its point on the circle of KEY."""
     params = make_model(CONFIG, make_task(CONFIG)).init(jax.random.key(0), np.zeros((1, 3), np.int32))["params"]

@@ -32,13 +32,6 @@ OF_ONE_RUN = [figures.excluded_per_key_figure, figures.spectra_over_training_fig
 STAGES = {"memorisation": (0, 150), "generalisation": (4000, 6000), "clean-up": (5000, 7000), "stability": (7000, np.inf)}
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def drawn_texts(figure, monkeypatch) -> list[tuple[str, mpl.transforms.Bbox]]:
     """Every text that a figure draws, and where."""
     found, draw = [], Text.draw
@@ -117,13 +110,11 @@ def with_keys(keys, K=6) -> dict:
 
 @pytest.fixture(scope="module")
 def transformer():
-    jax.config.update("jax_disable_most_optimizations", True)
     return network_of(TRANSFORMER, [2, 6])
 
 
 @pytest.fixture(scope="module")
 def mlp():
-    jax.config.update("jax_disable_most_optimizations", True)
     return network_of(MLP, [1])
 
 

@@ -18,14 +18,6 @@ SMALL = (2, 3, 4, 6, 9)
 TIGHT = dict(rtol=1e-12, atol=1e-12)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Everything here is small and spends its time in the compiler: leave out its optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def noise(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 

@@ -22,14 +22,6 @@ MLP = Config(p=11, arch="mlp", d_mlp=5)
 RELEASED = "reference/published/wd_10-1_mod_addition_loss_curve.pth"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Everything here is small and spends its time in the compiler: leave out its optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def params_of(config, seed=0):
     # Drawn, biases too, so that losing one would show.
     tokens = np.zeros((1, 3), np.int32)

@@ -19,14 +19,6 @@ TINY = Config(p=12, n_heads=2, d_model=8, d_mlp=10, dtype="float64")
 OPERATIONS = {1: "add", -1: "subtract"}
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly(request):
-    """Small networks spend their time in the compiler: leave out its optimisations where the released weights are not used."""
-    jax.config.update("jax_disable_most_optimizations", "shared" not in request.fixturenames)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def params_of(config, seed=0):
     """Initial parameters times 1.5, biases drawn: attention is neither flat nor saturated, and neurons switch."""
     tokens = np.zeros((1, 3), np.int32)

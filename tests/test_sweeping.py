@@ -234,7 +234,8 @@ SETTLING = {"p": 19, "d_model": 32, "frac": 0.9, "lr": 5e-3, "seeds": 3, "until_
 @pytest.fixture(scope="module")
 def settled(tmp_path_factory):
     """Three runs that settle at different epochs, in one batch: it halves as they leave."""
-    return sweep(make_sweep(SETTLING), tmp_path_factory.mktemp("settling") / "runs", batch_runs=3)
+    with optimised():
+        return sweep(make_sweep(SETTLING), tmp_path_factory.mktemp("settling") / "runs", batch_runs=3)
 
 
 def test_settled_runs_leave_and_the_batch_halves(settled):
