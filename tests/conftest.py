@@ -32,8 +32,10 @@ def shared() -> Path:
 def optimised():
     """Compile in full: for networks of the released size, and small ones that train for thousands of epochs."""
     jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from jaxgrok.config import BadInput, Config
 from jaxgrok.grid import make_sweep
 from jaxgrok.sweeping import Interrupted, Silent, compiled, prepare, sweep
 from jaxgrok.training import make_hyper, make_train, train
+from tests.conftest import optimised
 
 # The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr": 1e-2, "eval_every": 5}
