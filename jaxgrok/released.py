@@ -6,6 +6,7 @@ a JSON file: {name: {"train_at": {epoch: loss}, "test_at": {epoch: loss}}}.
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from jaxgrok import interop, phases
 from jaxgrok.config import BadInput
 
+PARTS = ("train", "test")
+STRETCHES = (0, 100, 300, 1000, 3000, 10_000, 20_000, 40_000, 60_000, 80_000)  # epochs between which differences are told
 THRESHOLDS = (1.0, 0.1, 0.01, 1e-3, 1e-6)
 TEST_EVERY = 10  # epochs between the released test losses
 
@@ -26,6 +29,14 @@ class Curves:
     epoch_eval: np.ndarray
     test_loss: np.ndarray
     whole: bool = True
+
+    def epochs(self, part: str) -> np.ndarray:
+        """Of the `train` or the `test` loss."""
+        return self.epoch_train if part == "train" else self.epoch_eval
+
+    def losses(self, part: str) -> np.ndarray:
+        """The `train` or the `test` loss."""
+        return self.train_loss if part == "train" else self.test_loss
 
 
 def read_released(path, name: str | None = None) -> Curves:
@@ -61,47 +72,39 @@ def first_below(epochs, loss, threshold: float) -> int | None:
     return int(epochs[np.argmax(below)]) if below.any() else None
 
 
-def _shared(ours_at, ours, theirs_at, theirs, last: int):
-    """(epochs, ours, theirs) at the epochs both have, up to `last`."""
-    epochs, i, j = np.intersect1d(ours_at, theirs_at, return_indices=True)
-    chosen = epochs <= last
-    return epochs[chosen], ours[i][chosen], theirs[j][chosen]
+def shared(ours: Curves, theirs: Curves, part: str, first: int = 0, last: float = np.inf):
+    """(epochs, our losses, theirs) of the `train` or `test` loss at the epochs that both have, from first to last."""
+    epochs, i, j = np.intersect1d(ours.epochs(part), theirs.epochs(part), return_indices=True)
+    chosen = (first <= epochs) & (epochs <= last)
+    return epochs[chosen], ours.losses(part)[i][chosen], theirs.losses(part)[j][chosen]
 
 
-def deviation(ours: Curves, theirs: Curves, part: str, last: int) -> float:
-    """The largest |ours / theirs - 1| of the `train` or `test` loss at the shared epochs up to `last`; NaN where there is none."""
-    at = "epoch_train" if part == "train" else "epoch_eval"
-    _, a, b = _shared(getattr(ours, at), getattr(ours, f"{part}_loss"), getattr(theirs, at), getattr(theirs, f"{part}_loss"), last)
-    return float(np.max(np.abs(a / b - 1), initial=-np.inf)) if len(a) else float("nan")
+def deviation(ours: Curves, theirs: Curves, part: str, first: int, last: int) -> float:
+    """The largest |ours / theirs - 1| of the `train` or `test` loss at the shared epochs from first to last; NaN where there is none."""
+    _, a, b = shared(ours, theirs, part, first, last)
+    return float(np.abs(a / b - 1).max()) if len(a) else float("nan")
 
 
-def comparison(ours: Curves, theirs: Curves, lasts=(300, 1000, 2000, 3000, 10_000, 20_000, 60_000)) -> list[list[str]]:
-    """Rows [quantity, released, ours] of a rerun beside its original."""
-
-    def shown(epoch):
-        return "-" if epoch is None else f"{epoch:,}"
-
-    rows = [[f"initial {part} loss", *(f"{getattr(run, f'{part}_loss')[0]:.9f}" for run in (theirs, ours))] for part in ("train", "test")]
+def comparison(ours: Curves, theirs: Curves) -> list[list[str]]:
+    """Rows [quantity, released, ours] of a rerun beside its original: of a whole one, differences and when losses fall below
+    thresholds; of samples, both losses at each."""
+    rows = [[f"initial {part} loss", *(f"{run.losses(part)[0]:.9f}" for run in (theirs, ours))] for part in PARTS]
+    if not theirs.whole:
+        for part in PARTS:
+            rows += [[f"{part} loss at epoch {epoch:,}", f"{b:.3g}", f"{a:.3g}"] for epoch, a, b in zip(*shared(ours, theirs, part))]
+        return rows
     end = min(ours.epoch_train[-1], theirs.epoch_train[-1])
-    for part in ("train", "test"):
-        for last in (last for last in lasts if last <= end):
-            rows.append(
-                [f"largest relative difference of the {part} loss to epoch {last:,}", "", f"{deviation(ours, theirs, part, last):.2g}"]
-            )
-    if theirs.whole:
-        runs = (theirs, ours)
-        peaks = [(run.test_loss.max(), run.epoch_eval[run.test_loss.argmax()]) for run in runs]
-        rows.append(["highest test loss (epoch)", *(f"{loss:.2f} ({epoch:,})" for loss, epoch in peaks)])
-        for part, at in (("train", "epoch_train"), ("test", "epoch_eval")):
-            for threshold in THRESHOLDS:
-                epochs = [first_below(getattr(run, at), getattr(run, f"{part}_loss"), threshold) for run in runs]
-                rows.append([f"{part} loss first below {threshold:g}, epoch", *map(shown, epochs)])
-    else:
-        for part, at in (("train", "epoch_train"), ("test", "epoch_eval")):
-            for epoch, a, b in zip(
-                *_shared(getattr(ours, at), getattr(ours, f"{part}_loss"), getattr(theirs, at), getattr(theirs, f"{part}_loss"), end)
-            ):
-                rows.append([f"{part} loss at epoch {epoch:,}", f"{b:.3g}", f"{a:.3g}"])
+    for part in PARTS:
+        for first, last in pairwise(edge for edge in STRETCHES if edge <= end):
+            difference = deviation(ours, theirs, part, first, last)
+            rows.append([f"{part} loss, largest relative difference, epochs {first:,} - {last:,}", "", f"{difference:.2g}"])
+    runs = (theirs, ours)
+    peaks = [(run.test_loss.max(), run.epoch_eval[run.test_loss.argmax()]) for run in runs]
+    rows.append(["highest test loss (epoch)", *(f"{loss:.2f} ({epoch:,})" for loss, epoch in peaks)])
+    for part in PARTS:
+        for threshold in THRESHOLDS:
+            epochs = [first_below(run.epochs(part), run.losses(part), threshold) for run in runs]
+            rows.append([f"{part} loss first below {threshold:g}, epoch", *("-" if epoch is None else f"{epoch:,}" for epoch in epochs)])
     return rows
 
 

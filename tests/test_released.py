@@ -19,9 +19,9 @@ def curves(n=1000, factor=1.0):
 def test_the_largest_difference_is_over_shared_epochs_up_to_the_last():
     ours, theirs = curves(1000), curves(800)
     ours.train_loss[500] *= 1.5
-    assert released.deviation(ours, theirs, "train", 499) == 0
-    assert released.deviation(ours, theirs, "train", 500) == pytest.approx(0.5)
-    assert released.deviation(curves(factor=1.1), theirs, "test", 10_000) == pytest.approx(0.1)
+    assert released.deviation(ours, theirs, "train", 0, 499) == 0
+    assert released.deviation(ours, theirs, "train", 499, 500) == pytest.approx(0.5)
+    assert released.deviation(curves(factor=1.1), theirs, "test", 0, 10_000) == pytest.approx(0.1)
 
 
 def test_first_below():
@@ -34,7 +34,7 @@ def test_first_below():
 def test_rows_name_thresholds_and_differences():
     rows = {row[0]: row[1:] for row in released.comparison(curves(), curves(factor=2.0))}
     assert rows["initial train loss"] == ["5.000000100", "5.000000100"]
-    assert rows["largest relative difference of the test loss to epoch 300"] == ["", "0.5"]
+    assert rows["test loss, largest relative difference, epochs 100 - 300"] == ["", "0.5"]
     assert rows["train loss first below 0.1, epoch"] == ["196", "196"]
     assert rows["test loss first below 1, epoch"] == ["-", "-"]
 

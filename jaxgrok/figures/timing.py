@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from jaxgrok import stats
 from jaxgrok.figures.style import MEDIAN, TEST, THIN, TRAIN, make_figure, median_over_runs, styled, thinned
-from jaxgrok.released import Curves
+from jaxgrok.released import Curves, shared
 from jaxgrok.report import Cell
 
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
@@ -84,17 +84,17 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
 def rerun_figure(ours: Curves, theirs: Curves) -> Figure:
     """Train and test loss of a run of ours beside a released one, whose samples are dots; below, how far they differ."""
     figure, (loss, ratio) = make_figure(7.5, 5.4, rows=2, sharex=True, height_ratios=(3, 1.2))
-    for part, at, colour in (("train", "epoch_train", TRAIN), ("test", "epoch_eval", TEST)):
-        x, y = getattr(theirs, at), getattr(theirs, f"{part}_loss")
-        look = {"color": "k", "lw": 0.9, "ls": (0, (3, 2))} if theirs.whole else {"color": "k", "marker": ".", "ls": "", "zorder": 3}
-        a, b = getattr(ours, at), getattr(ours, f"{part}_loss")
-        loss.plot(*thinned(a + 1, b), color=colour, lw=1.6, label=f"{part}, ours")
-        loss.plot(*(thinned(x + 1, y) if theirs.whole else (x + 1, y)), label="released" if part == "test" else None, **look)
-        epochs, i, j = np.intersect1d(a, x, return_indices=True)
-        quotient = b[i] / y[j]
-        ratio.plot(*(thinned(epochs + 1, quotient)), color=colour, lw=1, marker=None if theirs.whole else ".")
+    for part, colour in (("train", TRAIN), ("test", TEST)):
+        loss.plot(*thinned(ours.epochs(part) + 1, ours.losses(part)), color=colour, lw=1.6, label=f"{part}, ours")
+        look = {"lw": 0.9, "ls": (0, (3, 2))} if theirs.whole else {"marker": ".", "ls": "", "zorder": 3}
+        label = "released" if part == "test" else None
+        loss.plot(*thinned(theirs.epochs(part) + 1, theirs.losses(part)), color="k", label=label, **look)
+        epochs, a, b = shared(ours, theirs, part)
+        ratio.plot(*thinned(epochs + 1, a / b), color=colour, **({"lw": 1} if theirs.whole else {"marker": ".", "ls": ""}))
     loss.set(yscale="log", ylabel="cross-entropy (nats)")
     loss.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    ratio.set(yscale="log", xscale="log", ylabel="ours / released", xlabel="epoch + 1")
+    low, high = ratio.get_ylim()
+    far = low <= 0 or high / low > 5 or not theirs.whole
+    ratio.set(yscale="log" if far else "linear", xscale="log", ylabel="ours / released", xlabel="epoch + 1")
     ratio.axhline(1, color="k", lw=0.6)
     return figure
