@@ -3,9 +3,10 @@
 For a directory: first the keys of each run's last checkpoint, which hold for all of it; then `measures.all` at each. A checkpoint's
 measures are written beside it as soon as they are known (`SweepFiles.save_measures`), so what is held in memory does not
 grow with runs or checkpoints, and an interrupted analysis goes on where it stopped. When a run has trained on and its
-keys are others, its earlier checkpoints are measured again; nothing else ever is.
+keys are others, or another dtype is asked for, its checkpoints are measured again; nothing else ever is.
 """
 
+import math
 import time
 from typing import NamedTuple
 
@@ -14,10 +15,9 @@ import numpy as np
 
 from jaxgrok import fourier, interop, measures
 from jaxgrok.config import BadInput, Config
-from jaxgrok.results import Results, load
+from jaxgrok.results import KEYS, Results, load
 
 SAVE_SECONDS = 30  # between writes within one checkpoint of many runs: the most work that a killed process loses
-KEYS = "key_frequencies/keys"
 
 
 class Silent:
@@ -74,7 +74,8 @@ def subject_of_file(path, *, frac=0.3, split_seed=0, seed=None, task="add", act=
     config, params, recorded = interop.load(path, task=task, act=act, names=names)
     seed = split_seed if seed is None else seed
     about = {"seed": split_seed, "frac_train": frac}
-    about |= {f"recorded_{name}": recorded[name] for name in ("train_loss", "test_loss") if name in recorded}
+    losses = {name: recorded.get(name) for name in ("train_loss", "test_loss")}
+    about |= {f"recorded_{name}": x for name, x in losses.items() if isinstance(x, int | float) and math.isfinite(x)}
     return Subject(config, params, measures.split_of(config, frac, seed, split_seed), params, seed, about)
 
 
@@ -114,7 +115,7 @@ def remarks(subject: Subject, measured: dict) -> list[str]:
     for part in ("train", "test"):
         recorded, ours = subject.about.get(f"recorded_{part}_loss"), float(measured["loss_all_classes"][part])
         if recorded is not None:
-            doubt = "" if abs(ours / recorded - 1) < 0.01 else "; is it the split, fraction and task of that network?"
+            doubt = "" if abs(ours - recorded) <= 0.01 * abs(recorded) else "; is it the split, fraction and task of that network?"
             lines.append(f"{part} loss {ours:.6e}, recorded in the file {recorded:.6e}{doubt}")
     return lines
 

@@ -197,7 +197,7 @@ class SweepFiles:
         """Replace the measures of one checkpoint whole: {name: array [row, ...]}, with the `run` of each row."""
         path = self._measures_npz(batch, epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")  # two analyses may run at once
         np.savez(temporary, **measures)
         os.replace(temporary, path)
 

@@ -341,8 +341,10 @@ def save(path, config: Config, params: dict, names: str = "authors") -> None:
             torch = _optional("torch", "file", str(path))
             torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        raise BadInput("file", str(path), f"a place that can be written ({error.strerror})") from None
+    except BadInput:
+        raise
+    except Exception as error:  # each writer has its own
+        raise BadInput("file", str(path), f"a place that can be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 # --- weights to start from ----------------------------------------------------------------------------------------------

@@ -102,12 +102,6 @@ def run_network(config: Config, params) -> Network:
     )
 
 
-def attention_patterns(config: Config, params):
-    """[H, S, P, P] attention of the last block from "=" to each position, on every pair; None for the MLP."""
-    pattern = run_network(config, params).pattern
-    return None if pattern is None else pattern.transpose(2, 3, 0, 1)
-
-
 def _mean(per_pair):
     """Mean of [P, P] values, a row at a time: in float32 a running sum over all p^2 pairs would lose digits."""
     return per_pair.mean(axis=1).mean()

@@ -45,25 +45,40 @@ def read_released(path, name: str | None = None) -> Curves:
     if path.suffix == ".json":
         try:
             runs = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise BadInput("released", str(path), f"a readable JSON file ({error})") from None
-        names = sorted(key for key, run in runs.items() if isinstance(run, dict) and {"train_at", "test_at"} <= set(run))
+            names = sorted(key for key, run in runs.items() if isinstance(run, dict) and {"train_at", "test_at"} <= set(run))
+        except (OSError, ValueError, AttributeError) as error:
+            raise BadInput("released", str(path), f"a readable JSON file of runs ({error})") from None
         if name not in names:
             raise BadInput("name", name, "one of " + " ".join(names))
-        samples = [np.array([(int(epoch), loss) for epoch, loss in runs[name][part].items()]) for part in ("train_at", "test_at")]
-        (epoch_train, train), (epoch_eval, test) = ((x[:, 0].astype(int), x[:, 1]) for x in samples)
-        return Curves(epoch_train, train, epoch_eval, test, whole=False)
+        samples = [runs[name][part] for part in ("train_at", "test_at")]
+        try:
+            arrays = [x for part in samples for x in (np.array([int(e) for e in part]), np.array([float(part[e]) for e in part]))]
+        except (TypeError, ValueError) as error:
+            raise BadInput("released", str(path), f"losses by epoch ({error})") from None
+        return _checked(path, Curves(*arrays, whole=False))
     _, beside = interop.read(path)
     try:
         train, test = (np.array(beside[key], float) for key in ("train_losses", "test_losses"))
+        return _checked(path, Curves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test))
     except (KeyError, TypeError, ValueError):
         raise BadInput("released", str(path), "a file with train_losses and test_losses beside its weights") from None
-    return Curves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test)
+
+
+def _checked(path, curves: Curves) -> Curves:
+    for part in PARTS:
+        if curves.losses(part).ndim != 1 or not len(curves.losses(part)):
+            raise BadInput("released", str(path), f"{part} losses, at least one")
+    return curves
 
 
 def of_run(curves: dict) -> Curves:
-    """Ours, from `Results.curves`."""
-    return Curves(*(np.asarray(curves[name]) for name in ("epoch_train", "train_loss", "epoch_eval", "test_loss")))
+    """Ours, from `Results.curves`. Raises BadInput for a run that has not begun, or that did not record every epoch."""
+    ours = Curves(*(np.asarray(curves[name]) for name in ("epoch_train", "train_loss", "epoch_eval", "test_loss")))
+    if not len(ours.train_loss):
+        raise BadInput("run", 0, "one that has begun")
+    if len(ours.epoch_train) > 1 and ours.epoch_train[1] != 1:
+        raise BadInput("train_every", int(ours.epoch_train[1]), "1: a train loss for every epoch")
+    return ours
 
 
 def first_below(epochs, loss, threshold: float) -> int | None:
@@ -95,7 +110,7 @@ def comparison(ours: Curves, theirs: Curves) -> list[list[str]]:
         return rows
     end = min(ours.epoch_train[-1], theirs.epoch_train[-1])
     for part in PARTS:
-        for first, last in pairwise(edge for edge in STRETCHES if edge <= end):
+        for first, last in pairwise([*(edge for edge in STRETCHES if edge < end), int(end)]):
             difference = deviation(ours, theirs, part, first, last)
             rows.append([f"{part} loss, largest relative difference, epochs {first:,} - {last:,}", "", f"{difference:.2g}"])
     runs = (theirs, ours)

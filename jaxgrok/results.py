@@ -12,6 +12,7 @@ from jaxgrok.checkpoint import Metrics, SweepFiles
 from jaxgrok.config import BadInput, Config
 from jaxgrok.grid import CONFIG_FIELDS
 
+KEYS = "key_frequencies/keys"  # the name of a run's keys among its measures
 AXES = ("task", "arch", "p", "frac", "wd", "lr")  # what every table names of a run, beside its seed
 
 
@@ -87,6 +88,8 @@ class Results:
     def checkpoint_epochs(self, **coordinates) -> list[int]:
         """The epochs at which one run's parameters were saved."""
         record = self._one(coordinates)
+        if record["batch"] is None:
+            return []
         last = int(self.metrics.last_epoch[record["run"]])
         return [epoch for epoch in self.files.checkpoint_epochs(record["batch"]) if epoch <= last]
 
@@ -94,7 +97,9 @@ class Results:
         """One run's parameters after `epoch` updates (None: its last checkpoint), as numpy. Raises BadInput for an epoch not saved."""
         record = self._one(coordinates)
         epochs = self.checkpoint_epochs(**coordinates)
-        epoch = epochs[-1] if epoch is None and epochs else epoch
+        if not epochs:
+            raise BadInput("run", record["run"], "one that has begun")
+        epoch = epochs[-1] if epoch is None else epoch
         if epoch not in epochs:
             raise BadInput("epoch", epoch, "a saved one: " + " ".join(map(str, epochs)))
         rows, stacked = self.files.load_params(record["batch"], epoch)
@@ -115,7 +120,8 @@ class Results:
                 found = self.files.load_measures(batch, epoch, names and ("run", *names)) or {"run": ()}
                 for row, run in enumerate(found["run"]):
                     if run in records and epoch <= self.metrics.last_epoch[run]:
-                        yield records[run], epoch, {name: x[row] for name, x in found.items()}
+                        # Copied: a view would keep the rows of all other runs in memory.
+                        yield records[run], epoch, {name: np.array(x[row]) for name, x in found.items()}
 
     def last_analysed(self, records: list[dict]) -> list[dict]:
         """{name: array, `epoch`} of each run's last analysed checkpoint, in the order of the records; a run without is left out."""
@@ -125,17 +131,18 @@ class Results:
                 measures = self.files.load_measures(record["batch"], epoch)
                 if measures is not None and record["run"] in measures["run"]:
                     (row,) = (measures["run"] == record["run"]).nonzero()[0]
-                    found.append({**{name: x[row] for name, x in measures.items()}, "epoch": epoch})
+                    found.append({**{name: np.array(x[row]) for name, x in measures.items()}, "epoch": epoch})
                     break
         return found
 
     def last_measures(self, record: dict) -> dict:
-        """What `measures.all` gives of a run's last analysed checkpoint. Raises IndexError where there is none."""
+        """What `measures.all` gives of a run's last analysed checkpoint, without what it gives as None. Raises IndexError
+        where there is none."""
         return _nest(self.last_analysed([record])[0])
 
     def measures(self, **coordinates) -> dict:
         """One run's measures at all its analysed checkpoints, by coordinates: what `measures.all` gives, [checkpoints, ...],
-        and `epoch` [checkpoints]. Raises BadInput for a run that was not analysed."""
+        and `epoch` [checkpoints]; without what it gives as None. Raises BadInput for a run that was not analysed."""
         return self.measured([self._one(coordinates)])[0]
 
     def measured(self, records: list[dict], names=None) -> list[dict]:
@@ -153,14 +160,20 @@ class Results:
 
     @functools.cached_property
     def _restricted(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """{run: (epochs, restricted loss over all pairs)} where checkpoints were analysed."""
+        """{run: (epochs, restricted loss over all pairs)} of the runs whose every checkpoint was analysed, with the same keys."""
+        points = {}
+        for record, epoch, found in self.analysed(names=(KEYS, "restricted_loss/all")):
+            points.setdefault(record["run"], []).append((epoch, found["restricted_loss/all"], found[KEYS]))
         curves = {}
-        for record, epoch, found in self.analysed(names=("restricted_loss/all",)):
-            curves.setdefault(record["run"], []).append((epoch, found["restricted_loss/all"]))
-        return {run: tuple(np.array(column) for column in zip(*points)) for run, points in curves.items()}
+        for run, of_run in points.items():
+            epochs, losses, keys = (np.array(column) for column in zip(*of_run))
+            # A run that has trained on, or whose analysis was interrupted, has no whole curve under one set of keys.
+            if list(epochs) == self.checkpoint_epochs(run=run) and (keys == keys[-1]).all():
+                curves[run] = epochs, losses
+        return curves
 
     def timing(self, record: dict) -> phases.Timing:
-        """The events of one run; those of its circuits where its checkpoints were analysed."""
+        """The events of one run; those of its circuits where all its checkpoints were analysed."""
         return phases.time_run(**self.metrics.of_run(record["run"]), restricted=self._restricted.get(record["run"]))
 
     @property

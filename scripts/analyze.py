@@ -34,13 +34,13 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    p.add_argument("target", type=Path, help="a directory that sweep.py made, or a file of weights: .pth .safetensors .npz")
+    p.add_argument("target", type=Path, help="a directory that sweep.py made, or a file of weights: .pth .pt .safetensors .npz")
     p.add_argument("--dtype", help=f"{' '.join(CHOICES['dtype'])} of the analysis (default float32)")
     one = p.add_argument_group("one network: with any of these, nothing else is done")
     one.add_argument("--json", metavar="FILE", type=Path, help="write its measures")
     one.add_argument("--export", metavar="FILE", type=Path, help="write its weights: .pth .safetensors .npz")
     one.add_argument("--figures", metavar="DIR", type=Path, help="draw its circuits")
-    one.add_argument("--names", help="of the weights, written or read: authors transformer_lens (default: authors; reading: what fits)")
+    p.add_argument("--names", help="of the weights, exported or read: authors transformer_lens (default: authors; reading: what fits)")
     run = p.add_argument_group("which network of a directory")
     run.add_argument("--run", metavar="N", help="its number in timings.csv; or its coordinates:")
     run.add_argument("--seed", metavar="N", help="of the run; for a file: of random labels (default: the split's)")
@@ -73,7 +73,7 @@ def checked(args: dict) -> dict:
     if given.get("names", "authors") not in ("authors", "transformer_lens"):
         raise BadInput("--names", given["names"], "authors transformer_lens")
     for name in ("json", "export"):
-        if name in given and not given[name].absolute().parent.is_dir():
+        if name in given and (not given[name].absolute().parent.is_dir() or given[name].is_dir()):
             raise BadInput(f"--{name}", str(given[name]), "a file in a directory that exists")
     return given
 
@@ -87,16 +87,13 @@ def refuse(given: dict, names, accepted: str) -> None:
 def analyze_directory(given: dict) -> int:
     from jaxgrok import analysis, circuit_tables, figures, progress, report
 
+    dtype = given.get("dtype", "float32")
     with progress.Steps() as watch:
-        try:
-            results = analysis.analyze(given["target"], dtype=given.get("dtype", "float32"), watch=watch)
-        except KeyboardInterrupt:
-            print("stopped; what was measured is saved. The same command goes on from there.", file=sys.stderr)
-            return 130
+        results = analysis.analyze(given["target"], dtype=dtype, watch=watch)
     cells = report.write_tables(results)
     circuit_tables.write_circuit_tables(results, cells)
     figures.write_figures(results, cells)
-    figures.write_circuit_figures(results, cells)
+    figures.write_circuit_figures(results, cells, dtype)
     progress.show_networks(results, cells)
     return 0
 
@@ -115,11 +112,13 @@ def analyze_one(given: dict) -> int:
     if "export" in given:
         interop.save(given["export"], subject.config, subject.params, given.get("names", "authors"))
     if set(given) & {"json", "figures"} or not set(given) & set(ONE_NETWORK):
-        measured = analysis.measure(subject, given.get("dtype", "float32"))
+        dtype = given.get("dtype", "float32")
+        measured = analysis.measure(subject, dtype)
         if "json" in given:
             replace_text(given["json"], json.dumps(analysis.to_json(subject, measured), indent=1) + "\n")
         if "figures" in given:
-            figures.write_network_figures(subject.config, subject.params, measured, given["figures"])
+            config, params = analysis.config_for_analysis(subject.config, dtype), analysis.cast(subject.params, dtype)
+            figures.write_network_figures(config, params, measured, given["figures"])
         progress.show_network(analysis.flatten(measured), analysis.remarks(subject, measured))
     return 0
 
@@ -127,13 +126,15 @@ def analyze_one(given: dict) -> int:
 def main(argv=None) -> int:
     try:
         given = checked(vars(parser().parse_args(argv)))
-        if not given["target"].exists():
+        if not os.path.exists(given["target"]):
             raise BadInput("run directory or file", str(given["target"]), "one that exists")
         is_directory, wants_one = given["target"].is_dir(), bool(set(given) & set(ONE_NETWORK))
         if is_directory:
             refuse(given, ("split_seed", "task", "act"), "with a file of weights; the runs of a directory know theirs")
             if not wants_one:
-                refuse(given, ("epoch", "names", *COORDINATES), "with --json, --export or --figures, which are of one network")
+                refuse(given, ("epoch", *COORDINATES), "with --json, --export or --figures, which are of one network")
+            if "export" not in given:
+                refuse(given, ("names",), "with --export, or a file of weights")
         else:
             refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
         if given.get("dtype") == "float64":
@@ -144,6 +145,12 @@ def main(argv=None) -> int:
     except BadInput as error:
         print(f"analyze.py: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"analyze.py: error: {error.filename}: cannot be read or written ({error.strerror})", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was measured is saved. The same command goes on from there.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

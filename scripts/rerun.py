@@ -33,6 +33,9 @@ def main(argv=None) -> int:
     except BadInput as error:
         print(f"rerun.py: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"rerun.py: error: {error.filename}: cannot be read or written ({error.strerror})", file=sys.stderr)
+        return 2
 
 
 def run(args) -> int:

@@ -140,6 +140,31 @@ def test_float64_is_refused_without_x64_and_measures_again_with_it(path, analyse
         jax.config.update("jax_enable_x64", True)
 
 
+def test_events_of_circuits_need_every_checkpoint_under_one_set_of_keys(analysed, tmp_path):
+    assert jaxgrok.load(analysed).has_circuit_events
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    files = jaxgrok.load(path).files
+    early = files.load_measures(0, 5)
+    other = early["key_frequencies/keys"].copy()
+    other[1] = ~other[1]
+    files.save_measures(0, 5, {**early, "key_frequencies/keys": other})
+    assert set(jaxgrok.load(path)._restricted) == {0}
+    (path / "analysis" / "0000" / "5.npz").unlink()
+    assert not jaxgrok.load(path).has_circuit_events
+
+
+def test_a_run_that_waits_has_no_networks(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["runs"]["2"] = {**manifest["runs"]["1"], "seed": 7, "batch": None, "status": "waiting", "last_epoch": 0}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    results = jaxgrok.load(path)
+    circuit_tables.write_circuit_tables(results, report.write_tables(results))
+    assert len(rows_of(path / "tables" / "networks.csv")) == 2
+    with pytest.raises(BadInput, match="begun"):
+        analysis.subject_of_run(results, seed=7)
+
+
 def rows_of(path):
     with open(path) as file:
         return list(csv.DictReader(file))
@@ -247,6 +272,7 @@ def main(monkeypatch, tmp_path):
     ("arguments", "said"),
     [
         ("nothing.pth", "nothing.pth"),
+        ("n" * 300, "one that exists"),
         (".", "a directory that sweep.py made"),
         ("RUNS --split-seed 1", "--split-seed: got 1"),
         ("RUNS --seed 1", "--seed: got 1"),
@@ -254,6 +280,8 @@ def main(monkeypatch, tmp_path):
         ("RUNS --seed 1 --epoch 7 --json out.json", "epoch: got 7"),
         ("RUNS --seed 1 --wd 1,2 --json out.json", "--wd: got '1,2'"),
         ("RUNS --seed 1 --json none/out.json", "--json: got 'none/out.json'"),
+        ("RUNS --seed 1 --json .", "--json: got '.'"),
+        ("RUNS --names authors", "--names: got 'authors'"),
         ("RUNS --seed 1 --export net.txt", "net.txt"),
         ("RUNS --seed 1 --export net.npz --names theirs", "--names: got 'theirs'"),
         ("WEIGHTS --run 1", "--run: got 1"),

@@ -62,6 +62,28 @@ def test_samples_of_a_json(tmp_path):
         released.read_released(tmp_path / "broken.json", "low")
 
 
+@pytest.mark.parametrize("content", [[1, 2], {"low": {"train_at": {}, "test_at": {}}}, {"low": {"train_at": {"x": 1}, "test_at": {}}}])
+def test_other_json_is_refused(tmp_path, content):
+    (tmp_path / "curves.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"curves\.json"):
+        released.read_released(tmp_path / "curves.json", "low")
+
+
+def test_a_run_that_has_not_begun_or_skipped_epochs_is_refused():
+    c = curves()
+    record = {"epoch_train": c.epoch_train, "train_loss": c.train_loss, "epoch_eval": c.epoch_eval, "test_loss": c.test_loss}
+    assert released.of_run(record).epochs("train")[-1] == 999
+    with pytest.raises(BadInput, match="begun"):
+        released.of_run({name: x[:0] for name, x in record.items()})
+    with pytest.raises(BadInput, match="train_every"):
+        released.of_run({name: x[::10] for name, x in record.items()})
+
+
+def test_the_last_stretch_reaches_the_end():
+    rows = [row[0] for row in released.comparison(curves(950), curves(900))]
+    assert "train loss, largest relative difference, epochs 300 - 899" in rows
+
+
 def test_the_released_curves(shared):
     pytest.importorskip("torch")
     theirs = released.read_released(shared / "reference/published/wd_10-1_mod_addition_loss_curve.pth")

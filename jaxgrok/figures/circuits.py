@@ -262,6 +262,10 @@ def embedding_circles_figure(config: Config, params, m: dict) -> Figure:
     """
     keys, names = _shown(m)
     W_E, p = np.asarray(_activations(config, params)["W_E"], float), config.p
+    if not np.isfinite(W_E).all():
+        return words_figure("no circles: the weights are not finite")
+    if min(W_E.shape) < 2:
+        return words_figure("no circles: the embedding has one dimension")
     components = fourier.block_waves(p)[:, 1:] @ W_E
     lengths = np.linalg.norm(components, axis=2, keepdims=True)
     directions = np.divide(components, lengths, out=np.zeros_like(components), where=lengths > 0)

@@ -218,14 +218,15 @@ def weights_figure(series: list[dict], stages: dict | None = None, scale: str = 
     """
     figure, (axes,) = _over_training(series, stages, [4], scale)
     squares = series[0]["sum_squared_weights"]
-    least = WEIGHTS_FLOOR * max(np.nanmax(s["sum_squared_weights"]["total"]) for s in series)
+    totals = np.concatenate([s["sum_squared_weights"]["total"] for s in series])
+    least = WEIGHTS_FLOOR * totals[np.isfinite(totals)].max(initial=np.finfo(np.float32).tiny)
     names = [name for name in squares if name != "total"]
     matrices = [name for name in names if not name.split(".")[-1].startswith("b_")]
     colours = dict(zip(matrices, mpl.colormaps["tab20" if len(matrices) > 10 else "tab10"].colors * len(matrices)))
     one_layer = not any(name.startswith("blocks.1.") for name in names)
     for name in sorted(names, key=lambda name: -squares[name][-1]):
         curves = _curves(series, "sum_squared_weights", name)
-        if not any(np.nanmax(values) >= least for _, values in curves):
+        if not any((values >= least).any() for _, values in curves):
             continue
         colour = colours.get(name.replace("b_", "W_"), "0.4")
         label = name.split(".")[-1] if one_layer else name.replace("blocks.", "")

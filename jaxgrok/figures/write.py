@@ -63,8 +63,9 @@ def write_network_figures(config: Config, params, m: dict, folder) -> list[Path]
 def write_circuit_figures(results, of_cells: list[Cell], dtype: str = "float32") -> list[Path]:
     """Write what an analysed sweep shows of its circuits; returns the paths.
 
-    For each cell, all runs over training (stages at their medians) and side by side; and of its first run, the keys over
-    training and, in figures/circuits*/, the network at its last checkpoint.
+    For each cell, all runs over training (stages at their medians) and side by side; and of its first run that has not
+    diverged, the keys over training and, in figures/circuits*/, the network at its last checkpoint. Holds one cell's
+    curves at a time, a few kilobytes per checkpoint.
     """
     folder, paths = results.path / "figures", []
     for cell in of_cells:
@@ -77,9 +78,11 @@ def write_circuit_figures(results, of_cells: list[Cell], dtype: str = "float32")
         drawn = {_name(name, cell.name): draw(series, cell.stages(), scale="linear") for name, draw in OF_ALL_RUNS.items()}
         runs = {f"seed {record['seed']}": results.last_measures(record) for record in records}
         drawn[_name("key-spectra", cell.name)] = circuits.key_spectra_figure(runs)
-        first, seed = records[0], f"seed={records[0]['seed']}"
+        finite = [record for record in records if results.timing(record).outcome != "diverged"]
+        first = (finite or records)[0]
+        seed, of_first = f"seed={first['seed']}", series[records.index(first)]
         stages = results.timing(first).stages()
-        drawn |= {_name(name, cell.name, seed): draw(series[0], stages, scale="linear") for name, draw in OF_ONE_RUN.items()}
+        drawn |= {_name(name, cell.name, seed): draw(of_first, stages, scale="linear") for name, draw in OF_ONE_RUN.items()}
         paths += _save(folder, drawn)
         subject = analysis.subject_of_run(results, run=first["run"])
         config = analysis.config_for_analysis(subject.config, dtype)
