@@ -14,7 +14,13 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+LONGEST_FIRST = ("test_sweeping", "test_measures", "test_training", "test_scripts")  # so that no worker is left with one at the end
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    names = [*LONGEST_FIRST, ""]
+    items.sort(key=lambda item: names.index(item.path.stem if item.path.stem in names else ""))
 
 
 @pytest.fixture(scope="session")

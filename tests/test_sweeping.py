@@ -268,6 +268,7 @@ def test_across_a_halving_runs_agree_to_rounding(settled):
     np.testing.assert_allclose(results.curves(seed=last["seed"])["train_loss"][:300], curve.train_loss, rtol=5e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_settling_sweep_goes_on_bit_for_bit(settled, tmp_path):
     path = tmp_path / "runs"
     trained = curves(settled)["last_epoch"]
@@ -277,6 +278,7 @@ def test_an_interrupted_settling_sweep_goes_on_bit_for_bit(settled, tmp_path):
     same_files(settled, sweep(make_sweep(SETTLING), path, batch_runs=3))
 
 
+@pytest.mark.slow
 def test_more_max_epochs_train_only_what_had_not_settled(settled, tmp_path):
     path = tmp_path / "runs"
     shorter = int(curves(settled)["last_epoch"].max()) - 60
