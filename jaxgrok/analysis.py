@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxgrok import fourier, interop, measures
 from jaxgrok.config import BadInput, Config
@@ -47,8 +48,8 @@ def cast(params, dtype: str):
 
 
 def flatten(tree) -> dict:
-    """{"a": {"b": x}} -> {"a/b": x}, as numpy."""
-    return {"/".join(entry.key for entry in path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    """{"a": {"b": x}} -> {"a/b": x}, as numpy; what is None is left out."""
+    return {name: np.asarray(x) for name, x in flatten_dict(tree, sep="/").items() if x is not None}
 
 
 # --- one network --------------------------------------------------------------------------------------------------------
@@ -84,13 +85,14 @@ def subject_of_run(results: Results, epoch: int | None = None, **coordinates) ->
 
     Raises BadInput for coordinates that are not those of one run, or an epoch that was not saved.
     """
-    last, params = results.params(**coordinates), results.params(epoch, **coordinates)
+    last = results.params(**coordinates)
+    params = last if epoch is None else results.params(epoch, **coordinates)
     (record,) = results.select(**coordinates)
-    split_seed = record["seed"] if record["split_seed"] is None else record["split_seed"]
-    config = results.config(record)
-    about = {"seed": split_seed, "frac_train": record["frac"], "run": record["run"]}
+    config, seed, frac = results.config(record), record["seed"], record["frac"]
+    split_seed = seed if record["split_seed"] is None else record["split_seed"]
+    about = {"seed": split_seed, "frac_train": frac, "run": record["run"]}
     about["epoch"] = results.checkpoint_epochs(**coordinates)[-1] if epoch is None else epoch
-    return Subject(config, params, measures.split_of(config, record["frac"], record["seed"], split_seed), last, record["seed"], about)
+    return Subject(config, params, measures.split_of(config, frac, seed, split_seed), last, seed, about)
 
 
 def measure(subject: Subject, dtype: str = "float32") -> dict:

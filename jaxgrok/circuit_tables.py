@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgrok.checkpoint import replace_text
+from jaxgrok.fourier import frequencies_of
 from jaxgrok.report import Cell, markdown
 from jaxgrok.results import AXES, Results
 
@@ -32,11 +33,6 @@ PER_KEY = {
     "readout_fve_cos": ("mlp_readout_fve", 0),
     "readout_fve_sin": ("mlp_readout_fve", 1),
 }
-
-
-def frequencies(mask) -> np.ndarray:
-    """The frequencies of a mask [K]."""
-    return np.flatnonzero(mask) + 1
 
 
 def of_key(x, k: int, part: int | bool):
@@ -71,7 +67,7 @@ def _coordinates(results: Results, record: dict, epoch: int) -> dict:
 
 
 def _listed(mask) -> str:
-    return " ".join(map(str, frequencies(mask)))
+    return " ".join(map(str, frequencies_of(mask)))
 
 
 def measures_row(results: Results, record: dict, epoch: int, found: dict) -> dict:
@@ -85,7 +81,7 @@ def network_row(results: Results, record: dict, found: dict) -> dict:
     """A row of networks.csv, of a run's last analysed checkpoint."""
     sizes = found["neuron_clusters"]
     sets = {f"keys_by_{rule}": _listed(found[f"key_frequencies/{rule}"]) for rule in RULES}
-    sets["clusters"] = " ".join(f"{k}:{sizes[k - 1]}" for k in frequencies(sizes > 0))
+    sets["clusters"] = " ".join(f"{k}:{sizes[k - 1]}" for k in frequencies_of(sizes > 0))
     row = measures_row(results, record, found["epoch"], found)
     at = _coordinates(results, record, found["epoch"])
     return at | {"outcome": results.timing(record).outcome, "n_keys": row["n_keys"], "keys": row["keys"]} | sets | row
@@ -94,7 +90,7 @@ def network_row(results: Results, record: dict, found: dict) -> dict:
 def keys_rows(results: Results, record: dict, epoch: int, found: dict) -> list[dict]:
     """The rows of keys.csv of one checkpoint."""
     rows = []
-    for k in frequencies(found["key_frequencies/keys"]):
+    for k in frequencies_of(found["key_frequencies/keys"]):
         values = {column: of_key(found[name], k, part) for column, (name, part) in PER_KEY.items()}
         rows.append(_coordinates(results, record, epoch) | {"k": k} | values)
     return rows
@@ -126,7 +122,7 @@ def _per_key(name: str, parts=(False,)) -> Callable:
     """A measure at each key."""
 
     def values(found):
-        keys = frequencies(found["key_frequencies/keys"])
+        keys = frequencies_of(found["key_frequencies/keys"])
         return np.array([x for k in keys for part in parts if (x := of_key(found[name], k, part)) is not None], float)
 
     return values
@@ -217,7 +213,7 @@ def keys_table(named: list[tuple[str, dict]]) -> tuple[list[str], list[list[str]
     rows = []
     for name, found in named:
         sizes = found["neuron_clusters"]
-        keys = ", ".join(f"{k} ({sizes[k - 1]})" for k in frequencies(found["key_frequencies/keys"])) or "no keys"
+        keys = ", ".join(f"{k} ({sizes[k - 1]})" for k in frequencies_of(found["key_frequencies/keys"])) or "no keys"
         rows.append([name, keys, *(_listed(found[f"key_frequencies/{rule}"]) for rule in RULES)])
     return ["", "keys (neurons)", *(f"rule {rule}" for rule in RULES)], rows
 
@@ -244,7 +240,8 @@ def write_circuit_tables(results: Results, of_cells: list[Cell]) -> None:
     """Write tables/measures.csv, keys.csv, networks.csv and networks.md."""
     folder = results.path / "tables"
     folder.mkdir(exist_ok=True)
-    last = [(record, found) for record in results.runs for found in results.last_analysed([record])]
+    of_run = {record["run"]: record for record in results.runs}
+    last = [(of_run[int(found["run"])], found) for found in results.last_analysed(results.runs)]
     networks = [network_row(results, record, found) for record, found in last]
     _write_csv(folder / "networks.csv", _columns(networks), networks)
     # All checkpoints of a run have the columns of its last.

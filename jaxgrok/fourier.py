@@ -94,6 +94,11 @@ def mask_of(frequencies, p: int) -> np.ndarray:
     return mask
 
 
+def frequencies_of(mask) -> list[int]:
+    """The frequencies k of a concrete mask [K]: the inverse of mask_of."""
+    return [int(i) + 1 for i in np.flatnonzero(mask)]
+
+
 def rows_of(mask, p: int):
     """[F] whether each basis row belongs to the frequencies of a mask [K]; the constant never does."""
     return jnp.concatenate([jnp.zeros(1, bool), jnp.asarray(mask)[frequency_of_row(p)[1:] - 1]])

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import BadInput, Config
 from jaxgrok.model import make_model
@@ -163,20 +164,12 @@ def _weights_of(state: dict, table: dict) -> dict[str, np.ndarray]:
 
 def _nest(flat: dict) -> dict:
     """{"blocks.0.attn.W_Q": x} -> {"blocks_0": {"attn": {"W_Q": x}}}, as Flax has it."""
-    nested = {}
-    for name, x in flat.items():
-        *path, leaf = re.sub(r"blocks\.(\d+)", r"blocks_\1", name).split(".")
-        place = nested
-        for part in path:
-            place = place.setdefault(part, {})
-        place[leaf] = x
-    return nested
+    return unflatten_dict({re.sub(r"blocks\.(\d+)", r"blocks_\1", name): x for name, x in flat.items()}, sep=".")
 
 
-def _flatten(params: dict) -> dict:
-    """The inverse of _nest."""
-    leaves = jax.tree.leaves_with_path(params)
-    return {".".join(entry.key for entry in path).replace("blocks_", "blocks."): leaf for path, leaf in leaves}
+def by_name(params: dict) -> dict:
+    """{"blocks_0": {"attn": {"W_Q": x}}} -> {"blocks.0.attn.W_Q": x}: parameters under TransformerLens's names."""
+    return {name.replace("blocks_", "blocks."): x for name, x in flatten_dict(params, sep=".").items()}
 
 
 def from_state(state: dict, *, task: str = "add", act: str = "relu", names: str | None = None) -> tuple[Config, dict]:
@@ -215,7 +208,7 @@ def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, 
     if names not in LAYOUTS:
         raise BadInput("names", names, " or ".join(LAYOUTS))
     table = MLP_TABLE if config.arch == "mlp" else TABLE
-    flat = _weights_of({name: np.asarray(x) for name, x in _flatten(params).items()}, table)
+    flat = _weights_of({name: np.asarray(x) for name, x in by_name(params).items()}, table)
     ours = {name: table[_layer_of(name)[0]][0] for name in flat}
     sizes = _sizes({name: x.shape for name, x in flat.items()}, ours)
     if config.arch == "mlp":
@@ -387,13 +380,13 @@ def initial_weights(init: str) -> Callable[[Config, int], dict]:
     if init == "torch":
         return draw_with_torch
     try:
-        given = _flatten(load(init).params)
+        given = by_name(load(init).params)
     except BadInput as error:
         raise BadInput("init", init, error.accepted if error.name == "file" else f'a network on x, y, "=" ({error})') from None
 
     def weights(config: Config, seed: int) -> dict:
         shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
-        wanted = _flatten(shapes)
+        wanted = by_name(shapes)
         for name in sorted({*given, *wanted}):
             theirs, ours = (f"{name} {x[name].shape}" if name in x else f"no {name}" for x in (given, wanted))
             if theirs != ours:

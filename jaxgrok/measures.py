@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrok import fourier
+from jaxgrok import fourier, interop
 from jaxgrok.ablations import Controls, ablations, draw_controls, median_and_range, of_singles, where_known
 from jaxgrok.config import Config
 from jaxgrok.loss import cross_entropy, is_correct
@@ -160,10 +160,7 @@ def principal_components(W_E) -> dict:
 
 def sum_squared_weights(params) -> dict:
     """{TransformerLens name: sum of squares} of every parameter, and their `total`."""
-    squares = {}
-    for path, leaf in jax.tree.leaves_with_path(params):
-        name = ".".join(entry.key for entry in path).replace("blocks_", "blocks.")
-        squares[name] = (leaf**2).sum()
+    squares = {name: (x**2).sum() for name, x in interop.by_name(params).items()}
     return squares | {"total": sum(squares.values())}
 
 
@@ -291,7 +288,7 @@ def to_json(config: Config, measures: dict) -> dict:
     `attention_pattern_mean`, `principal_components` and key_frequencies `found`. `split` is the caller's to add.
     """
     m, p = jax.tree.map(np.asarray, measures), config.p
-    keys = np.flatnonzero(m["key_frequencies"]["keys"]) + 1
+    keys = fourier.frequencies_of(m["key_frequencies"]["keys"])
 
     def per_key(x):
         return {str(k): _plain(x[k - 1]) for k in keys}
@@ -299,7 +296,7 @@ def to_json(config: Config, measures: dict) -> dict:
     frequency = fourier.frequency_of_row(p)
     out = m | {
         "neuron_clusters": {str(k + 1): int(n) for k, n in enumerate(m["neuron_clusters"]) if n},
-        "key_frequencies": {rule: (np.flatnonzero(mask) + 1).tolist() for rule, mask in m["key_frequencies"].items()},
+        "key_frequencies": {rule: fourier.frequencies_of(mask) for rule, mask in m["key_frequencies"].items()},
         **{name: per_key(m[name]) for name in ("excluded_loss_per_key", "alpha")},
         "mlp_readout_fve": {
             name: m["mlp_readout_fve"][row - 1] for row, name in enumerate(fourier.row_names(p)) if row and frequency[row] in keys

@@ -59,9 +59,10 @@ def read_released(path, name: str | None = None) -> Curves:
     _, beside = interop.read(path)
     try:
         train, test = (np.array(beside[key], float) for key in ("train_losses", "test_losses"))
-        return _checked(path, Curves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test))
+        curves = Curves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test)
     except (KeyError, TypeError, ValueError):
         raise BadInput("released", str(path), "a file with train_losses and test_losses beside its weights") from None
+    return _checked(path, curves)
 
 
 def _checked(path, curves: Curves) -> Curves:

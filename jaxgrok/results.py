@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from jaxgrok import phases
 from jaxgrok.checkpoint import Metrics, SweepFiles
@@ -125,20 +126,15 @@ class Results:
 
     def last_analysed(self, records: list[dict]) -> list[dict]:
         """{name: array, `epoch`} of each run's last analysed checkpoint, in the order of the records; a run without is left out."""
-        found = []
+        found, load = [], functools.lru_cache(maxsize=1)(self.files.load_measures)  # runs of a batch mostly end together
         for record in records:
             for epoch in reversed(self.checkpoint_epochs(run=record["run"])):
-                measures = self.files.load_measures(record["batch"], epoch)
+                measures = load(record["batch"], epoch)
                 if measures is not None and record["run"] in measures["run"]:
                     (row,) = (measures["run"] == record["run"]).nonzero()[0]
                     found.append({**{name: np.array(x[row]) for name, x in measures.items()}, "epoch": epoch})
                     break
         return found
-
-    def last_measures(self, record: dict) -> dict:
-        """What `measures.all` gives of a run's last analysed checkpoint, without what it gives as None. Raises IndexError
-        where there is none."""
-        return _nest(self.last_analysed([record])[0])
 
     def measures(self, **coordinates) -> dict:
         """One run's measures at all its analysed checkpoints, by coordinates: what `measures.all` gives, [checkpoints, ...],
@@ -151,12 +147,12 @@ class Results:
         for record, epoch, found in self.analysed(set(series), names):
             rows = series[record["run"]]
             rows["epoch"].append(epoch)
-            for name, x in found.items():
-                rows.setdefault(name, []).append(x)
+            for name in found.keys() - {"run", "dtype"}:
+                rows.setdefault(name, []).append(found[name])
         for record in records:
             if not series[record["run"]]["epoch"]:
                 raise BadInput("run", record["run"], f"one that was analysed: python scripts/analyze.py {self.path}")
-        return [_nest({name: np.stack(rows) for name, rows in of_run.items()}) for of_run in series.values()]
+        return [unflatten_dict({name: np.stack(rows) for name, rows in of_run.items()}, sep="/") for of_run in series.values()]
 
     @functools.cached_property
     def _restricted(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -180,15 +176,6 @@ class Results:
     def has_circuit_events(self) -> bool:
         """Whether any run's checkpoints were analysed."""
         return bool(self._restricted)
-
-
-def _nest(flat: dict) -> dict:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    nested = {}
-    for name, x in flat.items():
-        *path, leaf = name.split("/")
-        functools.reduce(lambda place, part: place.setdefault(part, {}), path, nested)[leaf] = x
-    return nested
 
 
 def load(run_dir) -> Results:

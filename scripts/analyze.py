@@ -4,11 +4,11 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin beside those of jax
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from jaxgrok.command import Parser, status_of
 from jaxgrok.config import CHOICES, BadInput
 from jaxgrok.grid import GRID_FIELDS, whole
 
@@ -25,15 +25,8 @@ ONE_NETWORK = ("json", "export", "figures")
 COORDINATES = ("run", "seed", "frac", "wd", "lr")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, whose complaint is one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; --help lists what is accepted\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def parser() -> Parser:
+    p = Parser(description=__doc__, epilog=EPILOG)
     p.add_argument("target", type=Path, help="a directory that sweep.py made, or a file of weights: .pth .pt .safetensors .npz")
     p.add_argument("--dtype", help=f"{' '.join(CHOICES['dtype'])} of the analysis (default float32)")
     one = p.add_argument_group("one network: with any of these, nothing else is done")
@@ -87,13 +80,12 @@ def refuse(given: dict, names, accepted: str) -> None:
 def analyze_directory(given: dict) -> int:
     from jaxgrok import analysis, circuit_tables, figures, progress, report
 
-    dtype = given.get("dtype", "float32")
     with progress.Steps() as watch:
-        results = analysis.analyze(given["target"], dtype=dtype, watch=watch)
+        results = analysis.analyze(given["target"], dtype=given.get("dtype", "float32"), watch=watch)
     cells = report.write_tables(results)
     circuit_tables.write_circuit_tables(results, cells)
     figures.write_figures(results, cells)
-    figures.write_circuit_figures(results, cells, dtype)
+    figures.write_circuit_figures(results, cells)
     progress.show_networks(results, cells)
     return 0
 
@@ -123,31 +115,29 @@ def analyze_one(given: dict) -> int:
     return 0
 
 
+def run(argv) -> int:
+    given = checked(vars(parser().parse_args(argv)))
+    if not os.path.exists(given["target"]):
+        raise BadInput("run directory or file", str(given["target"]), "one that exists")
+    is_directory, wants_one = given["target"].is_dir(), bool(set(given) & set(ONE_NETWORK))
+    if is_directory:
+        refuse(given, ("split_seed", "task", "act"), "with a file of weights; the runs of a directory know theirs")
+        if not wants_one:
+            refuse(given, ("epoch", *COORDINATES), "with --json, --export or --figures, which are of one network")
+        if "export" not in given:
+            refuse(given, ("names",), "with --export, or a file of weights")
+    else:
+        refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
+    if given.get("dtype") == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    return analyze_one(given) if wants_one or not is_directory else analyze_directory(given)
+
+
 def main(argv=None) -> int:
     try:
-        given = checked(vars(parser().parse_args(argv)))
-        if not os.path.exists(given["target"]):
-            raise BadInput("run directory or file", str(given["target"]), "one that exists")
-        is_directory, wants_one = given["target"].is_dir(), bool(set(given) & set(ONE_NETWORK))
-        if is_directory:
-            refuse(given, ("split_seed", "task", "act"), "with a file of weights; the runs of a directory know theirs")
-            if not wants_one:
-                refuse(given, ("epoch", *COORDINATES), "with --json, --export or --figures, which are of one network")
-            if "export" not in given:
-                refuse(given, ("names",), "with --export, or a file of weights")
-        else:
-            refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
-        if given.get("dtype") == "float64":
-            import jax
-
-            jax.config.update("jax_enable_x64", True)
-        return analyze_one(given) if wants_one or not is_directory else analyze_directory(given)
-    except BadInput as error:
-        print(f"analyze.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"analyze.py: error: {error.filename}: cannot be read or written ({error.strerror})", file=sys.stderr)
-        return 2
+        return status_of("analyze.py", lambda: run(argv), (*COORDINATES, *ONE_NETWORK, "epoch", "split_seed", "dtype", "names"))
     except KeyboardInterrupt:
         print("stopped; what was measured is saved. The same command goes on from there.", file=sys.stderr)
         return 130

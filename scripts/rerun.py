@@ -4,38 +4,20 @@ python scripts/sweep.py --init torch --seeds 1:2 --wd 0.1 --epochs 108000 --out 
 python scripts/rerun.py runs/wd_10-1 wd_10-1_mod_addition_loss_curve.pth --figure rerun.png
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from jaxgrok.command import Parser, status_of
 from jaxgrok.config import BadInput
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, whose complaint is one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; --help lists what is accepted\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def parser() -> Parser:
+    p = Parser(description=__doc__)
     p.add_argument("run", type=Path, help="a directory that sweep.py made, with one run")
     p.add_argument("released", type=Path, help="a released .pth with its loss curves, or a .json with samples of some")
     p.add_argument("--name", help="which run of a .json")
     p.add_argument("--figure", type=Path, metavar="FILE", help="draw both (.png .pdf .svg)")
     return p
-
-
-def main(argv=None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except BadInput as error:
-        print(f"rerun.py: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"rerun.py: error: {error.filename}: cannot be read or written ({error.strerror})", file=sys.stderr)
-        return 2
 
 
 def run(args) -> int:
@@ -50,6 +32,10 @@ def run(args) -> int:
     if args.figure is not None:
         figures.rerun_figure(ours, theirs).savefig(args.figure)
     return 0
+
+
+def main(argv=None) -> int:
+    return status_of("rerun.py", lambda: run(parser().parse_args(argv)), ("name",))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Train a sweep of grokking runs and print when each phase came. See --help, README.md and sweeps/."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import jaxgrok
+from jaxgrok.command import Parser, status_of
 from jaxgrok.config import CHOICES, BadInput
 from jaxgrok.grid import FIELDS, sweep_from, whole
 
@@ -22,16 +22,8 @@ Every run starts from its seed alone: initial weights, split (Python's random.se
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, whose complaint is one line."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message}; --help lists what is accepted\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    p = Parser(description=__doc__, epilog=EPILOG, formatter_class=layout, allow_abbrev=False)
+def parser() -> Parser:
+    p = Parser(description=__doc__, epilog=EPILOG)
     p.add_argument("--version", action="version", version=f"jaxgrok {jaxgrok.__version__}")
     what = p.add_argument_group("what to train")
     what.add_argument("file", nargs="?", type=Path, help="a sweep file (TOML); flags override what it says")
@@ -71,24 +63,23 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv=None) -> int:
-    args = vars(parser().parse_args(argv))
+def chosen(args: dict):
+    """The sweep that the flags and the file or preset describe."""
     flags = {field: args[field] for field in FIELDS if field in args}
     labels = {field: f"--{field.replace('_', '-')}" for field, value in flags.items() if value is not None}
-    try:
-        file = args["file"]
-        if args["preset"] is not None:
-            if file is not None:
-                raise BadInput("--preset", args["preset"], f"a preset or a file, not both ({file})")
-            file = SWEEPS / f"{args['preset']}.toml"
-            if not file.exists():
-                raise BadInput("--preset", args["preset"], PRESETS)
-        return run(sweep_from(file, flags, labels), args)
-    except BadInput as error:
-        name = error.name.replace("_", "-")
-        named = BadInput(f"--{name}", error.value, error.accepted) if name.replace("-", "_") in (*FIELDS, "out") else error
-        print(f"sweep.py: error: {named}", file=sys.stderr)
-        return 2
+    file = args["file"]
+    if args["preset"] is not None:
+        if file is not None:
+            raise BadInput("--preset", args["preset"], f"a preset or a file, not both ({file})")
+        file = SWEEPS / f"{args['preset']}.toml"
+        if not file.exists():
+            raise BadInput("--preset", args["preset"], PRESETS)
+    return sweep_from(file, flags, labels)
+
+
+def main(argv=None) -> int:
+    args = vars(parser().parse_args(argv))
+    return status_of("sweep.py", lambda: run(chosen(args), args), (*FIELDS, "out"))
 
 
 def run(sweep, args) -> int:

@@ -84,7 +84,7 @@ def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_ke
         series, epochs = results.measures(seed=seed), results.checkpoint_epochs(seed=seed)
         assert list(series["epoch"]) == epochs
         keys = measures.find_keys(CONFIG, results.params(seed=seed))
-        assert KEY in circuit_tables.frequencies(keys)
+        assert KEY in fourier.frequencies_of(keys)
         assert (series["key_frequencies"]["keys"] == keys).all()
         for i in (0, len(epochs) - 1):
             split = measures.split_of(CONFIG, 0.4, seed)
@@ -127,7 +127,7 @@ def test_other_final_keys_or_another_dtype_measure_again(analysed, tmp_path, mon
     monkeypatch.setattr(measures, "find_keys", other_for_seed_1)
     total, measured, found = counted(path)
     assert measured == found == total // 2
-    assert list(circuit_tables.frequencies(jaxgrok.load(path).measures(seed=1)["key_frequencies"]["keys"][0])) == [KEY, MORE]
+    assert list(fourier.frequencies_of(jaxgrok.load(path).measures(seed=1)["key_frequencies"]["keys"][0])) == [KEY, MORE]
 
 
 def test_float64_is_refused_without_x64_and_measures_again_with_it(path, analysed, monkeypatch):
@@ -187,7 +187,7 @@ def test_tables_hold_what_was_measured(analysed):
         "sum_squared_weights_total": series["sum_squared_weights"]["total"],
     }.items():
         np.testing.assert_allclose([float(row[column]) for row in mine], values, rtol=1e-6, err_msg=column)
-    keys = circuit_tables.frequencies(series["key_frequencies"]["keys"][0])
+    keys = fourier.frequencies_of(series["key_frequencies"]["keys"][0])
     per_key = [row for row in rows_of(analysed / "tables" / "keys.csv") if row["seed"] == "1"]
     assert [int(row["k"]) for row in per_key] == list(keys) * n
     last = per_key[-1]

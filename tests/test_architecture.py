@@ -7,7 +7,21 @@ PACKAGE = Path(__file__).parent.parent / "jaxgrok"
 
 # The half that makes runs, then the half that reads them. A module imports only what stands before it in its row;
 # the two halves meet at the checkpoint, and no maker of runs imports a reader beyond it.
-ORDER = ["config", "schedule", "tasks", "model", "interop", "loss", "training", "grid", "plan", "checkpoint", "phases", "sweeping"]
+ORDER = [
+    "config",
+    "command",
+    "schedule",
+    "tasks",
+    "model",
+    "interop",
+    "loss",
+    "training",
+    "grid",
+    "plan",
+    "checkpoint",
+    "phases",
+    "sweeping",
+]
 READING = [
     "interop",
     "checkpoint",

@@ -20,7 +20,6 @@ from jaxgrok.figures.style import (
     TEST,
     colours_of,
     count_runs,
-    frequencies_of,
     make_figure,
     name_keys,
     styled,
@@ -48,7 +47,7 @@ def _activations(config: Config, params) -> dict:
 
 
 def _keys(m) -> list[int]:
-    return frequencies_of(m["key_frequencies"]["keys"])
+    return fourier.frequencies_of(m["key_frequencies"]["keys"])
 
 
 def _shown(m) -> tuple[list[int], str]:
@@ -241,7 +240,7 @@ def clusters_figure(config: Config, params, m: dict) -> Figure:
 @styled
 def attention_figure(config: Config, params, m: dict) -> Figure:
     """Attention of each head of the last block from "=" to a, over (a, b), with its score's best frequency and the share of that (FVE)."""
-    if m["attention_score_frequency"] is None:
+    if m.get("attention_score_frequency") is None:
         return words_figure("no attention: the network is an MLP")
     pattern = _activations(config, params)["pattern"][..., 0]
     by_head = m["attention_score_frequency"]

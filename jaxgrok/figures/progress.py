@@ -19,13 +19,13 @@ from jaxgrok.figures.style import (
     colours_of,
     count_runs,
     explain_colours,
-    frequencies_of,
     make_figure,
     median_over_runs,
     name_keys,
     styled,
     words_figure,
 )
+from jaxgrok.fourier import frequencies_of
 
 STAGE_COLOURS = {
     "memorisation": "#4477aa",

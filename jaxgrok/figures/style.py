@@ -82,11 +82,6 @@ def count_runs(n: int) -> str:
 # --- key frequencies --------------------------------------------------------------------------------------------------------
 
 
-def frequencies_of(mask) -> list[int]:
-    """The frequencies k of a mask [K]."""
-    return [int(i) + 1 for i in np.flatnonzero(mask)]
-
-
 def colours_of(keys) -> dict:
     """{k: colour} of key frequencies."""
     if len(keys) <= MOST_COLOURS:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from flax.traverse_util import unflatten_dict
+
 from jaxgrok import analysis
 from jaxgrok.config import BadInput, Config
 from jaxgrok.figures import circuits, progress
@@ -60,7 +62,7 @@ def write_network_figures(config: Config, params, m: dict, folder) -> list[Path]
     return _save(Path(folder), {name: draw(config, params, m) for name, draw in OF_ONE_NETWORK.items()})
 
 
-def write_circuit_figures(results, of_cells: list[Cell], dtype: str = "float32") -> list[Path]:
+def write_circuit_figures(results, of_cells: list[Cell]) -> list[Path]:
     """Write what an analysed sweep shows of its circuits; returns the paths.
 
     For each cell, all runs over training (stages at their medians) and side by side; and of its first run that has not
@@ -69,14 +71,15 @@ def write_circuit_figures(results, of_cells: list[Cell], dtype: str = "float32")
     """
     folder, paths = results.path / "figures", []
     for cell in of_cells:
-        last = results.last_analysed(cell.records)
-        records = [record for record in cell.records if record["run"] in {int(found["run"]) for found in last}]
+        last = {int(found["run"]): found for found in results.last_analysed(cell.records)}
+        records = [record for record in cell.records if record["run"] in last]
         if not records:
             continue
-        names = [name for name in last[0] if name.startswith(DRAWN)]
+        names = [name for name in last[records[0]["run"]] if name.startswith(DRAWN)]
         series = results.measured(records, names)
         drawn = {_name(name, cell.name): draw(series, cell.stages(), scale="linear") for name, draw in OF_ALL_RUNS.items()}
-        runs = {f"seed {record['seed']}": results.last_measures(record) for record in records}
+        measured = {run: unflatten_dict(found, sep="/") for run, found in last.items()}
+        runs = {f"seed {record['seed']}": measured[record["run"]] for record in records}
         drawn[_name("key-spectra", cell.name)] = circuits.key_spectra_figure(runs)
         finite = [record for record in records if results.timing(record).outcome != "diverged"]
         first = (finite or records)[0]
@@ -84,8 +87,8 @@ def write_circuit_figures(results, of_cells: list[Cell], dtype: str = "float32")
         stages = results.timing(first).stages()
         drawn |= {_name(name, cell.name, seed): draw(of_first, stages, scale="linear") for name, draw in OF_ONE_RUN.items()}
         paths += _save(folder, drawn)
-        subject = analysis.subject_of_run(results, run=first["run"])
-        config = analysis.config_for_analysis(subject.config, dtype)
-        params, measured = analysis.cast(subject.params, dtype), analysis.measure(subject, dtype)
-        paths += write_network_figures(config, params, measured, folder / _name("circuits", cell.name, seed))
+        m = measured[first["run"]]
+        dtype = str(m["dtype"])
+        config, params = analysis.config_for_analysis(results.config(first), dtype), results.params(m["epoch"], run=first["run"])
+        paths += write_network_figures(config, analysis.cast(params, dtype), m, folder / _name("circuits", cell.name, seed))
     return paths
