@@ -14,7 +14,8 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
-LONGEST_FIRST = ("test_sweeping", "test_measures", "test_training", "test_scripts")  # so that no worker is left with one at the end
+# So that no worker is left with a long file at the end.
+LONGEST_FIRST = ("test_sweeping", "test_measures", "test_training", "test_scripts", "test_settling")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import interop, sweeping
-from jaxgrok.config import BadInput, Config
+from jaxgrok import sweeping
+from jaxgrok.config import BadInput
 from jaxgrok.grid import make_sweep
 from jaxgrok.sweeping import Interrupted, Silent, compiled, prepare, sweep
-from jaxgrok.training import make_hyper, make_train, train
-from tests.conftest import optimised
+from jaxgrok.training import train
+from tests.on_disk import StopAt, curves, same_files
 
 # The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr": 1e-2, "eval_every": 5}
@@ -24,39 +24,6 @@ SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr
 
 def small(**settings):
     return make_sweep({**SMALL, "seeds": 3, "epochs": 40, **settings})
-
-
-def curves(path):
-    with np.load(path / "metrics.npz") as arrays:
-        return dict(arrays)
-
-
-def same_files(first, second):
-    """Whether two sweeps recorded the same curves and parameters, bit for bit."""
-    a, b = curves(first), curves(second)
-    assert set(a) == set(b)
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    one, two = jaxgrok.load(first), jaxgrok.load(second)
-    for record in one.runs:
-        at = {name: record[name] for name in ("seed", "frac", "wd", "lr")}
-        assert one.checkpoint_epochs(**at) == two.checkpoint_epochs(**at)
-        for epoch in one.checkpoint_epochs(**at):
-            for x, y in zip(jax.tree.leaves(one.params(epoch, **at)), jax.tree.leaves(two.params(epoch, **at))):
-                np.testing.assert_array_equal(x, y)
-
-
-class StopAt(Silent):
-    """Asks the sweep to stop, as Ctrl-C does, once so many run-epochs were trained."""
-
-    def __init__(self, run_epochs, signum=signal.SIGINT):
-        self.left, self.signum = run_epochs, signum
-
-    def advanced(self, metrics, plan, run_epochs):
-        self.left -= run_epochs
-        if self.left <= 0:
-            self.left = np.inf
-            os.kill(os.getpid(), self.signum)
 
 
 def test_every_run_of_a_sweep_is_the_single_run(tmp_path):
@@ -229,71 +196,6 @@ def test_one_writer_at_a_time(tmp_path):
     sweep(small(seeds=1, epochs=2), path, watch=Second())
 
 
-SETTLING = {"p": 19, "d_model": 32, "frac": 0.9, "lr": 5e-3, "seeds": 3, "until_settled": True, "max_epochs": 3000}
-
-
-@pytest.fixture(scope="module")
-def settled(tmp_path_factory):
-    """Three runs that settle at different epochs, in one batch: it halves as they leave."""
-    with optimised():
-        return sweep(make_sweep(SETTLING), tmp_path_factory.mktemp("settling") / "runs", batch_runs=3)
-
-
-def test_settled_runs_leave_and_the_batch_halves(settled):
-    results = jaxgrok.load(settled)
-    timings = [results.timing(record) for record in results.runs]
-    assert all(timing.settled for timing in timings)
-    every = 30  # 1 % of max_epochs
-    for timing in timings:
-        assert 0 <= timing.last_epoch - max(1.5 * timing.by("grokked"), timing.by("grokked") + 2000) <= every
-    layouts = results.batches["0"]["layouts"]
-    sizes = [len(layout["rows"]) for layout in layouts]
-    assert sizes[0] == 3
-    assert sizes == sorted(sizes, reverse=True)
-    assert set(sizes) <= {3, 2, 1}
-    assert sizes[-1] == 1
-    ends = sorted(timing.last_epoch for timing in timings)
-    assert [layout["from"] for layout in layouts] == [0, *ends]
-    # A run that has left is in no later row, and its last parameters are those it left with.
-    for record, timing in zip(results.runs, timings):
-        assert all(record["run"] not in layout["rows"] for layout in layouts if layout["from"] >= timing.last_epoch)
-        assert results.checkpoint_epochs(seed=record["seed"])[-1] == timing.last_epoch
-
-
-def test_across_a_halving_runs_agree_to_rounding(settled):
-    results = jaxgrok.load(settled)
-    last = max(results.runs, key=lambda record: record["last_epoch"])
-    _, curve = train(results.config(last), seed=last["seed"], frac=0.9, lr=5e-3, epochs=300, eval_every=10)
-    # float32 over 300 epochs, in batches of another size
-    np.testing.assert_allclose(results.curves(seed=last["seed"])["train_loss"][:300], curve.train_loss, rtol=5e-3)
-
-
-@pytest.mark.slow
-def test_an_interrupted_settling_sweep_goes_on_bit_for_bit(settled, tmp_path):
-    path = tmp_path / "runs"
-    trained = curves(settled)["last_epoch"]
-    for stop in (int(trained.sum() * 0.5), int(trained.sum() * 0.45)):
-        with pytest.raises(Interrupted):
-            sweep(make_sweep(SETTLING), path, batch_runs=3, watch=StopAt(stop))
-    same_files(settled, sweep(make_sweep(SETTLING), path, batch_runs=3))
-
-
-@pytest.mark.slow
-def test_more_max_epochs_train_only_what_had_not_settled(settled, tmp_path):
-    path = tmp_path / "runs"
-    shorter = int(curves(settled)["last_epoch"].max()) - 60
-    sweep(make_sweep({**SETTLING, "max_epochs": shorter}), path, batch_runs=3)
-    first = jaxgrok.load(path)
-    open_runs = [record["seed"] for record in first.runs if not first.timing(record).settled]
-    assert 0 < len(open_runs) < 3
-    sweep(make_sweep(SETTLING), path, batch_runs=3)
-    longer = jaxgrok.load(path)
-    for record in longer.runs:
-        assert longer.timing(record).settled
-        if record["seed"] not in open_runs:
-            assert record["last_epoch"] == first.select(seed=record["seed"])[0]["last_epoch"]
-
-
 def test_eight_devices_give_the_same_as_one(tmp_path):
     """Eight virtual CPU devices, and more rows than runs."""
     program = (
@@ -416,91 +318,3 @@ def test_signal_handlers_are_given_back(tmp_path):
     sweep(small(seeds=1, epochs=2), tmp_path / "runs")
     assert signal.getsignal(signal.SIGINT) is before
     assert sweeping.SAVE_SECONDS == 60
-
-
-# --- given weights ------------------------------------------------------------------------------------------------------------
-
-GIVEN = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 5, "frac": 0.5, "seeds": 2, "epochs": 4, "eval_every": 2}
-GIVEN_CONFIG = Config(p=7, d_model=8, n_heads=2, d_mlp=5)
-
-
-def weights_file(folder, seed=0, config=GIVEN_CONFIG):
-    """A file weights.npz with a network of this config, and its parameters."""
-    folder.mkdir(exist_ok=True)
-    shapes, rng = jax.eval_shape(make_train(config).init, make_hyper(config, 0, 0, 0)).params, np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
-    interop.save(folder / "weights.npz", config, params)
-    return folder / "weights.npz", params
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    """A sweep of two seeds from one file: its directory, the file and the file's parameters."""
-    folder = tmp_path_factory.mktemp("given")
-    file, params = weights_file(folder)
-    return sweep(make_sweep({**GIVEN, "init": file}), folder / "runs", batch_runs=2), file, params
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def test_every_run_starts_from_the_weights_of_a_file(given, tmp_path):
-    path, file, params = given
-    shutil.copytree(path, tmp_path / "runs")
-    # The same file under another path goes on, for more seeds too.
-    elsewhere = shutil.copy(file, tmp_path)
-    results = jaxgrok.load(sweep(make_sweep({**GIVEN, "seeds": 4, "init": elsewhere}), tmp_path / "runs", batch_runs=2))
-    for seed in range(4):
-        assert_same(results.params(0, seed=seed), params)
-        assert results.curves(seed=seed)["train_loss"][-1] != results.curves(seed=seed)["train_loss"][0]
-
-
-def test_every_run_starts_from_what_torch_draws_for_its_seed(tmp_path):
-    pytest.importorskip("torch")
-    results = jaxgrok.load(sweep(make_sweep({**GIVEN, "init": "torch"}), tmp_path / "runs", batch_runs=2))
-    for seed in range(2):
-        assert_same(results.params(0, seed=seed), interop.draw_with_torch(GIVEN_CONFIG, seed))
-
-
-@pytest.mark.parametrize("other", ["a file of the same name", "torch", None])
-def test_a_sweep_from_given_weights_is_extended_with_those_alone(given, tmp_path, other):
-    if other == "torch":
-        pytest.importorskip("torch")
-    path, _, _ = given
-    init = weights_file(tmp_path / "other", seed=1)[0] if other == "a file of the same name" else other
-    before = {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")}
-    settings = {**GIVEN, "seeds": 3, "init": init}
-    with pytest.raises(BadInput, match="or another --out") as caught:
-        sweep(make_sweep({name: value for name, value in settings.items() if value is not None}), path)
-    assert caught.value.name == "init"
-    assert "weights.npz" in caught.value.accepted
-    assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == before
-
-
-def test_a_file_that_changed_meanwhile_is_another(given, tmp_path):
-    path, file, _ = given
-    shutil.copytree(path, tmp_path / "runs")
-    file = shutil.copy(file, tmp_path)
-    sweep(make_sweep({**GIVEN, "init": file}), tmp_path / "runs")
-    weights_file(tmp_path, seed=1)
-    with pytest.raises(BadInput, match="init"):
-        sweep(make_sweep({**GIVEN, "init": file}), tmp_path / "runs")
-
-
-@pytest.mark.parametrize("change", [{"p": 5}, {"d_model": 4}, {"arch": "mlp"}, {"arch": "mlp", "init": "torch"}])
-def test_weights_that_do_not_fit_are_refused_and_nothing_is_written(given, tmp_path, change):
-    _, file, _ = given
-    with pytest.raises(BadInput) as caught:
-        sweep(make_sweep({**GIVEN, "init": file, **change}), tmp_path / "runs")
-    assert caught.value.name == "init"
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("name", ["nothing.npz", "", "x" * 300])
-def test_a_file_that_is_not_there_is_refused_as_init(tmp_path, name):
-    with pytest.raises(BadInput, match="exists") as caught:
-        make_sweep({**GIVEN, "init": str(tmp_path / name)})
-    assert caught.value.name == "init"

@@ -1,0 +1,75 @@
+"""Sweeps whose runs end once they have settled."""
+
+import numpy as np
+import pytest
+
+import jaxgrok
+from jaxgrok.grid import make_sweep
+from jaxgrok.sweeping import Interrupted, sweep
+from jaxgrok.training import train
+from tests.conftest import optimised
+from tests.on_disk import StopAt, curves, same_files
+
+SETTLING = {"p": 19, "d_model": 32, "frac": 0.9, "lr": 5e-3, "seeds": 3, "until_settled": True, "max_epochs": 3000}
+
+
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory):
+    """Three runs that settle at different epochs, in one batch: it halves as they leave."""
+    with optimised():
+        return sweep(make_sweep(SETTLING), tmp_path_factory.mktemp("settling") / "runs", batch_runs=3)
+
+
+def test_settled_runs_leave_and_the_batch_halves(settled):
+    results = jaxgrok.load(settled)
+    timings = [results.timing(record) for record in results.runs]
+    assert all(timing.settled for timing in timings)
+    every = 30  # 1 % of max_epochs
+    for timing in timings:
+        assert 0 <= timing.last_epoch - max(1.5 * timing.by("grokked"), timing.by("grokked") + 2000) <= every
+    layouts = results.batches["0"]["layouts"]
+    sizes = [len(layout["rows"]) for layout in layouts]
+    assert sizes[0] == 3
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) <= {3, 2, 1}
+    assert sizes[-1] == 1
+    ends = sorted(timing.last_epoch for timing in timings)
+    assert [layout["from"] for layout in layouts] == [0, *ends]
+    # A run that has left is in no later row, and its last parameters are those it left with.
+    for record, timing in zip(results.runs, timings):
+        assert all(record["run"] not in layout["rows"] for layout in layouts if layout["from"] >= timing.last_epoch)
+        assert results.checkpoint_epochs(seed=record["seed"])[-1] == timing.last_epoch
+
+
+def test_across_a_halving_runs_agree_to_rounding(settled):
+    results = jaxgrok.load(settled)
+    last = max(results.runs, key=lambda record: record["last_epoch"])
+    _, curve = train(results.config(last), seed=last["seed"], frac=0.9, lr=5e-3, epochs=300, eval_every=10)
+    # float32 over 300 epochs, in batches of another size
+    np.testing.assert_allclose(results.curves(seed=last["seed"])["train_loss"][:300], curve.train_loss, rtol=5e-3)
+
+
+@pytest.mark.slow
+def test_an_interrupted_settling_sweep_goes_on_bit_for_bit(settled, tmp_path):
+    path = tmp_path / "runs"
+    trained = curves(settled)["last_epoch"]
+    for stop in (int(trained.sum() * 0.5), int(trained.sum() * 0.45)):
+        with pytest.raises(Interrupted):
+            sweep(make_sweep(SETTLING), path, batch_runs=3, watch=StopAt(stop))
+    same_files(settled, sweep(make_sweep(SETTLING), path, batch_runs=3))
+
+
+@pytest.mark.slow
+def test_more_max_epochs_train_only_what_had_not_settled(settled, tmp_path):
+    path = tmp_path / "runs"
+    shorter = int(curves(settled)["last_epoch"].max()) - 60
+    sweep(make_sweep({**SETTLING, "max_epochs": shorter}), path, batch_runs=3)
+    first = jaxgrok.load(path)
+    open_runs = [record["seed"] for record in first.runs if not first.timing(record).settled]
+    assert 0 < len(open_runs) < 3
+    sweep(make_sweep(SETTLING), path, batch_runs=3)
+    longer = jaxgrok.load(path)
+    for record in longer.runs:
+        assert longer.timing(record).settled
+        if record["seed"] not in open_runs:
+            assert record["last_epoch"] == first.select(seed=record["seed"])[0]["last_epoch"]
