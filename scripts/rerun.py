@@ -26,7 +26,10 @@ def run(args) -> int:
 
     if args.figure is not None and (args.figure.suffix not in (".png", ".pdf", ".svg") or not args.figure.absolute().parent.is_dir()):
         raise BadInput("--figure", str(args.figure), "a .png, .pdf or .svg file in a directory that exists")
-    ours, theirs = released.of_run(load(args.run).curves()), released.read_released(args.released, args.name)
+    results = load(args.run)
+    if len(results.runs) > 1:
+        raise BadInput("run directory", str(args.run), f"one run, not {len(results.runs)}")
+    ours, theirs = released.of_run(results.curves()), released.read_released(args.released, args.name)
     progress.print_table(["quantity", "released", "ours"], released.comparison(ours, theirs))
     progress.print_table(["slingshots of our train loss", ""], released.spike_rows(ours))
     if args.figure is not None:

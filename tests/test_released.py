@@ -1,13 +1,16 @@
 """A run beside a released one: what is read, where they part, and refusals."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxgrok import released
 from jaxgrok.config import BadInput
+from jaxgrok.grid import make_sweep
 from jaxgrok.released import Curves
+from jaxgrok.sweeping import sweep
 
 
 def curves(n=1000, factor=1.0):
@@ -96,3 +99,12 @@ def test_weights_without_curves_are_refused(tmp_path):
     np.savez(tmp_path / "weights.npz", x=np.zeros(3))
     with pytest.raises(BadInput, match="train_losses"):
         released.read_released(tmp_path / "weights.npz")
+
+
+def test_a_directory_of_several_runs_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    import rerun
+
+    path = sweep(make_sweep({"arch": "mlp", "p": 5, "d_mlp": 4, "frac": 0.5, "seeds": 2, "epochs": 2}), tmp_path / "runs")
+    assert rerun.main([str(path), "curves.json"]) == 2
+    assert capsys.readouterr().err == f"rerun.py: error: run directory: got {str(path)!r}; accepted: one run, not 2\n"

@@ -319,7 +319,9 @@ def key_spectra_figure(runs: dict[str, dict]) -> Figure:
     images.append(("neurons per cluster", np.stack([m["neuron_clusters"] for m in measured])))
     for axes, (label, image) in zip(panels, images):
         extent = (0.5, image.shape[1] + 0.5, len(runs) - 0.5, -0.5)
-        drawn = axes.imshow(image, cmap="Blues", vmin=0, aspect="auto", extent=extent, interpolation="nearest")
+        drawn = axes.imshow(
+            image, cmap="Blues", vmin=0, vmax=max(1, np.nanmax(image)), aspect="auto", extent=extent, interpolation="nearest"
+        )
         figure.colorbar(drawn, ax=axes, label=label, pad=0.01)
         row, k = np.nonzero(masks)
         axes.tick_params(axis="y", labelsize=7)
