@@ -46,25 +46,33 @@ class Metrics:
     """The curves of every run of a sweep: NaN where not trained.
 
     train_loss [R, epochs / train_every], test_loss, train_acc, test_acc [R, evaluations], last_epoch [R] (updates done),
-    ended [R] (settled or diverged: trained no further).
+    ended [R] (settled or diverged: trained no further). Where a task of the sweep has parts, n_parts at most:
+    test_answer_acc [R, evaluations], test_part_loss, test_part_acc [R, evaluations, n_parts].
     """
 
     CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
+    OF_PARTS = ("test_answer_acc", "test_part_loss", "test_part_acc")
 
-    def __init__(self, n_runs: int, epochs: int, eval_every: int, train_every: int, dtype="float32"):
+    def __init__(self, n_runs: int, epochs: int, eval_every: int, train_every: int, dtype="float32", n_parts: int = 0):
         self.eval_every, self.train_every = eval_every, train_every
         self.epoch_train = np.arange(0, epochs, train_every)
         self.epoch_eval = np.array(schedule(epochs, eval_every))
         self._eval_index = {int(epoch): i for i, epoch in enumerate(self.epoch_eval)}
         self.train_loss = np.full((n_runs, len(self.epoch_train)), np.nan, dtype)
-        self.test_loss, self.train_acc, self.test_acc = (np.full((n_runs, len(self.epoch_eval)), np.nan, dtype) for _ in range(3))
+        of_evals = (n_runs, len(self.epoch_eval))
+        self.test_loss, self.train_acc, self.test_acc = (np.full(of_evals, np.nan, dtype) for _ in range(3))
+        self.curves = self.CURVES
+        if n_parts:
+            self.curves += self.OF_PARTS
+            self.test_answer_acc = np.full(of_evals, np.nan, dtype)
+            self.test_part_loss, self.test_part_acc = (np.full((*of_evals, n_parts), np.nan, dtype) for _ in range(2))
         self.last_epoch = np.zeros(n_runs, np.int64)
         self.ended = np.zeros(n_runs, bool)
 
     def record(self, runs, rows, epoch: int, train_loss, train_acc, evaluation) -> None:
         """Enter an interval that starts at `epoch`, from arrays over rows, of which `rows` hold `runs`.
 
-        train_loss [row, steps], train_acc [row] at the interval's start, evaluation: (test loss, accuracy) [row] or None.
+        train_loss [row, steps], train_acc [row] at the interval's start, evaluation: Scores [row] of the test examples or None.
         """
         steps = train_loss.shape[1]
         first = -(-epoch // self.train_every)
@@ -74,12 +82,17 @@ class Metrics:
         if evaluation is not None:
             index = self._eval_index[epoch]
             self.train_acc[runs, index] = train_acc[rows]
-            self.test_loss[runs, index], self.test_acc[runs, index] = (np.asarray(x)[rows] for x in evaluation)
+            loss, accuracy, answers, *parts = (np.asarray(x)[rows] for x in evaluation)
+            self.test_loss[runs, index], self.test_acc[runs, index] = loss, accuracy
+            if len(self.curves) > len(self.CURVES):
+                self.test_answer_acc[runs, index] = answers
+                for curve, values in zip((self.test_part_loss, self.test_part_acc), parts):
+                    curve[runs, index, : values.shape[1]] = values
         self.last_epoch[runs] = epoch + steps
 
     def rewind(self, runs, epoch: int) -> None:
         """Forget what these runs recorded at or past an epoch."""
-        for name in self.CURVES:
+        for name in self.curves:
             epochs = self.epoch_train if name == "train_loss" else self.epoch_eval
             getattr(self, name)[np.ix_(runs, np.flatnonzero(epochs >= epoch))] = np.nan
         self.last_epoch[runs] = epoch
@@ -95,9 +108,14 @@ class Metrics:
             "last_epoch": int(self.last_epoch[run]),
         }
 
+    def parts_of_run(self, run: int) -> dict:
+        """One run's test_answer_acc [evaluations], test_part_loss and test_part_acc [evaluations, n_parts] up to its last epoch."""
+        evals = self.epoch_eval < self.last_epoch[run]
+        return {name: getattr(self, name)[run, evals] for name in self.OF_PARTS}
+
     def save(self, path: Path, coordinates: dict) -> None:
         """Replace metrics.npz whole; coordinates: {axis: [R]}."""
-        arrays = {name: getattr(self, name) for name in (*self.CURVES, "epoch_train", "epoch_eval", "last_epoch", "ended")}
+        arrays = {name: getattr(self, name) for name in (*self.curves, "epoch_train", "epoch_eval", "last_epoch", "ended")}
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, **arrays, **coordinates)
         os.replace(temporary, path)
@@ -109,8 +127,10 @@ class Metrics:
             n_train = min(len(old["epoch_train"]), len(self.epoch_train))
             self.train_loss[:n, :n_train] = old["train_loss"][:n, :n_train]
             _, ours, theirs = np.intersect1d(self.epoch_eval, old["epoch_eval"], return_indices=True)
-            for name in self.CURVES[1:]:
-                getattr(self, name)[:n, ours] = old[name][:n, theirs]
+            for name in self.curves[1:]:
+                if name in old:
+                    before = old[name][:n, theirs]
+                    getattr(self, name)[(slice(n), ours, *(slice(size) for size in before.shape[2:]))] = before
             self.last_epoch[:n], self.ended[:n] = old["last_epoch"][:n], old["ended"][:n]
 
 

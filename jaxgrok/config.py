@@ -7,6 +7,7 @@ changing one compiles nothing.
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 
 
@@ -24,30 +25,66 @@ class BadInput(ValueError):
         return f"{self.name}: got {self.value!r}; accepted: {self.accepted}"
 
 
+MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # tasks whose examples are the p^2 pairs
 CHOICES = {
-    "task": ("add", "subtract", "multiply", "x2xyy2", "random"),
-    "arch": ("transformer", "mlp"),
+    "task": (*MODULAR, "addition<N>", "induction", "skip_trigram"),
+    "arch": ("transformer", "attn_only", "mlp"),
     "act": ("relu", "gelu"),
+    "optimizer": ("adam", "sgd"),
+    "regulariser": ("weight_decay", "l2", "l1", "none"),
     "loss": ("exact", "float64", "float32"),
     "dtype": ("float32", "float64"),
     "matmul_precision": ("default", "high", "highest"),
 }
 MOST_P = 2000  # p^2 pairs are listed and shuffled: a mistyped modulus is refused before it fills the memory
-_SMALLEST = {"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0}
+MOST_DIGITS = 100
+_SMALLEST = {
+    **{"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0},
+    **{"n_ctx": 1, "seq_len": 3, "repeat_len": 2, "n_repeats": 2, "n_tokens": 2, "batch_size": 1, "n_test": 1},
+}
+# What only some tasks have.
+_OF_TASKS = {
+    "seq_len": ("induction", "skip_trigram"),
+    "repeat_len": ("induction",),
+    "n_repeats": ("induction",),
+    "n_tokens": ("induction",),
+}
+
+
+def digits_of(task: str) -> int | None:
+    """The N of `addition<N>`, 1 to MOST_DIGITS; None for another task."""
+    match = re.fullmatch(r"addition([1-9]\d{0,2})", task)
+    return int(match[1]) if match and int(match[1]) <= MOST_DIGITS else None
+
+
+def _is_choice(name: str, value) -> bool:
+    if name == "task" and isinstance(value, str) and digits_of(value):
+        return True
+    return value in CHOICES[name] and value != "addition<N>"
 
 
 @dataclass(frozen=True)
 class Config:
     """One run's shapes and operations. The defaults are the post's mainline (spec: PUBLISHED.md).
 
-    task: the operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2), random (a drawn table).
-    arch: `transformer` (no LayerNorm, learned positions, untied) or `mlp` (p -> d_mlp -> p on the sum of two one-hots).
+    task: the operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2), random (a drawn table); or
+    addition<N> (of N-digit numbers), induction (repeated subsequences), skip_trigram (find the one entry >= 10).
+    arch: `transformer` (no LayerNorm, learned positions, untied), `attn_only` (the same without MLPs) or `mlp`
+    (p -> d_mlp -> p on the sum of two one-hots; modular tasks).
     d_mlp: hidden width; None means 4 d_model for the transformer and 256 for the MLP.
     act: relu, or gelu in its exact erf form.
+    residual_factor: every sublayer turns x into residual_factor * x + sublayer(x); 2 in the released induction networks.
+    dropout: share of each sublayer's output that a training step drops.
+    n_ctx: positions the network has; None: as many as a sequence.
+    seq_len, repeat_len, n_repeats, n_tokens: of induction and skip_trigram (see their files); None: as published.
+    batch_size: examples a step; None: all train examples, or with unlimited data the task's own number.
+    n_test: held-out examples of a task that draws them; None: the task's own number.
+    optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 stand in the loss; the run's `wd` is the strength.
     loss: `exact` in the parameters' own dtype, `float64` (cast, log_softmax: the authors'), `float32` (naive log_softmax).
     dtype: of parameters and activations.
     matmul_precision: jax's name; `highest` keeps float32 products float32 on GPU and TPU.
-    b1, b2, eps, warmup_steps: AdamW; the learning rate is multiplied by min(step / warmup_steps, 1), step from 0.
+    b1, b2, eps, warmup_steps: AdamW; b1 is the momentum of sgd; the learning rate is multiplied by min(step / warmup_steps, 1),
+    step from 0.
 
     Raises BadInput for a value outside its range, naming the field.
     """
@@ -67,25 +104,51 @@ class Config:
     b2: float = 0.98
     eps: float = 1e-8
     warmup_steps: int = 10
+    residual_factor: float = 1.0
+    dropout: float = 0.0
+    n_ctx: int | None = None
+    seq_len: int | None = None
+    repeat_len: int | None = None
+    n_repeats: int | None = None
+    n_tokens: int | None = None
+    batch_size: int | None = None
+    n_test: int | None = None
+    optimizer: str = "adam"
+    regulariser: str = "weight_decay"
 
     def __post_init__(self):
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise BadInput(name, getattr(self, name), " ".join(choices))
+        for name in CHOICES:
+            if not _is_choice(name, getattr(self, name)):
+                more = f" (N from 1 to {MOST_DIGITS} digits)" if name == "task" else ""
+                raise BadInput(name, getattr(self, name), " ".join(CHOICES[name]) + more)
         for name, least in _SMALLEST.items():
             value = getattr(self, name)
-            if name == "d_mlp" and value is None:
+            if value is None and name in MAY_BE_NONE:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadInput(name, value, f"a whole number, at least {least}")
+        for name, tasks in _OF_TASKS.items():
+            if getattr(self, name) is not None and self.task not in tasks:
+                raise BadInput(name, getattr(self, name), f"with task {' or '.join(tasks)}")
         if self.p > MOST_P:
             raise BadInput("p", self.p, f"at most {MOST_P}")
+        if self.arch == "mlp" and not self.modular:
+            raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
+        if self.arch == "mlp" and self.dropout:
+            raise BadInput("dropout", self.dropout, "0 with arch mlp")
         if self.d_model % self.n_heads:
             raise BadInput("n_heads", self.n_heads, f"a divisor of d_model = {self.d_model}")
-        for name in ("b1", "b2", "eps"):
+        for name in ("b1", "b2", "eps", "dropout"):
             value = getattr(self, name)
             if not isinstance(value, float) or not 0 <= value < 1:
                 raise BadInput(name, value, "a number in [0, 1)")
+        if not isinstance(self.residual_factor, float) or not 0 < self.residual_factor < float("inf"):
+            raise BadInput("residual_factor", self.residual_factor, "a number > 0")
+
+    @property
+    def modular(self) -> bool:
+        """Whether the examples are the p^2 pairs, or drawn by the task."""
+        return self.task in MODULAR
 
     @property
     def d_head(self) -> int:
@@ -93,9 +156,9 @@ class Config:
 
     @property
     def mlp_width(self) -> int:
-        if self.d_mlp is not None:
+        if self.d_mlp is not None and self.arch != "attn_only":
             return self.d_mlp
-        return 4 * self.d_model if self.arch == "transformer" else 256
+        return {"transformer": 4 * self.d_model, "attn_only": 0, "mlp": 256}[self.arch]
 
     @property
     def needs_x64(self) -> bool:
@@ -105,8 +168,15 @@ class Config:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict) -> "Config":
-        return cls(**fields)
+    def from_dict(cls, record: dict) -> "Config":
+        """The config among the fields of a record; what it lacks, or has as None, is at its default."""
+        return cls(**{name: record[name] for name in CONFIG_FIELDS if record.get(name) is not None})
+
+
+CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+MAY_BE_NONE = {name for name, field in CONFIG_FIELDS.items() if field.default is None}
+# Fields that came later: at their defaults they stand in no directory's name and need not stand in its files.
+LATER = tuple(CONFIG_FIELDS)[tuple(CONFIG_FIELDS).index("residual_factor") :]
 
 
 def fingerprint(fields: dict) -> str:

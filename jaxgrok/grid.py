@@ -9,36 +9,51 @@ import itertools
 import math
 import os
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgrok.config import CHOICES, BadInput, Config, fingerprint
-from jaxgrok.tasks import make_task
+from jaxgrok.config import CHOICES, CONFIG_FIELDS, LATER, MAY_BE_NONE, BadInput, Config, fingerprint
+from jaxgrok.tasks import make_config, make_task
 
 PAPER_EPOCHS, MOST_EPOCHS = 40_000, 150_000  # of the default length
+UNLIMITED_EPOCHS = 6_000  # the same with unlimited data: the longest released run
 MOST_PLANNED = 10_000_000  # of any: every recorded epoch takes memory
-CONFIG_FIELDS = {field.name: field for field in fields(Config)}
+UNLIMITED = "unlimited"
 NOTES = ("question", "cost", "expect")  # what a sweep file says in words
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its config and the numbers that place it in the grid. `split_seed` None means the run's own seed."""
+    """One run: its config and the numbers that place it in the grid. `split_seed` None means the run's own seed.
+
+    frac: of the pairs of a modular task, None for another. n_train: train examples; None: unlimited data.
+    """
 
     config: Config
     seed: int
-    frac: float
+    frac: float | None
+    n_train: int | None
     wd: float
     lr: float
+    init_scale: float = 1.0
     split_seed: int | None = None
 
     @property
-    def n_train(self) -> int:
-        return make_task(self.config).n_train(self.frac)
+    def size(self):
+        """How much there is to train on, as the task takes it."""
+        return self.frac if self.config.modular else self.n_train
 
     def coordinates(self) -> dict:
         """Everything that tells this run from another, as plain values."""
-        return {**self.config.to_dict(), "seed": self.seed, "frac": self.frac, "wd": self.wd, "lr": self.lr, "split_seed": self.split_seed}
+        fields = self.config.to_dict() | ({} if self.config.modular else {"p": None})
+        numbers = {name: getattr(self, name) for name in ("seed", "frac", "n_train", "wd", "lr", "init_scale", "split_seed")}
+        return fields | numbers
+
+    @classmethod
+    def from_record(cls, record: dict) -> "Run":
+        """The run with these coordinates; what an older file lacks is at its default."""
+        numbers = {name: record[name] for name in ("seed", "frac", "n_train", "wd", "lr", "split_seed")}
+        return cls(Config.from_dict(record), init_scale=record.get("init_scale", 1.0), **numbers)
 
 
 def _name_of_init(init: str) -> str:
@@ -46,8 +61,10 @@ def _name_of_init(init: str) -> str:
     return init if init == "torch" else f"{Path(init).name} {hashlib.sha256(Path(init).read_bytes()).hexdigest()[:12]}"
 
 
-def default_epochs(wd: float) -> int:
-    """The paper's 40,000 at weight decay 1 and above; longer in inverse proportion below, at most 150,000."""
+def default_epochs(wd: float, unlimited: bool = False) -> int:
+    """The paper's 40,000 at weight decay 1 and above; longer in inverse proportion below, at most 150,000. 6,000 with unlimited data."""
+    if unlimited:
+        return UNLIMITED_EPOCHS
     return PAPER_EPOCHS if wd >= 1 else int(min(MOST_EPOCHS, PAPER_EPOCHS / max(wd, 1e-9)))
 
 
@@ -55,7 +72,8 @@ def default_epochs(wd: float) -> int:
 class Sweep:
     """A grid of runs, how long they train, and on what cadence they are looked at.
 
-    configs: one per combination of the listed model fields, tasks and losses (most sweeps have one).
+    configs: one per combination of the listed model fields, tasks and losses (most sweeps have one). frac: of the modular tasks;
+    n_train: of the others, None is unlimited data.
     epochs None: `default_epochs` of each weight decay. until_settled: a run ends once it has settled, at the latest at
     max_epochs. eval_every, checkpoint_every None: at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
     init: a file of weights that every run starts from, or `torch`, each seed's as the authors draw them; None: ours.
@@ -64,8 +82,10 @@ class Sweep:
     configs: tuple[Config, ...]
     seeds: tuple[int, ...]
     frac: tuple[float, ...] = (0.3,)
+    n_train: tuple[int | None, ...] = (None,)
     wd: tuple[float, ...] = (1.0,)
     lr: tuple[float, ...] = (1e-3,)
+    init_scale: tuple[float, ...] = (1.0,)
     split_seed: int | None = None
     init: str | None = None
     epochs: int | None = None
@@ -78,21 +98,27 @@ class Sweep:
 
     def runs(self) -> tuple[Run, ...]:
         """The grid, seeds innermost, so that a cell's runs stand together."""
-        return tuple(
-            Run(config, seed, frac, wd, lr, self.split_seed)
-            for config, frac, wd, lr, seed in itertools.product(self.configs, self.frac, self.wd, self.lr, self.seeds)
-        )
+        runs = []
+        for config in self.configs:
+            modular, task = config.modular, make_task(config)
+            # Without a regulariser its strength is nothing to tell runs apart by.
+            decays = (0.0,) if config.regulariser == "none" else self.wd
+            sizes = self.frac if modular else self.n_train
+            for size, wd, lr, scale, seed in itertools.product(sizes, decays, self.lr, self.init_scale, self.seeds):
+                runs.append(Run(config, seed, size if modular else None, task.n_train(size), wd, lr, scale, self.split_seed))
+        return tuple(runs)
 
     def planned_epochs(self, run: Run) -> int:
         """The most epochs this run trains."""
-        return (self.max_epochs if self.until_settled else self.epochs) or default_epochs(run.wd)
+        return (self.max_epochs if self.until_settled else self.epochs) or default_epochs(run.wd, run.n_train is None)
 
     def fixed(self) -> dict:
         """The fields that may not change when a sweep is extended; a field that the sweep varies is a list."""
         values = {}
         for name in CONFIG_FIELDS:
             seen = list(dict.fromkeys(getattr(config, name) for config in self.configs))
-            values[name] = seen[0] if len(seen) == 1 else seen
+            if name not in LATER or seen != [CONFIG_FIELDS[name].default]:
+                values[name] = seen[0] if len(seen) == 1 else seen
         rest = {"split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
         return {**values, **rest, **({} if self.init is None else {"init": _name_of_init(self.init)})}
 
@@ -101,7 +127,8 @@ class Sweep:
         fixed = self.fixed()
         task = "-".join(fixed["task"]) if isinstance(fixed["task"], list) else fixed["task"]
         p = "-".join(map(str, fixed["p"])) if isinstance(fixed["p"], list) else fixed["p"]
-        return f"{self.name or f'{task}-p{p}'}-{fingerprint(fixed)}"
+        what = f"{task}-p{p}" if any(config.modular for config in self.configs) else task
+        return f"{self.name or what}-{fingerprint(fixed)}"
 
 
 # --- values: every parser takes what a flag or a TOML file holds, and returns a tuple -------------------------------
@@ -176,6 +203,15 @@ def whole(name, value, least, most=2**31 - 1) -> int:
     return number
 
 
+def _n_train(name, value) -> tuple[int | None, ...]:
+    accepted = f"whole numbers of train examples >= 1, or {UNLIMITED}, as a comma list"
+    items = _items(value, name, accepted) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    numbers = [None if item == UNLIMITED else parse_list(name, item, int, accepted)[0] for item in items]
+    if not numbers or len(set(numbers)) != len(numbers) or any(number is not None and number < 1 for number in numbers):
+        raise BadInput(name, value, f"{accepted}, each once")
+    return tuple(numbers)
+
+
 def _init(name, value) -> str:
     if not isinstance(value, str | Path) or (value != "torch" and not (os.path.isfile(value) and os.access(value, os.R_OK))):
         raise BadInput(name, value, "torch, or a file of weights (.pth .safetensors .npz) that exists and can be read")
@@ -193,6 +229,8 @@ GRID_FIELDS = {
     "wd": lambda name, value: _numbers(name, value, lambda x: x >= 0, "weight decays >= 0, as a comma list"),
     "frac": lambda name, value: _numbers(name, value, lambda x: 0 < x < 1, "train fractions in (0, 1), as a comma list"),
     "lr": lambda name, value: _numbers(name, value, lambda x: x > 0, "learning rates > 0, as a comma list"),
+    "n_train": _n_train,
+    "init_scale": lambda name, value: _numbers(name, value, lambda x: x > 0, "factors > 0 of the initial weights, as a comma list"),
     "split_seed": lambda name, value: whole(name, value, 0),
     "init": _init,
     "epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
@@ -210,6 +248,8 @@ def _config_values(name, label, value):
     if name in CHOICES:
         accepted = "one or a comma list of: " + " ".join(CHOICES[name])
         return parse_list(label, value, str, accepted)
+    if name in MAY_BE_NONE and value is None:
+        return (None,)
     if CONFIG_FIELDS[name].type is float:
         return parse_list(label, value, float, "a number or a comma list of numbers")
     return parse_list(label, value, int, "a whole number or a comma list of them")
@@ -230,7 +270,8 @@ def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sw
             raise BadInput(label(field), settings[field], "a known field: " + " ".join(FIELDS))
     axes = {field: _config_values(field, label(field), settings[field]) for field in CONFIG_FIELDS if field in settings}
     try:
-        configs = tuple(Config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
+        configs = tuple(make_config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
+        tasks = {config: make_task(config) for config in configs}
     except BadInput as error:
         field, value, accepted = error.name, error.value, error.accepted
         if field == "n_heads" and field not in settings and "d_model" in settings:
@@ -242,11 +283,24 @@ def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sw
         raise BadInput(label("epochs"), sweep.epochs, "without until_settled, whose limit is max_epochs")
     if sweep.max_epochs and not sweep.until_settled:
         raise BadInput(label("max_epochs"), sweep.max_epochs, "with until_settled; a fixed length is epochs")
-    for config, frac in itertools.product(sweep.configs, sweep.frac):
-        try:
-            make_task(config).n_train(frac)
-        except BadInput as error:
-            raise BadInput(label("frac"), frac, error.accepted) from None
+    modular = [config.modular for config in configs]
+    if "frac" in grid and not any(modular):
+        raise BadInput(label("frac"), settings["frac"], "with a modular task; the size of the others is n_train")
+    if "n_train" in grid and all(modular):
+        raise BadInput(
+            label("n_train"), settings["n_train"], "with addition<N>, induction or skip_trigram; the size of modular tasks is frac"
+        )
+    if sweep.init is not None and sweep.init_scale != (1.0,):
+        raise BadInput(label("init_scale"), settings["init_scale"], "without init, whose weights are taken as they are")
+    for config, task in tasks.items():
+        for size in sweep.frac if config.modular else sweep.n_train:
+            field = "frac" if config.modular else "n_train"
+            try:
+                n_train = task.n_train(size)
+            except BadInput as error:
+                raise BadInput(label(field), size, error.accepted) from None
+            if n_train is not None and config.batch_size is not None and config.batch_size > n_train:
+                raise BadInput(label("batch_size"), config.batch_size, f"at most {n_train}, the train examples")
     return sweep
 
 
@@ -264,7 +318,7 @@ def read_sweep_file(path: Path) -> dict:
         if key in NOTES and not isinstance(value, str):
             raise BadInput(f"key {key!r} in {path}", value, "text")
         texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-        if texts and key not in (*NOTES, *CHOICES, "seeds", "init"):
+        if texts and key not in (*NOTES, *CHOICES, "seeds", "init", "n_train"):
             raise BadInput(f"key {key!r} in {path}", value, "numbers, or true or false, without quotes")
     return settings
 

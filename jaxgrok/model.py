@@ -4,6 +4,9 @@ Both architectures have one interface. Activations come back as a dictionary und
 caller does not use are pruned by `jit`. Shapes: N examples, S positions, Q read positions, D residual, H heads,
 K head width, M neurons, V vocabulary.
 
+`apply` is also given, in a training step with dropout, a key for each example: what is dropped does not depend on how
+examples are laid into blocks.
+
 The transformer does only what is needed. There is no LayerNorm, so the first layer's queries, keys and values are linear
 in (token + position): the tables are projected once and their rows looked up. And the last layer computes queries, MLP
 and logits only for the positions that are read.
@@ -98,28 +101,40 @@ class MLP(nn.Module):
         return post @ W_out + b_out, {"hook_pre": pre, "hook_post": post}
 
 
+def with_dropout(x, rate: float, keys, place: int):
+    """x [N, ...] with a share `rate` of its entries zeroed and the rest scaled up; keys [N], one per example, None: x itself.
+
+    place: a number for each use within a network, so that no two drop alike.
+    """
+    if keys is None or not rate:
+        return x
+    kept = jax.vmap(lambda key, x: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape))(keys, x)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
 class Block(nn.Module):
-    """Attention, then MLP, each added to the residual stream; computed at the positions `queries`."""
+    """Attention, then MLP where the network has MLPs, each added to the residual stream; computed at the positions `queries`."""
 
     config: Config
+    layer: int
 
     @nn.compact
-    def __call__(self, project: Callable, resid_pre, queries: slice):
+    def __call__(self, project: Callable, resid_pre, queries: slice, keys):
         c, dtype = self.config, jnp.dtype(self.config.dtype)
+
+        def added(resid, out, place):
+            scaled = resid if c.residual_factor == 1 else c.residual_factor * resid
+            return scaled + with_dropout(out, c.dropout, keys, 2 * self.layer + place)
+
         attn_out, attn = Attention(c.n_heads, c.d_model, dtype, name="attn")(project, queries)
-        resid_mid = resid_pre + attn_out
+        resid_mid = added(resid_pre, attn_out, 0)
+        activations = {"hook_resid_pre": resid_pre, **{f"attn.{name}": x for name, x in attn.items()}, "hook_attn_out": attn_out}
+        if c.arch == "attn_only":
+            return resid_mid, activations | {"hook_resid_post": resid_mid}
         mlp_out, mlp = MLP(c.mlp_width, c.d_model, c.act, dtype, name="mlp")(resid_mid)
-        resid_post = resid_mid + mlp_out
-        activations = {
-            "hook_resid_pre": resid_pre,
-            **{f"attn.{name}": x for name, x in attn.items()},
-            "hook_attn_out": attn_out,
-            "hook_resid_mid": resid_mid,
-            **{f"mlp.{name}": x for name, x in mlp.items()},
-            "hook_mlp_out": mlp_out,
-            "hook_resid_post": resid_post,
-        }
-        return resid_post, activations
+        resid_post = added(resid_mid, mlp_out, 1)
+        activations |= {"hook_resid_mid": resid_mid, **{f"mlp.{name}": x for name, x in mlp.items()}}
+        return resid_post, activations | {"hook_mlp_out": mlp_out, "hook_resid_post": resid_post}
 
 
 class Table(nn.Module):
@@ -136,7 +151,7 @@ class Table(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The post's transformer: W_E [V, D], W_pos [S, D], blocks, W_U [D, classes]; returns logits at the read positions."""
+    """The post's transformers: W_E [V, D], W_pos [n_ctx, D], blocks, W_U [D, classes]; returns logits at the read positions."""
 
     config: Config
     d_vocab: int
@@ -145,19 +160,19 @@ class Transformer(nn.Module):
     read: tuple[int, int]
 
     @nn.compact
-    def __call__(self, tokens):
-        """tokens [N, S] int32 -> logits [N, Q, classes], {TransformerLens name: activation}."""
+    def __call__(self, tokens, dropout_keys=None):
+        """tokens [N, S] int32, S at most n_ctx -> logits [N, Q, classes], {TransformerLens name: activation}."""
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         init = normal(1 / np.sqrt(c.d_model))
         W_E = Table("W_E", init, (self.d_vocab, c.d_model), dtype, name="embed")()
-        W_pos = Table("W_pos", init, (self.n_ctx, c.d_model), dtype, name="pos_embed")()
+        W_pos = Table("W_pos", init, (self.n_ctx, c.d_model), dtype, name="pos_embed")()[: tokens.shape[1]]
         activations = {"hook_embed": W_E[tokens], "hook_pos_embed": jnp.broadcast_to(W_pos, (*tokens.shape, c.d_model))}
         project = rows_of_tables(W_E, W_pos, tokens)
         stream = None
         for layer in range(c.n_layers):
             queries = slice(*self.read) if layer == c.n_layers - 1 else slice(None)
             before = W_E[tokens[:, queries]] + W_pos[queries] if stream is None else stream[:, queries]
-            stream, block = Block(c, name=f"blocks_{layer}")(project, before, queries)
+            stream, block = Block(c, layer, name=f"blocks_{layer}")(project, before, queries, dropout_keys)
             activations |= {f"blocks.{layer}.{name}": x for name, x in block.items()}
             project = rows_of_stream(stream)
         W_U = Table("W_U", normal(1 / np.sqrt(self.d_vocab_out)), (c.d_model, self.d_vocab_out), dtype, name="unembed")()
@@ -174,8 +189,8 @@ class OneHotMLP(nn.Module):
     p: int
 
     @nn.compact
-    def __call__(self, tokens):
-        """tokens [N, 3] int32 (x, y, "=") -> logits [N, 1, p], activations."""
+    def __call__(self, tokens, dropout_keys=None):
+        """tokens [N, 3] int32 (x, y, "=") -> logits [N, 1, p], activations. It has no dropout."""
         M, dtype, zeros = self.config.mlp_width, jnp.dtype(self.config.dtype), nn.initializers.zeros
         W_in = self.param("W_in", normal(1 / np.sqrt(self.p)), (self.p, M), dtype)
         b_in = self.param("b_in", zeros, (M,), dtype)
@@ -191,4 +206,4 @@ def make_model(config: Config, task: Task) -> nn.Module:
     """The network of a config for a task. Pure: `model.init(key, tokens)["params"]`, `model.apply({"params": params}, tokens)`."""
     if config.arch == "mlp":
         return OneHotMLP(config, task.p)
-    return Transformer(config, task.d_vocab, task.d_vocab_out, task.n_ctx, task.read)
+    return Transformer(config, task.d_vocab, task.d_vocab_out, config.n_ctx or task.n_ctx, task.read)

@@ -25,7 +25,7 @@ STAGES = {
     "clean-up": ("drop_10", "drop_90"),
     "stability": ("stable", None),
 }
-OUTCOMES = ("grokked", "memorised only", "not memorised", "diverged")
+OUTCOMES = ("grokked", "memorised only", "not memorised", "learned", "not learned", "diverged")  # learned: on unlimited data
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,28 @@ def spikes(epochs, train_loss, window: int = 50, factor: float = 10) -> list[Spi
     return found
 
 
+def has_learned(test_acc, test_loss, grokked_loss: float | None) -> np.ndarray:
+    """Whether the criterion of `grokked` holds: test accuracy, or for a task with a `grokked_loss` a test loss below it."""
+    return test_acc >= ACCURACIES["grokked"][1] if grokked_loss is None else test_loss < grokked_loss
+
+
 def time_run(
-    epoch_eval, train_acc, test_acc, test_loss, last_epoch: int, train_loss=(), epoch_train=(), restricted: tuple | None = None
+    epoch_eval,
+    train_acc,
+    test_acc,
+    test_loss,
+    last_epoch: int,
+    train_loss=(),
+    epoch_train=(),
+    restricted: tuple | None = None,
+    grokked_loss: float | None = None,
+    unlimited: bool = False,
 ) -> Timing:
-    """The events of one run, from its curves up to last_epoch (`checkpoint.Metrics.of_run`).
+    """The events of one run, from its curves up to last_epoch (`checkpoint.Metrics.of_run`); or of one part of its task.
 
     epoch_eval, train_acc, test_acc, test_loss: [evaluations]; train_loss [*]: a non-finite value means divergence;
     last_epoch: updates done. restricted: (epochs, restricted loss over all pairs) [checkpoints], where they were analysed.
+    grokked_loss: see `has_learned`. unlimited: of data; then nothing can be memorised.
     """
     epochs = np.asarray(epoch_eval)
     finite = np.isfinite(test_loss) & np.isfinite(train_acc)
@@ -157,12 +172,15 @@ def time_run(
     if diverged:
         last_epoch = int(epochs[-1]) if len(epochs) else 0
     if not len(epochs):
-        return Timing("diverged" if diverged else "not memorised", last_epoch, False)
+        return Timing("diverged" if diverged else "not learned" if unlimited else "not memorised", last_epoch, False)
 
+    holds = {event: (train_acc if curve == "train" else test_acc) >= least for event, (curve, least) in ACCURACIES.items()}
+    holds["grokked"] = has_learned(test_acc, test_loss, grokked_loss)
+    if unlimited:
+        del holds["memorised"]
     events = {}
-    for event, (curve, least) in ACCURACIES.items():
-        accuracy = train_acc if curve == "train" else test_acc
-        index = first_held(accuracy >= least)
+    for event, held in holds.items():
+        index = first_held(held)
         if index is not None:
             events[event] = _bracket(epochs, index)
     settled = not diverged and "grokked" in events and last_epoch >= settled_epoch(events["grokked"][1])
@@ -176,5 +194,8 @@ def time_run(
         events |= _restricted_falls(*restricted, events["grokked"][1])
         if "drop_90" in events and "restricted_90" in events:
             events["stable"] = max((events["drop_90"], events["restricted_90"]), key=lambda bracket: bracket[1])
-    reached = "grokked" if "grokked" in events else "memorised only" if "memorised" in events else "not memorised"
+    if unlimited:
+        reached = "learned" if "grokked" in events else "not learned"
+    else:
+        reached = "grokked" if "grokked" in events else "memorised only" if "memorised" in events else "not memorised"
     return Timing("diverged" if diverged else reached, last_epoch, settled, events)

@@ -12,6 +12,7 @@ from rich.table import Table
 from jaxgrok import circuit_tables, phases, report
 from jaxgrok.plan import checkpoint_bytes
 from jaxgrok.schedule import default_eval_every
+from jaxgrok.tasks import make_task
 
 TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
 
@@ -66,7 +67,7 @@ class Watch(_Live):
         self.shown = now
         rate = self.trained / (now - self.start)
         left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
-        memorised, grokked = (self._arrived(accuracy) for accuracy in (metrics.train_acc, metrics.test_acc))
+        memorised, grokked = self._arrived(metrics, plan)
         most = "<= " if plan.sweep.until_settled else ""
         state = f"{rate:,.1f} epochs/s, {most}{_clock(left / rate)} left, memorised {memorised}, grokked {grokked} of {len(plan.runs)}"
         if self.live is not None:
@@ -84,8 +85,15 @@ class Watch(_Live):
         )
 
     @staticmethod
-    def _arrived(accuracy) -> int:
-        return sum(phases.first_held(row[row == row] >= 0.99) is not None for row in accuracy)
+    def _arrived(metrics, plan) -> tuple[int, int]:
+        """How many runs have memorised (of those that can), and how many have grokked."""
+        memorised = grokked = 0
+        for number, run in plan.runs.items():
+            curves = metrics.of_run(number)
+            learned = phases.has_learned(curves["test_acc"], curves["test_loss"], make_task(run.config).grokked_loss)
+            grokked += phases.first_held(learned) is not None
+            memorised += run.n_train is not None and phases.first_held(curves["train_acc"] >= 0.99) is not None
+        return memorised, grokked
 
 
 class Steps(_Live):
@@ -142,11 +150,21 @@ def print_table(header, rows) -> None:
 
 def show_plan(costs) -> None:
     """Print what each bucket of a sweep costs."""
-    header = ["task", "p", "arch", "train pairs", "runs", "batches", "runs a batch", "epochs", "TFLOP", "time", "checkpoints"]
+    header = ["task", "p", "arch", "train examples", "runs", "batches", "runs a batch", "epochs", "TFLOP", "time", "checkpoints"]
     rows = []
     for c in costs:
-        counts = [f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
-        rows.append([c.config.task, str(c.config.p), c.config.arch, *counts, f"{c.flops / 1e12:,.1f}", _clock(c.seconds), _bytes(c.disk)])
+        counts = ["unlimited" if c.n_train is None else f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
+        rows.append(
+            [
+                c.config.task,
+                str(c.config.p) if c.config.modular else "-",
+                c.config.arch,
+                *counts,
+                f"{c.flops / 1e12:,.1f}",
+                _clock(c.seconds),
+                _bytes(c.disk),
+            ]
+        )
     print_table(header, rows)
     runs, seconds, disk = (sum(getattr(c, name) for c in costs) for name in ("runs", "seconds", "disk"))
     print(f"{_count(runs, 'run')}, about {_clock(seconds)}, {_bytes(disk)} on disk")

@@ -8,10 +8,18 @@ from pathlib import Path
 
 from jaxgrok import phases, stats
 from jaxgrok.checkpoint import replace_text
+from jaxgrok.grid import UNLIMITED
 from jaxgrok.results import AXES, Results
 
 MEASURED = ("memorised", "grokked", "delay", "width")  # what a cell's row gives the median of
 STAGE_BOUNDS = ("test_loss_peak", "restricted_10", "restricted_90", "drop_10", "drop_90", "stable")  # and once it was analysed
+
+
+def shown_value(name: str, value) -> str:
+    """A field's value for people."""
+    if value is None:
+        return UNLIMITED if name == "n_train" else "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -24,10 +32,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in self.fields)
+        return " ".join(f"{name}={shown_value(name, value)}" for name, value in self.fields)
 
     def times(self, measured: str) -> dict[int, tuple[int, bool]]:
-        """{seed: (time, reached)} of memorised, grokked (any event), delay or width.
+        """{seed: (time, reached)} of memorised, grokked (any event), delay or width. With unlimited data nothing is memorised.
 
         A delay is censored at the run's end and counts only runs that memorised. A width is known only of runs that
         grokked and settled: of the others nothing is, so they are censored at 0 (spec: MEASURES.md). So are the falls of
@@ -35,6 +43,8 @@ class Cell:
         """
         out = {}
         for record, timing in zip(self.records, self.timings):
+            if measured == "memorised" and record["n_train"] is None:
+                continue
             if measured == "delay":
                 memorised = timing.by("memorised")
                 if memorised is None:
@@ -80,13 +90,14 @@ def events_of(results: Results) -> tuple[str, ...]:
 def timings_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], list[list]]:
     """(header, rows) of timings.csv: a row per run; an event that was not reached has empty bounds."""
     events = events_of(results)
-    more = [name for name in results.varying() if name not in AXES]
+    more = [name for name in results.varying() if name not in (*AXES, "n_train")]
     header = ["run", "seed", *AXES, "n_train", "outcome", "last_epoch"]
     header += [f"{event}_{end}" for event in events for end in ("after", "by")] + ["delay", "drop_width", "settled", *more]
     rows = []
     for cell in of_cells:
         for record, timing in zip(cell.records, cell.timings):
-            row = [record["run"], record["seed"], *(record[name] for name in AXES), record["n_train"], timing.outcome, timing.last_epoch]
+            n_train = UNLIMITED if record["n_train"] is None else record["n_train"]
+            row = [record["run"], record["seed"], *(record[name] for name in AXES), n_train, timing.outcome, timing.last_epoch]
             for event in events:
                 row += timing.events.get(event, (None, None))
             rows.append([*row, timing.delay, timing.width, timing.settled, *(record[name] for name in more)])
@@ -102,7 +113,11 @@ def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
     rows = []
     for cell in of_cells:
         first = cell.records[0]
-        row = [*(first[name] for name in (*AXES, *more)), len(cell.records), *cell.outcomes().values()]
+        row = [
+            *(UNLIMITED if name == "n_train" and first[name] is None else first[name] for name in (*AXES, *more)),
+            len(cell.records),
+            *cell.outcomes().values(),
+        ]
         row.append(sum(timing.settled for timing in cell.timings))
         for measured in measured_ones:
             m = cell.median(measured)
@@ -114,11 +129,12 @@ def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
 def readable_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) for people: outcomes counted, medians with 95 % intervals in epochs."""
     varied = [name for name, _ in of_cells[0].fields] if of_cells else []
-    shown = [outcome for outcome in phases.OUTCOMES if outcome == "grokked" or any(cell.outcomes()[outcome] for cell in of_cells)]
-    header = [*varied, "runs", *shown, "memorised", "grokked at", "delay", "drop width"]
+    always = {"learned" if record["n_train"] is None else "grokked" for cell in of_cells for record in cell.records}
+    shown = [outcome for outcome in phases.OUTCOMES if outcome in always or any(cell.outcomes()[outcome] for cell in of_cells)]
+    header = [*varied, "runs", *shown, "memorised", f"{' or '.join(sorted(always)) or 'grokked'} at", "delay", "drop width"]
     rows = []
     for cell in of_cells:
-        values = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in cell.fields]
+        values = [shown_value(name, value) for name, value in cell.fields]
         counts = [str(cell.outcomes()[outcome]) for outcome in shown]
         rows.append([*values, str(len(cell.records)), *counts, *(str(cell.median(measured)) for measured in MEASURED)])
     return header, rows
@@ -133,7 +149,7 @@ def neighbours(of_cells: list[Cell]) -> list[tuple[Cell, Cell]]:
             if value not in steps[name]:
                 steps[name].append(value)
     for values in steps.values():
-        values.sort(key=lambda value: (isinstance(value, str), value))
+        values.sort(key=lambda value: (value is None, isinstance(value, str), 0 if value is None else value))
     pairs = []
     for first, second in combinations(of_cells, 2):
         differ = [(name, a, b) for (name, a), (_, b) in zip(first.fields, second.fields) if a != b]
@@ -163,7 +179,8 @@ def markdown(header, rows) -> str:
 NOTE = (
     "Epochs: Kaplan-Meier medians with 95 % intervals. `> 40,000 (3/32)`: not reached within 40,000 epochs, 3 of 32 runs having "
     "arrived; `-`: does not exist. Memorised: train accuracy 99 %; grokked: test accuracy 99 %; each the first evaluation from "
-    "which it holds for 5 more. Delay: grokked minus memorised, over runs that memorised. Drop width: 10 to 90 % of the fall of the "
+    "which it holds for 5 more; of n-digit addition and repeated subsequences, a test loss below half of that of a uniform guess, and "
+    "on unlimited data called learned. Delay: grokked minus memorised, over runs that memorised. Drop width: 10 to 90 % of the fall of the "
     "log test loss, of runs that grokked and settled; of the others it is unknown."
 )
 
@@ -179,7 +196,7 @@ def stages_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) for people: where each stage starts and ends, medians with 95 % intervals in epochs."""
     rows = []
     for cell in of_cells:
-        values = [f"{value:g}" if isinstance(value, float) else str(value) for _, value in cell.fields]
+        values = [shown_value(name, value) for name, value in cell.fields]
         for stage, (start, end) in phases.STAGES.items():
             bounds = ["0" if start is None else str(cell.median(start)), "end of run" if end is None else str(cell.median(end))]
             rows.append([*values, stage, *bounds])
@@ -189,9 +206,12 @@ def stages_table(of_cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
 def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
     """summary.md: the table for people, what it rests on, and comparisons of neighbouring cells."""
     session, first = results.sessions[-1], results.runs[0]
-    constant = [f"{name} {first[name]:g}" if isinstance(first[name], float) else f"{name} {first[name]}" for name in AXES]
-    varied = set(results.varying())
-    constant = [text for name, text in zip(AXES, constant) if name not in varied]
+    names = [*AXES, "n_train"] if first["frac"] is None else AXES
+    constant = [
+        f"{name} {shown_value(name, first[name])}"
+        for name in names
+        if name not in results.varying() and (first[name] is not None or name == "n_train")
+    ]
     parts = [f"# {results.path.name}", ", ".join(constant) + "." if constant else "", markdown(*readable_table(of_cells)), NOTE]
     if results.has_circuit_events:
         parts += ["## Stages", markdown(*stages_table(of_cells)), STAGES_NOTE]

@@ -10,11 +10,12 @@ from flax.traverse_util import unflatten_dict
 
 from jaxgrok import phases
 from jaxgrok.checkpoint import Metrics, SweepFiles
-from jaxgrok.config import BadInput, Config
-from jaxgrok.grid import CONFIG_FIELDS
+from jaxgrok.config import CONFIG_FIELDS, LATER, BadInput, Config
+from jaxgrok.tasks import make_task
 
 KEYS = "key_frequencies/keys"  # the name of a run's keys among its measures
 AXES = ("task", "arch", "p", "frac", "wd", "lr")  # what every table names of a run, beside its seed
+UNSAID = {"init_scale": 1.0, **{name: CONFIG_FIELDS[name].default for name in LATER}}  # of a run in an older directory
 
 
 class Results:
@@ -30,11 +31,12 @@ class Results:
             raise BadInput("run directory", str(path), "a directory that sweep.py made")
         manifest = self.files.read_manifest()
         self.sessions, self.batches = manifest["sessions"], manifest["batches"]
-        self.runs = [{"run": int(number), **record} for number, record in manifest["runs"].items()]
+        self.runs = [{"run": int(number), **UNSAID, **record} for number, record in manifest["runs"].items()]
         config = self.files.read_config()
         longest = max(record["epochs"] for record in self.runs)
         needs_x64 = any(self.config(record).needs_x64 for record in self.runs)
-        self.metrics = Metrics(len(self.runs), longest, config["eval_every"], config["train_every"], "float64" if needs_x64 else "float32")
+        dtype, n_parts = "float64" if needs_x64 else "float32", max(len(self.parts(record)) for record in self.runs)
+        self.metrics = Metrics(len(self.runs), longest, config["eval_every"], config["train_every"], dtype, n_parts)
         self.metrics.copy_from(self.files.metrics_npz)
 
     @property
@@ -43,11 +45,18 @@ class Results:
 
     @staticmethod
     def config(record: dict) -> Config:
-        return Config.from_dict({name: record[name] for name in CONFIG_FIELDS})
+        return Config.from_dict(record)
+
+    @classmethod
+    def parts(cls, record: dict) -> tuple[str, ...]:
+        """The names of the parts of a run's task; () where it has none."""
+        return make_task(cls.config(record)).parts
 
     def varying(self) -> list[str]:
         """The fields in which runs differ, beside the seed: a cell is one combination of them."""
-        fields = [*AXES, *(name for name in CONFIG_FIELDS if name not in AXES)]
+        # The train examples of a modular task follow from its fraction.
+        sizes = () if all(record["frac"] is not None for record in self.runs) else ("n_train",)
+        fields = [*AXES, *sizes, "init_scale", *(name for name in CONFIG_FIELDS if name not in AXES)]
         return [name for name in fields if len({record[name] for record in self.runs}) > 1]
 
     def cells(self) -> dict[tuple, list[dict]]:
@@ -85,6 +94,21 @@ class Results:
     def curves(self, **coordinates) -> dict:
         """One run's curves, by coordinates: epoch_eval, test_loss, train_acc, test_acc [evaluations], epoch_train, train_loss."""
         return self.metrics.of_run(self._one(coordinates)["run"])
+
+    def part_curves(self, part: str | None = None, **coordinates) -> dict:
+        """One run's test losses and accuracies by part: epoch_eval [evaluations], test_answer_acc (all counted targets of an example
+        right), and {part: [evaluations]} under test_part_loss and test_part_acc; of one part alone where it is named.
+
+        Raises BadInput for a part that does not exist.
+        """
+        record = self._one(coordinates)
+        names = self.parts(record)
+        if not names or part not in (None, *names):
+            raise BadInput("part", part, f"a part of task {record['task']}: {', '.join(names) or 'it has none'}")
+        curves = self.metrics.parts_of_run(record["run"])
+        chosen = [(i, name) for i, name in enumerate(names) if part in (None, name)]
+        by_part = {curve: {name: curves[curve][:, i] for i, name in chosen} for curve in ("test_part_loss", "test_part_acc")}
+        return {"epoch_eval": self.curves(run=record["run"])["epoch_eval"], "test_answer_acc": curves["test_answer_acc"], **by_part}
 
     def checkpoint_epochs(self, **coordinates) -> list[int]:
         """The epochs at which one run's parameters were saved."""
@@ -170,7 +194,20 @@ class Results:
 
     def timing(self, record: dict) -> phases.Timing:
         """The events of one run; those of its circuits where all its checkpoints were analysed."""
-        return phases.time_run(**self.metrics.of_run(record["run"]), restricted=self._restricted.get(record["run"]))
+        limits = {"grokked_loss": make_task(self.config(record)).grokked_loss, "unlimited": record["n_train"] is None}
+        return phases.time_run(**self.metrics.of_run(record["run"]), restricted=self._restricted.get(record["run"]), **limits)
+
+    def part_timings(self, record: dict) -> dict[str, phases.Timing]:
+        """{part: its events} of one run, for the parts that the loss counts: the run's criterion, with half the part's own chance
+        for a loss; memorised is the run's."""
+        task, run = make_task(self.config(record)), record["run"]
+        whole, of_parts = self.metrics.of_run(run), self.metrics.parts_of_run(run) if task.parts else {}
+        timings = {}
+        for i, part in enumerate(task.parts[: task.counted]):
+            curves = {"test_loss": of_parts["test_part_loss"][:, i], "test_acc": of_parts["test_part_acc"][:, i]}
+            limit = None if task.grokked_loss is None else task.chance[i] / 2
+            timings[part] = phases.time_run(**{**whole, **curves}, grokked_loss=limit, unlimited=record["n_train"] is None)
+        return timings
 
     @property
     def has_circuit_events(self) -> bool:

@@ -26,9 +26,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxgrok
 from jaxgrok import interop, phases
 from jaxgrok.checkpoint import VACANT, Metrics, SweepFiles, write_json
-from jaxgrok.config import BadInput, Config
-from jaxgrok.grid import CONFIG_FIELDS, Run, Sweep
-from jaxgrok.plan import CPU_BLOCK, Batch, make_batches
+from jaxgrok.config import CONFIG_FIELDS, LATER, BadInput, Config
+from jaxgrok.grid import Run, Sweep
+from jaxgrok.plan import Batch, block_of, make_batches
 from jaxgrok.schedule import default_checkpoint_every, default_eval_every, schedule
 from jaxgrok.tasks import make_task
 from jaxgrok.training import make_hyper, make_train
@@ -74,16 +74,12 @@ class Plan:
         return [*schedule(batch.epochs, every, self.eval_every), batch.epochs]
 
 
-def _run_of(record: dict) -> Run:
-    config = Config.from_dict({name: record[name] for name in CONFIG_FIELDS})
-    return Run(config, record["seed"], record["frac"], record["wd"], record["lr"], record["split_seed"])
-
-
 def _refuse_changes(sweep: Sweep, files: SweepFiles) -> None:
     """Raise BadInput where the directory holds a sweep that this one cannot extend."""
     old = files.read_config()
-    for name, value in {"init": None, **sweep.fixed(), "eval_every": sweep.eval_every}.items():
-        before = old.get(name)
+    unsaid = {"init": None, **{name: CONFIG_FIELDS[name].default for name in LATER}}
+    for name, value in {**unsaid, **sweep.fixed(), "eval_every": sweep.eval_every}.items():
+        before = old.get(name, unsaid.get(name))
         if value != before and not (name == "eval_every" and value is None):
             raise BadInput(name, value, f"{before!r}, the value of the sweep in {files.path}; or another --out")
 
@@ -106,7 +102,7 @@ def prepare(sweep: Sweep, out=None, batch_runs: int | None = None, devices=None)
     elif files.holds_something_else():
         raise BadInput("out", str(files.path), "a new or empty directory, or one that a sweep made")
     records = {int(number): record for number, record in manifest["runs"].items()}
-    runs = {number: _run_of(record) for number, record in records.items()}
+    runs = {number: Run.from_record(record) for number, record in records.items()}
     known = set(runs.values())
     for run in wanted:
         if run not in known:
@@ -150,7 +146,7 @@ class Compiled(NamedTuple):
 @functools.cache
 def compiled(config: Config, eval_every: int, devices: tuple) -> Compiled:
     """Map one run's functions over rows, a share of the rows on each device; compiled once per shape."""
-    trainer = make_train(config, eval_every, CPU_BLOCK if devices[0].platform == "cpu" else None)
+    trainer = make_train(config, eval_every, block_of(config) if devices[0].platform == "cpu" else None)
     mesh = Mesh(np.array(devices), ("runs",))
     row, same = PartitionSpec("runs"), PartitionSpec()
 
@@ -223,9 +219,9 @@ class _BatchInTraining:
     def _place(self):
         """Put the rows' data and numbers on the devices."""
         config, task, runs = self.batch.config, make_task(self.batch.config), self._runs()
-        splits = [task.split(run.frac, run.seed, run.split_seed) for run in runs]
+        splits = [task.split(run.size, run.seed, run.split_seed) for run in runs]
         self.train, self.test = (self._stacked(part) for part in zip(*splits))
-        self.hyper = self._stacked([make_hyper(config, run.seed, run.wd, run.lr) for run in runs])
+        self.hyper = self._stacked([make_hyper(config, run.seed, run.wd, run.lr, run.split_seed, run.init_scale) for run in runs])
 
     def _note_layout(self):
         layouts = self.plan.layouts[self.number]
@@ -261,9 +257,10 @@ class _BatchInTraining:
 
 
 def split_hash(run: Run) -> str:
-    """Twelve hexadecimal digits of the run's train examples and their targets."""
-    train, _ = make_task(run.config).split(run.frac, run.seed, run.split_seed)
-    return hashlib.sha256(train.tokens.tobytes() + train.targets.tobytes()).hexdigest()[:12]
+    """Twelve hexadecimal digits of the run's train examples and their targets; with unlimited data, of its test examples."""
+    train, test = make_task(run.config).split(run.size, run.seed, run.split_seed)
+    listed = test if train is None else train
+    return hashlib.sha256(listed.tokens.tobytes() + listed.targets.tobytes()).hexdigest()[:12]
 
 
 def _session(plan: Plan) -> dict:
@@ -285,7 +282,8 @@ class _Sweep:
     def __init__(self, plan: Plan, watch):
         self.plan, self.watch = plan, watch
         dtype = "float64" if any(run.config.needs_x64 for run in plan.runs.values()) else "float32"
-        self.metrics = Metrics(len(plan.runs), max(plan.epochs.values()), plan.eval_every, plan.sweep.train_every, dtype)
+        n_parts = max(len(make_task(run.config).parts) for run in plan.runs.values())
+        self.metrics = Metrics(len(plan.runs), max(plan.epochs.values()), plan.eval_every, plan.sweep.train_every, dtype, n_parts)
         self.hashes = {number: split_hash(run) for number, run in plan.runs.items()}
         self.sessions = []
         if plan.files.exists():
@@ -307,7 +305,6 @@ class _Sweep:
             status = "trained" if last >= plan.epochs[number] else "training" if last else "waiting"
             runs[number] = {
                 **run.coordinates(),
-                "n_train": run.n_train,
                 "split_hash": self.hashes[number],
                 "epochs": plan.epochs[number],
                 "batch": batch_of.get(number),
@@ -328,8 +325,9 @@ class _Sweep:
         self.write_manifest()
         runs = [self.plan.runs[number] for number in sorted(self.plan.runs)]
         rows = [{**run.coordinates(), "d_mlp": run.config.mlp_width} for run in runs]
-        axes = ("seed", "frac", "wd", "lr", *CONFIG_FIELDS)
-        self.metrics.save(files.metrics_npz, {axis: np.array([row[axis] for row in rows]) for axis in axes})
+        # What a run has not, or has without limit, is NaN.
+        rows = [{name: np.nan if value is None else value for name, value in row.items()} for row in rows]
+        self.metrics.save(files.metrics_npz, {axis: np.array([row[axis] for row in rows]) for axis in rows[0] if axis != "split_seed"})
         if training is not None and len(training.live):
             files.save_state(training.number, training.epoch, training.run, training.state)
         # A large sweep takes long to save: never more than a twentieth of the time.
@@ -361,7 +359,8 @@ class _Sweep:
                 drain()
                 plan.files.save_params(number, epoch, training.run, training.state.params)
                 if plan.sweep.until_settled and epoch:
-                    timings = {run: phases.time_run(**metrics.of_run(run)) for run in training.run[training.live]}
+                    limits = {"grokked_loss": make_task(batch.config).grokked_loss, "unlimited": batch.n_train is None}
+                    timings = {run: phases.time_run(**metrics.of_run(run), **limits) for run in training.run[training.live]}
                     ended = [run for run, timing in timings.items() if timing.settled or timing.outcome == "diverged"]
                     if ended:
                         metrics.ended[ended] = True

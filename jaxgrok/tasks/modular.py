@@ -27,6 +27,7 @@ class ModularTask:
 
     read = (2, 3)
     n_ctx = 3
+    parts, chance, counted, n_counted, grokked_loss = (), (), 0, 1, None
 
     def __init__(self, operation: str, p: int):
         self.operation, self.p = operation, p
@@ -45,6 +46,9 @@ class ModularTask:
         if not 0 < n < self.p**2:
             raise BadInput("frac", frac, f"a fraction that leaves train and test pairs among the {self.p**2} of p = {self.p}")
         return n
+
+    def n_test(self, frac: float) -> int:
+        return self.p**2 - self.n_train(frac)
 
     def pairs(self, indices: np.ndarray, seed: int) -> Examples:
         """The pairs with these lexicographic numbers."""
