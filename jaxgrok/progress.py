@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxgrok import circuit_tables, phases, report
+from jaxgrok import circuit_tables, part_tables, phases, report, size_tables
 from jaxgrok.plan import checkpoint_bytes
 from jaxgrok.schedule import default_eval_every
 from jaxgrok.tasks import make_task
@@ -154,27 +154,24 @@ def show_plan(costs) -> None:
     rows = []
     for c in costs:
         counts = ["unlimited" if c.n_train is None else f"{c.n_train:,}", str(c.runs), str(c.batches), str(c.batch), f"{c.epochs:,}"]
-        rows.append(
-            [
-                c.config.task,
-                str(c.config.p) if c.config.modular else "-",
-                c.config.arch,
-                *counts,
-                f"{c.flops / 1e12:,.1f}",
-                _clock(c.seconds),
-                _bytes(c.disk),
-            ]
-        )
+        modulus = str(c.config.p) if c.config.modular else "-"
+        rows.append([c.config.task, modulus, c.config.arch, *counts, f"{c.flops / 1e12:,.1f}", _clock(c.seconds), _bytes(c.disk)])
     print_table(header, rows)
     runs, seconds, disk = (sum(getattr(c, name) for c in costs) for name in ("runs", "seconds", "disk"))
     print(f"{_count(runs, 'run')}, about {_clock(seconds)}, {_bytes(disk)} on disk")
 
 
-def show_summary(results, cells) -> None:
-    """Print the summary table and where everything lies."""
+def show_summary(results, cells, parts=()) -> None:
+    """Print the summary table, those of the parts of cells that have any, and where everything lies."""
     if cells:
         print_table(*report.readable_table(cells))
         print(report.NOTE)
+        for of_cell in parts:
+            print(f"\n{of_cell.cell.name or 'parts'}")
+            print_table(*part_tables.readable_table(of_cell))
+            print("\n".join(part_tables.order_lines(of_cell)))
+        if parts:
+            print(f"{part_tables.NOTE} {part_tables.ORDER_NOTE}")
         if results.has_circuit_events:
             print_table(*report.stages_table(cells))
             print(report.STAGES_NOTE)
@@ -182,6 +179,12 @@ def show_summary(results, cells) -> None:
     if waiting:
         print(f"{waiting} of {len(results.runs)} runs have not begun, and are in no row.")
     print(f"tables, figures, checkpoints: {results.path}")
+
+
+def show_sizes(sizes) -> None:
+    """Print what a search over dataset sizes has found so far."""
+    print_table(*size_tables.readable_table(sizes))
+    print("\n".join(size_tables.lines(sizes)))
 
 
 def show_network(found: dict, remarks: list[str]) -> None:

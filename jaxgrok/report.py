@@ -22,6 +22,11 @@ def shown_value(name: str, value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def field_values(record: dict, names) -> list:
+    """These fields of a run, as tables name them: unlimited data by that word."""
+    return [UNLIMITED if name == "n_train" and record[name] is None else record[name] for name in names]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One combination of all axes except the seed: its runs' records and timings, in the same order."""
@@ -96,8 +101,7 @@ def timings_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
     rows = []
     for cell in of_cells:
         for record, timing in zip(cell.records, cell.timings):
-            n_train = UNLIMITED if record["n_train"] is None else record["n_train"]
-            row = [record["run"], record["seed"], *(record[name] for name in AXES), n_train, timing.outcome, timing.last_epoch]
+            row = [record["run"], record["seed"], *field_values(record, (*AXES, "n_train")), timing.outcome, timing.last_epoch]
             for event in events:
                 row += timing.events.get(event, (None, None))
             rows.append([*row, timing.delay, timing.width, timing.settled, *(record[name] for name in more)])
@@ -113,11 +117,7 @@ def summary_table(results: Results, of_cells: list[Cell]) -> tuple[list[str], li
     rows = []
     for cell in of_cells:
         first = cell.records[0]
-        row = [
-            *(UNLIMITED if name == "n_train" and first[name] is None else first[name] for name in (*AXES, *more)),
-            len(cell.records),
-            *cell.outcomes().values(),
-        ]
+        row = [*field_values(first, (*AXES, *more)), len(cell.records), *cell.outcomes().values()]
         row.append(sum(timing.settled for timing in cell.timings))
         for measured in measured_ones:
             m = cell.median(measured)
@@ -227,7 +227,8 @@ def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _csv(header, rows) -> str:
+def csv_text(header, rows) -> str:
+    """A table as CSV; None is an empty field."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -240,7 +241,7 @@ def write_tables(results: Results) -> list[Cell]:
     of_cells = cells(results)
     folder = Path(results.path) / "tables"
     folder.mkdir(exist_ok=True)
-    replace_text(folder / "timings.csv", _csv(*timings_table(results, of_cells)))
-    replace_text(folder / "summary.csv", _csv(*summary_table(results, of_cells)))
+    replace_text(folder / "timings.csv", csv_text(*timings_table(results, of_cells)))
+    replace_text(folder / "summary.csv", csv_text(*summary_table(results, of_cells)))
     replace_text(folder / "summary.md", summary_markdown(results, of_cells))
     return of_cells

@@ -75,9 +75,9 @@ def next_sizes(sizes, generalised, count: int, low: int, high: int, precision: f
     """Which sizes to try next, in [low, high], given one size and one outcome per run so far [n].
 
     Without runs: `count` sizes from low to high, both included, in geometric progression. Afterwards `count` of them inside
-    a bracket, rounded, less those tried. The bracket is (largest size at which fewer than half of the runs
-    generalised, or low if there is none; smallest size at which at least half did, or high). If those cross, as outcomes
-    near the threshold do, it is the profile interval of `crossover`, with low and high for the bounds it lacks.
+    a bracket, rounded, less those tried. The bracket is (largest size at which fewer than half of the runs generalised, or
+    low if there is none; smallest size at which at least half did, or high). If those cross, as outcomes near the threshold
+    do, it is the profile interval of `crossover`, with low and high for the bounds it lacks. It ends at low and high.
 
     Empty once neighbours among the bracket's ends and the sizes tried inside are within a ratio of `precision`; so also if
     half generalised at low already, or not at high.
@@ -90,6 +90,7 @@ def next_sizes(sizes, generalised, count: int, low: int, high: int, precision: f
     if above.any() and not above.all() and lower > upper:
         fit = crossover(sizes, generalised)
         lower, upper = fit.low or low, fit.high or high
+    lower, upper = max(lower, low), min(upper, high)
     knots = np.array([lower, *tried[(lower < tried) & (tried < upper)], upper])
     if (knots[1:] / knots[:-1]).max() <= precision:
         return ()

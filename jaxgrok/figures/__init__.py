@@ -14,6 +14,7 @@ from jaxgrok.figures.circuits import (
     neuron_waves_figure,
     spectra_figure,
 )
+from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.progress import (
     alpha_over_training_figure,
     excluded_per_key_figure,
@@ -23,13 +24,16 @@ from jaxgrok.figures.progress import (
     spectra_over_training_figure,
     weights_figure,
 )
+from jaxgrok.figures.sizes import crossover_figure
+from jaxgrok.figures.slingshots import slingshots_figure
 from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure
-from jaxgrok.figures.write import write_circuit_figures, write_figures, write_network_figures
+from jaxgrok.figures.write import write_circuit_figures, write_figures, write_network_figures, write_size_figures
 
 __all__ = [
     "alpha_over_training_figure",
     "attention_figure",
     "clusters_figure",
+    "crossover_figure",
     "curves_figure",
     "embedding_circles_figure",
     "excluded_per_key_figure",
@@ -40,7 +44,10 @@ __all__ = [
     "losses_over_training_figure",
     "neuron_spectra_figure",
     "neuron_waves_figure",
+    "part_losses_figure",
+    "part_order_figure",
     "rerun_figure",
+    "slingshots_figure",
     "spectra_figure",
     "spectra_over_training_figure",
     "survival_figure",
@@ -48,4 +55,5 @@ __all__ = [
     "write_circuit_figures",
     "write_figures",
     "write_network_figures",
+    "write_size_figures",
 ]

@@ -7,8 +7,12 @@ from flax.traverse_util import unflatten_dict
 from jaxgrok import analysis
 from jaxgrok.config import BadInput, Config
 from jaxgrok.figures import circuits, progress
+from jaxgrok.figures.parts import part_losses_figure, part_order_figure
+from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
+from jaxgrok.part_tables import Parts
 from jaxgrok.report import Cell
+from jaxgrok.size_tables import Sizes
 
 OF_ONE_NETWORK = {
     "spectra": circuits.spectra_figure,
@@ -49,12 +53,20 @@ def _name(*parts: str) -> str:
     return "-".join(word for part in parts for word in part.split())
 
 
-def write_figures(results, of_cells: list[Cell]) -> list[Path]:
-    """Write figures/survival.png and a figures/curves*.png per cell; returns their paths."""
+def write_figures(results, of_cells: list[Cell], of_parts: list[Parts] = ()) -> list[Path]:
+    """Write figures/survival.png, a figures/curves*.png per cell, and parts*.png and order*.png where it has parts; returns the paths."""
     drawn = {"survival": survival_figure(of_cells)} if of_cells else {}
     for cell in of_cells:
         drawn[_name("curves", cell.name)] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    for parts in of_parts:
+        drawn[_name("parts", parts.cell.name)] = part_losses_figure(parts)
+        drawn[_name("order", parts.cell.name)] = part_order_figure(parts)
     return _save(results.path / "figures", drawn)
+
+
+def write_size_figures(results, sizes: Sizes) -> list[Path]:
+    """Write figures/crossover.png; returns its path."""
+    return _save(results.path / "figures", {"crossover": crossover_figure(sizes)})
 
 
 def write_network_figures(config: Config, params, m: dict, folder) -> list[Path]:

@@ -8,26 +8,34 @@ def act(name, x):
     return np.maximum(x, 0) if name == "relu" else 0.5 * x * (1 + erf(x / np.sqrt(2)))
 
 
-def transformer(params, tokens, activation="relu"):
-    """tokens [N, S] -> (logits [N, S, classes] at every position, {TransformerLens name: activation at every position})."""
-    x = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"]
+def transformer(params, tokens, activation="relu", residual_factor=1):
+    """tokens [N, S] -> (logits [N, S, classes] at every position, {TransformerLens name: activation at every position}).
+
+    Every sublayer gives residual_factor * x + sublayer(x). Blocks without "mlp" are attention only.
+    """
     S = tokens.shape[1]
+    x = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"][:S]
     causal = np.tril(np.ones((S, S), bool))
     seen = {}
-    layers = sorted(name for name in params if name.startswith("blocks_"))
-    for layer, name in enumerate(layers):
-        at, mlp = params[name]["attn"], params[name]["mlp"]
+    for layer in range(sum(name.startswith("blocks_") for name in params)):
+        block = params[f"blocks_{layer}"]
+        at = block["attn"]
         q, k, v = (np.einsum("nsd,hdk->nshk", x, at[w]) for w in ("W_Q", "W_K", "W_V"))
         scores = np.einsum("nqhk,nshk->nhqs", q, k) / np.sqrt(q.shape[-1])
         pattern = softmax(np.where(causal, scores, -np.inf), axis=-1)
         z = np.einsum("nhqs,nshk->nqhk", pattern, v)
-        mid = x + np.einsum("nqhk,hkd->nqd", z, at["W_O"])
-        pre = mid @ mlp["W_in"] + mlp["b_in"]
-        post = act(activation, pre)
-        out = mid + post @ mlp["W_out"] + mlp["b_out"]
+        attn_out = np.einsum("nqhk,hkd->nqd", z, at["W_O"])
+        out = residual_factor * x + attn_out
         local = {"hook_resid_pre": x, "attn.hook_q": q, "attn.hook_k": k, "attn.hook_v": v, "attn.hook_pattern": pattern}
-        local |= {"attn.hook_z": z, "hook_attn_out": mid - x, "hook_resid_mid": mid, "mlp.hook_pre": pre, "mlp.hook_post": post}
-        local |= {"hook_mlp_out": out - mid, "hook_resid_post": out}
+        local |= {"attn.hook_z": z, "hook_attn_out": attn_out}
+        if "mlp" in block:
+            mid, mlp = out, block["mlp"]
+            pre = mid @ mlp["W_in"] + mlp["b_in"]
+            post = act(activation, pre)
+            mlp_out = post @ mlp["W_out"] + mlp["b_out"]
+            out = residual_factor * mid + mlp_out
+            local |= {"hook_resid_mid": mid, "mlp.hook_pre": pre, "mlp.hook_post": post, "hook_mlp_out": mlp_out}
+        local["hook_resid_post"] = out
         seen |= {f"blocks.{layer}.{hook}": value for hook, value in local.items()}
         x = out
     return x @ params["unembed"]["W_U"], seen
@@ -46,14 +54,25 @@ def cross_entropy(logits, target):
 
 
 def from_authors(weights, n_heads):
-    """The authors' names and shapes ({'embed.W_E': [d_model, d_vocab], ...}) as our parameters, for one layer."""
-    attn = {name: weights[f"blocks.0.attn.{name}"].transpose(0, 2, 1) for name in ("W_K", "W_Q", "W_V")}
-    W_O = weights["blocks.0.attn.W_O"]
-    attn["W_O"] = W_O.T.reshape(n_heads, -1, W_O.shape[0])
-    mlp = {name: weights[f"blocks.0.mlp.{name}"].T for name in ("W_in", "b_in", "W_out", "b_out")}
-    return {
+    """The authors' names and shapes ({'embed.W_E': [d_model, d_vocab], ...}) as our parameters.
+
+    Blocks are `blocks.N` or `attn_blocks.N`, with or without an MLP; W_O is [d_model, heads * d_head] or [heads, d_model, d_head].
+    """
+    params = {
         "embed": {"W_E": weights["embed.W_E"].T},
         "pos_embed": {"W_pos": weights["pos_embed.W_pos"]},
-        "blocks_0": {"attn": attn, "mlp": mlp},
         "unembed": {"W_U": weights["unembed.W_U"]},
     }
+    for key in weights:
+        *place, name = key.split(".")  # (attn_)blocks, N, attn or mlp, W_Q
+        if len(place) == 3 and name != "mask":
+            block = params.setdefault(f"blocks_{place[1]}", {})
+            block.setdefault(place[2], {})[name] = ours(name, weights[key], n_heads)
+    return params
+
+
+def ours(name, x, n_heads):
+    """One weight of a block, from the authors' shape to ours: ours multiply from the right."""
+    if name == "W_O" and x.ndim == 2:
+        return x.T.reshape(n_heads, -1, len(x))
+    return x.transpose(0, 2, 1) if x.ndim == 3 else x.T

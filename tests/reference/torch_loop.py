@@ -1,7 +1,8 @@
 """The authors' loops as released, in plain PyTorch. Slow on purpose; scripts/benchmark.py times them.
 
 Training: every position through every layer, the graph kept for the test loss, float64 log_softmax, one full-batch AdamW
-step an epoch. The search for each neuron's frequency: neuron by neuron, frequency by frequency.
+step an epoch; on sequences, one step on each fresh batch. The search for each neuron's frequency: neuron by neuron,
+frequency by frequency.
 
 Our own code; names and shapes are the authors' (W_E [d_model, d_vocab], W_K [heads, d_head, d_model], ...).
 """
@@ -33,15 +34,64 @@ class Net(nn.Module):
     def forward(self, tokens):
         """tokens [N, S] -> logits [N, S, d_vocab]."""
         x = self.W_E.T[tokens] + self.W_pos
-        k, q, v = (torch.einsum("ihd,bpd->biph", W, x) for W in (self.W_K, self.W_Q, self.W_V))
-        scores = torch.einsum("biph,biqh->biqp", k, q) / math.sqrt(self.d_head)
-        pattern = torch.softmax(scores - 1e10 * (1 - self.mask), dim=-1)
-        z = torch.einsum("biph,biqp->biqh", v, pattern)
-        z = z.transpose(1, 2).reshape(*tokens.shape, -1)
-        x = x + torch.einsum("df,bqf->bqd", self.W_O, z)
-        hidden = torch.relu(torch.einsum("md,bpd->bpm", self.W_in, x) + self.b_in)
-        x = x + torch.einsum("dm,bpm->bpd", self.W_out, hidden) + self.b_out
+        z = attention(x, self.mask, self.W_K, self.W_Q, self.W_V)
+        x = x + torch.einsum("df,bqf->bqd", self.W_O, z.transpose(1, 2).reshape(*tokens.shape, -1))
+        x = x + mlp(x, self.W_in, self.b_in, self.W_out, self.b_out)
         return x @ self.W_U
+
+
+class SequenceNet(nn.Module):
+    """The later version of the network, for sequences: several blocks, with or without MLP, W_O per head, classes of their own.
+
+    Every sublayer gives residual_factor * x + sublayer(x). Parameters bear the authors' names (`blocks.0.attn.W_Q`).
+    """
+
+    def __init__(self, d_vocab, d_vocab_out, n_ctx, n_layers=1, d_model=128, n_heads=4, attn_only=False, residual_factor=1):
+        super().__init__()
+        d_head, d_mlp = d_model // n_heads, 4 * d_model
+        self.residual_factor = residual_factor
+
+        def weight(*shape, scale=d_model):
+            return nn.Parameter(torch.randn(*shape) / math.sqrt(scale))
+
+        self.embed = nn.ParameterDict({"W_E": weight(d_model, d_vocab)})
+        self.pos_embed = nn.ParameterDict({"W_pos": weight(n_ctx, d_model)})
+        self.blocks = nn.ModuleList()
+        for _ in range(n_layers):
+            block = nn.ModuleDict({"attn": nn.ParameterDict({name: weight(n_heads, d_head, d_model) for name in ("W_K", "W_Q", "W_V")})})
+            block["attn"]["W_O"] = weight(n_heads, d_model, d_head)
+            if not attn_only:
+                block["mlp"] = nn.ParameterDict({"W_in": weight(d_mlp, d_model), "b_in": torch.zeros(d_mlp)})
+                block["mlp"].update({"W_out": weight(d_model, d_mlp), "b_out": torch.zeros(d_model)})
+            self.blocks.append(block)
+        self.unembed = nn.ParameterDict({"W_U": weight(d_model, d_vocab_out, scale=d_vocab_out)})
+        self.register_buffer("mask", torch.tril(torch.ones(n_ctx, n_ctx)))
+
+    def forward(self, tokens):
+        """tokens [N, S] -> logits [N, S, d_vocab_out]."""
+        S = tokens.shape[1]
+        x = self.embed["W_E"].T[tokens] + self.pos_embed["W_pos"][:S]
+        for block in self.blocks:
+            attn = block["attn"]
+            z = attention(x, self.mask[:S, :S], attn["W_K"], attn["W_Q"], attn["W_V"])
+            x = self.residual_factor * x + torch.einsum("idh,biqh->bqd", attn["W_O"], z)
+            if "mlp" in block:
+                x = self.residual_factor * x + mlp(x, **block["mlp"])
+        return x @ self.unembed["W_U"]
+
+
+def attention(x, mask, W_K, W_Q, W_V):
+    """x [N, S, D], mask [S, S] -> what each head reads, [N, heads, S, d_head]."""
+    k, q, v = (torch.einsum("ihd,bpd->biph", W, x) for W in (W_K, W_Q, W_V))
+    scores = torch.einsum("biph,biqh->biqp", k, q) / math.sqrt(k.shape[-1])
+    pattern = torch.softmax(scores - 1e10 * (1 - mask), dim=-1)
+    return torch.einsum("biph,biqp->biqh", v, pattern)
+
+
+def mlp(x, W_in, b_in, W_out, b_out):
+    """x [N, S, D] -> [N, S, D]."""
+    hidden = torch.relu(torch.einsum("md,bpd->bpm", W_in, x) + b_in)
+    return torch.einsum("dm,bpm->bpd", W_out, hidden) + b_out
 
 
 def loss(net, tokens, targets):
@@ -66,6 +116,74 @@ class Loop:
         self.scheduler.step()
         self.optimizer.zero_grad()
         return train_loss.item(), test_loss.item()
+
+
+class SequenceLoop:
+    """`step(tokens, targets, counts)`: one AdamW step on the positions `read`, a half-open range; the loss before it.
+
+    tokens [N, S]; targets [N, Q] long and counts [N, Q] bool at the Q read positions: the mean is over the targets that count.
+    """
+
+    def __init__(self, net, read, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98)):
+        self.net, self.read = net, slice(*read)
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, betas=betas)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(step / 10, 1))
+
+    def step(self, tokens, targets, counts) -> float:
+        log_probs = torch.log_softmax(self.net(tokens)[:, self.read].to(torch.float64), dim=-1)
+        loss = -log_probs.gather(2, targets[..., None])[..., 0][counts].mean()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def addition_batch(n, digits=5):
+    """n sums x + y = z, most significant digit first: (tokens [n, 3 digits + 3], targets and counts [n, digits + 1]).
+
+    "+" is 10 and "=" is 11; read from "=" on, positions 2 digits + 1 to 3 digits + 1. For 2 digits: 3 7 + 8 5 = 1 2 2.
+    """
+    x, y = (torch.randint(0, 10, (n, digits)) for _ in range(2))
+    z, carry = torch.zeros(n, digits + 1, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    for i in range(digits - 1, -1, -1):
+        total = x[:, i] + y[:, i] + carry
+        z[:, i + 1], carry = total % 10, total // 10
+    z[:, 0] = carry
+    plus, equals = (torch.full((n, 1), token) for token in (10, 11))
+    return torch.cat([x, plus, y, equals, z], dim=1), z, torch.ones_like(z, dtype=torch.bool)
+
+
+def induction_batch(n, seq_len=85, repeat_len=16, n_repeats=3, n_tokens=128):
+    """n random sequences with a repeated stretch: (tokens [n, seq_len], targets and counts [n, seq_len - 1]), read at all but the last.
+
+    Token 0, then n_repeats blocks of random tokens 1 to n_tokens - 1, each with one copy of the stretch at an offset of its own.
+    What counts is all but the first token of each copy after the first.
+    """
+    block = (seq_len - 1) // n_repeats
+    tokens = torch.randint(1, n_tokens, (n, seq_len))
+    tokens[:, 0] = 0
+    stretch = torch.randint(1, n_tokens, (n, repeat_len))
+    counts = torch.zeros(n, seq_len, dtype=torch.bool)
+    rows = torch.arange(n)[:, None]
+    for repeat in range(n_repeats):
+        offset = torch.randint(0, block - repeat_len + 1, (n, 1))
+        positions = 1 + repeat * block + offset + torch.arange(repeat_len)
+        tokens[rows, positions] = stretch
+        counts[rows, positions[:, 1:]] = repeat > 0
+    return tokens, tokens[:, 1:], counts[:, 1:]
+
+
+def skip_trigram_batch(n, entries=11):
+    """n sequences START=20, entries of 0..9 but for one of 10..19, END=21: (tokens [n, entries + 2], targets and counts [n, 1]).
+
+    The target is that entry less 10, read at the last position.
+    """
+    target = torch.randint(0, 10, (n, 1))
+    body = torch.randint(0, 10, (n, entries))
+    body.scatter_(1, torch.randint(0, entries, (n, 1)), target + 10)
+    start, end = (torch.full((n, 1), token) for token in (20, 21))
+    return torch.cat([start, body, end], dim=1), target, torch.ones_like(target, dtype=torch.bool)
 
 
 def best_frequencies(neurons, p):
