@@ -1,5 +1,6 @@
 """Weights from elsewhere: names, shapes, every way a file can be wrong, and bit-exact round trips."""
 
+import dataclasses
 import os
 import pickle
 import re
@@ -19,13 +20,22 @@ from tests.reference import analysis
 # All sizes differ, so that no shape fits by accident: V 12, S 3, D 6, H 2, K 3, M 5, C 12.
 SMALL = Config(p=11, n_layers=2, n_heads=2, d_model=6, d_mlp=5)
 MLP = Config(p=11, arch="mlp", d_mlp=5)
+# Other tasks and no MLPs: V, S and C are (12, 9, 10), (11, 13, 11), (22, 8, 10) and (12, 3, 12).
+REPEATS = {"seq_len": 13, "repeat_len": 3, "n_repeats": 3, "n_tokens": 11}
+OTHERS = {
+    "addition": Config(task="addition2", n_layers=2, n_heads=2, d_model=6, d_mlp=5),
+    "induction": Config(task="induction", arch="attn_only", n_layers=2, n_heads=2, d_model=6, residual_factor=2.0, **REPEATS),
+    "skip trigrams, longer context": Config(task="skip_trigram", arch="attn_only", n_heads=3, d_model=6, seq_len=5, n_ctx=8),
+    "attention only": Config(p=11, arch="attn_only", n_heads=2, d_model=6, dtype="float64"),
+}
 RELEASED = "reference/published/wd_10-1_mod_addition_loss_curve.pth"
 
 
 def params_of(config, seed=0):
     # Drawn, biases too, so that losing one would show.
-    tokens = np.zeros((1, 3), np.int32)
-    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), tokens)["params"]
+    task = make_task(config)
+    tokens = np.zeros((1, task.n_ctx), np.int32)
+    shapes = jax.eval_shape(make_model(config, task).init, jax.random.key(0), tokens)["params"]
     leaves, tree = jax.tree.flatten(shapes)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(tree, [rng.normal(size=x.shape).astype(config.dtype) for x in leaves])
@@ -56,6 +66,53 @@ def test_export_then_import_is_bit_exact(tmp_path, config, names, suffix):
     assert_same(imported.params, params)
     fields = ("p", "arch", "n_layers", "dtype", *(("n_heads", "d_model") if config.arch == "transformer" else ()))
     assert {name: getattr(imported.config, name) for name in fields} == {name: getattr(config, name) for name in fields}
+
+
+def given_for(config):
+    """What `load` must be told of a config: no file says it."""
+    fields = {name: getattr(config, name) for name in REPEATS if getattr(config, name) is not None}
+    return {"task": config.task, "residual_factor": config.residual_factor, **fields}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+@pytest.mark.parametrize("names", ["authors", "transformer_lens"])
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_networks_of_other_tasks_come_back_with_their_config(tmp_path, config, names, suffix):
+    pytest.importorskip({".safetensors": "safetensors", ".pth": "torch"}.get(suffix, "numpy"))
+    params, path = params_of(config), tmp_path / f"weights{suffix}"
+    interop.save(path, config, params, names)
+    imported = interop.load(path, **given_for(config))
+    assert_same(imported.params, params)
+    assert imported.config == config
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_the_mask_is_of_the_networks_context(config):
+    n_ctx = config.n_ctx or make_task(config).n_ctx
+    for names in ("authors", "transformer_lens"):
+        mask = interop.to_state(config, params_of(config), names)[f"blocks.{config.n_layers - 1}.attn.mask"]
+        np.testing.assert_array_equal(mask, np.tril(np.ones((n_ctx, n_ctx))))
+
+
+@pytest.mark.parametrize("names", ["authors", "transformer_lens"])
+def test_attention_only_has_no_names_of_an_mlp(names):
+    config = OTHERS["induction"]
+    exported = set(interop.to_state(config, params_of(config), names))
+    whole = set(interop.to_state(SMALL, params_of(SMALL), names))
+    assert exported == {name for name in whole if ".mlp." not in name}
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_the_authors_attention_only_names_are_read(per_head):
+    config = OTHERS["induction"]
+    params = params_of(config)
+    state = {name.replace("blocks.", "attn_blocks."): x for name, x in interop.to_state(config, params).items()}
+    if per_head:
+        for layer in range(2):
+            state[f"attn_blocks.{layer}.attn.W_O"] = params[f"blocks_{layer}"]["attn"]["W_O"].transpose(0, 2, 1)
+    found, read = interop.from_state(state, **given_for(config))
+    assert found == config
+    assert_same(read, params)
 
 
 def test_shapes_under_each_names():
@@ -159,6 +216,60 @@ def test_wrong_weights_are_named(change, said):
         interop.from_state(broken(change))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("addition", {"task": "add"}, r"pos_embed.W_pos: got \(9, 6\); accepted: a shape \(3, 6\)"),
+        ("addition", {"task": "addition3"}, r"pos_embed.W_pos: got \(9, 6\); accepted: a shape \(12, 6\) or longer, as in task addition3"),
+        ("addition", {"task": "skip_trigram"}, r"embed.W_E: got \(6, 12\); accepted: a shape \(6, 22\), as in task skip_trigram"),
+        ("addition", {"task": "skip_trigram", "names": "transformer_lens"}, r"embed.W_E: got \(12, 6\); accepted: a shape \(22, 6\)"),
+        ("addition", {"task": "addition2", "seq_len": 9}, "seq_len: got 9; accepted: with task induction or skip_trigram"),
+        ("addition", {"task": "addition"}, "task: got 'addition'; accepted: add subtract"),
+        ("induction", {"n_tokens": 10}, r"embed.W_E: got \(6, 11\); accepted: a shape \(6, 10\), as in task induction"),
+        ("induction", {"seq_len": 16}, r"pos_embed.W_pos: got \(13, 6\); accepted: a shape \(16, 6\) or longer"),
+        ("induction", {"repeat_len": 5}, "repeat_len: got 5; accepted: at most 4"),
+        ("induction", {"residual_factor": 0.0}, "residual_factor: got 0.0"),
+        ("skip trigrams, longer context", {"seq_len": 9}, r"pos_embed.W_pos: got \(8, 6\); accepted: a shape \(9, 6\) or longer"),
+        ("attention only", {"task": "addition1"}, r"unembed.W_U: got \(6, 12\); accepted: a shape \(6, 10\), as in task addition1"),
+    ],
+)
+def test_weights_that_do_not_fit_the_task_are_named(name, given, said):
+    config = OTHERS[name]
+    state = interop.to_state(config, params_of(config), given.get("names", "authors"))
+    with pytest.raises(BadInput, match=said):
+        interop.from_state(state, **{**given_for(config), **given})
+
+
+def test_weights_of_the_mlp_are_for_modular_tasks():
+    with pytest.raises(BadInput, match=r"arch: got 'mlp'.*addition2"):
+        interop.from_state(interop.to_state(MLP, params_of(MLP)), task="addition2")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.update({"attn_blocks.0.attn.W_Q": s["blocks.0.attn.W_Q"]}), "attn_blocks.0.attn.W_Q beside blocks.0"),
+        (lambda s: s.pop("blocks.1.attn.W_O"), "no blocks.1.attn.W_O"),
+        (lambda s: s.update({"blocks.1.mlp.b_in": np.ones(5, np.float32)}), "no blocks.0.mlp.W_in"),
+        (lambda s: s.update({"blocks.1.attn.W_O": np.ones((6, 4), np.float32)}), "blocks.1.attn.W_O"),
+        (lambda s: s.update({"blocks.0.attn.b_Q": np.ones((2, 3), np.float32)}), "blocks.0.attn.b_Q.*zeros"),
+    ],
+)
+def test_wrong_weights_without_mlp_are_named(change, said):
+    config = OTHERS["induction"]
+    state = interop.to_state(config, params_of(config))
+    change(state)
+    with pytest.raises(BadInput, match=said):
+        interop.from_state(state, **given_for(config))
+
+
+def test_parameters_of_another_architecture_are_not_exported():
+    with pytest.raises(BadInput, match=r"blocks\.0\.mlp"):
+        interop.to_state(OTHERS["attention only"], params_of(SMALL))
+    with pytest.raises(BadInput, match=r"no blocks\.0\.mlp"):
+        interop.to_state(SMALL, params_of(OTHERS["attention only"]))
+
+
 class RunsCode:
     """A pickle that creates a file when it is loaded."""
 
@@ -216,8 +327,10 @@ def test_other_contents_are_refused(tmp_path, shared):
             interop.load(tmp_path / f"{name}.pth")
     with pytest.raises(BadInput, match=r"pos_embed.W_pos.*\(3, 128\)"):
         interop.load(shared / "reference/published/5_digit_addition_infinite.pth")
-    with pytest.raises(BadInput, match=r"attn_blocks|blocks\.0"):
+    with pytest.raises(BadInput, match=r"pos_embed.W_pos.*\(3, 48\)"):
         interop.load(shared / "reference/published/induction_head_infinite.pth")
+    with pytest.raises(BadInput, match=r"embed.W_E.*\(128, 12\).*\(128, 22\), as in task skip_trigram"):
+        interop.load(shared / "reference/published/5_digit_addition_infinite.pth", task="skip_trigram")
 
 
 def test_names_and_places(tmp_path):
@@ -271,6 +384,36 @@ def test_torch_draws_what_the_authors_code_draws(seed):
             np.testing.assert_array_equal(x, net[name.split(".")[-1]], err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["addition", "induction", "skip trigrams, longer context"])
+def test_torch_draws_what_the_authors_later_code_draws(name):
+    """Theirs for sequences has W_O per head."""
+    torch = pytest.importorskip("torch")
+    from tests.reference.torch_loop import SequenceNet
+
+    config = dataclasses.replace(OTHERS[name], d_mlp=None)  # 4 d_model, as theirs
+    task, attn_only = make_task(config), config.arch == "attn_only"
+    torch.manual_seed(1)
+    net = SequenceNet(
+        task.d_vocab, task.d_vocab_out, config.n_ctx or task.n_ctx, config.n_layers, config.d_model, config.n_heads, attn_only
+    )
+    state = {name: weight.detach().numpy() for name, weight in net.named_parameters()}
+    drawn = interop.draw_with_torch(config, 1)
+    assert_same(drawn, interop.from_state(state, names="authors", **given_for(config))[1])
+    assert_same(drawn, interop.initial_weights("torch")(config, 1))
+
+
+def test_torch_draws_attention_only_in_the_same_order():
+    """Up to the first MLP weight the draws of a network are those of the same without MLPs."""
+    pytest.importorskip("torch")
+    whole, without = (interop.draw_with_torch(Config(p=11, n_heads=2, d_model=6, arch=arch), 3) for arch in ("transformer", "attn_only"))
+    assert set(without) == {"embed", "pos_embed", "blocks_0", "unembed"}
+    assert set(without["blocks_0"]) == {"attn"}
+    for block in ("embed", "pos_embed"):
+        assert_same(without[block], whole[block])
+    assert_same(without["blocks_0"]["attn"], whole["blocks_0"]["attn"])
+    assert not np.array_equal(without["unembed"]["W_U"], whole["unembed"]["W_U"])
+
+
 def test_the_released_run_starts_where_ours_does(shared):
     """The first losses of the authors' curves, from torch's weights and the split of seed 1."""
     torch = pytest.importorskip("torch")
@@ -290,6 +433,34 @@ def test_every_seed_starts_from_the_weights_of_a_file(tmp_path):
     assert_same(weights(SMALL, 0), params)
     assert_same(weights(SMALL, 1), params)
     assert_same(weights(Config(**SMALL.to_dict() | {"dtype": "float64"}), 1), jax.tree.map(np.float64, params))
+
+
+@pytest.mark.parametrize("names", ["authors", "transformer_lens"])
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_a_file_is_read_whatever_the_task(tmp_path, config, names):
+    params, path = params_of(config), tmp_path / "weights.npz"
+    interop.save(path, config, params, names)
+    assert_same(interop.initial_weights(str(path))(config, 0), params)
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "wanted"),
+    [
+        (Config(n_layers=2, n_heads=2, d_model=6, d_mlp=5, p=11), "pos_embed.W_pos (9, 6)", "pos_embed.W_pos (3, 6)"),
+        (Config(task="addition3", n_layers=2, n_heads=2, d_model=6, d_mlp=5), "pos_embed.W_pos (9, 6)", "pos_embed.W_pos (12, 6)"),
+        (dataclasses.replace(OTHERS["addition"], n_ctx=10), "pos_embed.W_pos (9, 6)", "pos_embed.W_pos (10, 6)"),
+        (dataclasses.replace(OTHERS["addition"], arch="attn_only"), "blocks.0.mlp.W_in (6, 5)", "no blocks.0.mlp.W_in"),
+    ],
+)
+def test_a_file_of_another_task_is_refused_as_init(tmp_path, config, found, wanted):
+    path = tmp_path / "weights.npz"
+    interop.save(path, OTHERS["addition"], params_of(OTHERS["addition"]))
+    weights = interop.initial_weights(str(path))
+    with pytest.raises(BadInput) as caught:
+        weights(config, 0)
+    assert caught.value.name == "init"
+    assert found in str(caught.value)
+    assert wanted in str(caught.value)
 
 
 @pytest.mark.parametrize(
