@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgrok.analysis import CIRCUITS, kind_of, of_kind
 from jaxgrok.checkpoint import replace_text
 from jaxgrok.fourier import frequencies_of
 from jaxgrok.report import Cell, markdown
@@ -171,7 +172,7 @@ QUANTITIES = (
 )
 
 
-def _summary(values, form: str) -> str:
+def summary(values, form: str) -> str:
     """`median (lowest - highest)`, or the one value; `-` where none is a number."""
     values = np.concatenate([*values, []])
     values = values[np.isfinite(values)]
@@ -188,8 +189,8 @@ def networks_table(networks: list[dict]) -> tuple[list[str], list[list[str]]]:
     """
     rows = []
     for what, values, control, form in QUANTITIES:
-        ours = _summary([_or_none(values, found) for found in networks], form)
-        random = "" if control is None else _summary([_or_none(_one(f"controls/{control}/median"), found) for found in networks], form)
+        ours = summary([_or_none(values, found) for found in networks], form)
+        random = "" if control is None else summary([_or_none(_one(f"controls/{control}/median"), found) for found in networks], form)
         rows.append([what, ours, random])
     return ["quantity", "median (range)", "random control"], rows
 
@@ -224,10 +225,15 @@ NETWORKS_NOTE = (
 )
 
 
+def _runs(results: Results) -> set[int]:
+    """The numbers of the runs whose circuits are measured."""
+    return {record["run"] for record in results.runs if kind_of(results.config(record)) == CIRCUITS}
+
+
 def networks_markdown(results: Results, of_cells: list[Cell]) -> str:
     """networks.md: for each cell its keys by seed, and its networks' quantities."""
     parts = [f"# {results.path.name}: what the networks learned"]
-    for cell in of_cells:
+    for cell in of_kind(CIRCUITS, of_cells):
         networks = results.last_analysed(cell.records)
         if not networks:
             continue
@@ -237,16 +243,19 @@ def networks_markdown(results: Results, of_cells: list[Cell]) -> str:
 
 
 def write_circuit_tables(results: Results, of_cells: list[Cell]) -> None:
-    """Write tables/measures.csv, keys.csv, networks.csv and networks.md."""
+    """Write tables/measures.csv, keys.csv, networks.csv and networks.md, where a sweep has runs whose circuits are measured."""
+    runs = _runs(results)
+    if not runs:
+        return
     folder = results.path / "tables"
     folder.mkdir(exist_ok=True)
     of_run = {record["run"]: record for record in results.runs}
-    last = [(of_run[int(found["run"])], found) for found in results.last_analysed(results.runs)]
+    last = [(of_run[int(found["run"])], found) for found in results.last_analysed([of_run[run] for run in sorted(runs)])]
     networks = [network_row(results, record, found) for record, found in last]
     _write_csv(folder / "networks.csv", _columns(networks), networks)
     # All checkpoints of a run have the columns of its last.
     columns = _columns([measures_row(results, record, found["epoch"], found) for record, found in last])
-    _write_csv(folder / "measures.csv", columns, (measures_row(results, *x) for x in results.analysed()))
+    _write_csv(folder / "measures.csv", columns, (measures_row(results, *x) for x in results.analysed(runs)))
     columns = [*(_coordinates(results, results.runs[0], 0)), "k", *PER_KEY]
-    _write_csv(folder / "keys.csv", columns, (row for x in results.analysed() for row in keys_rows(results, *x)))
+    _write_csv(folder / "keys.csv", columns, (row for x in results.analysed(runs) for row in keys_rows(results, *x)))
     replace_text(folder / "networks.md", networks_markdown(results, of_cells))

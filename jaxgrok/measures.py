@@ -269,12 +269,12 @@ all = functools.partial(jax.jit, static_argnums=0)(measure)  # compiled once per
 # --- JSON -------------------------------------------------------------------------------------------------------------------
 
 
-def _plain(x):
+def plain(x):
     """numpy to plain values; not a number is None, since JSON has none."""
     if isinstance(x, dict):
-        return {name: _plain(value) for name, value in x.items()}
+        return {name: plain(value) for name, value in x.items()}
     if np.ndim(x):
-        return [_plain(value) for value in np.asarray(x)]
+        return [plain(value) for value in np.asarray(x)]
     value = np.asarray(x).item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -291,7 +291,7 @@ def to_json(config: Config, measures: dict) -> dict:
     keys = fourier.frequencies_of(m["key_frequencies"]["keys"])
 
     def per_key(x):
-        return {str(k): _plain(x[k - 1]) for k in keys}
+        return {str(k): plain(x[k - 1]) for k in keys}
 
     frequency = fourier.frequency_of_row(p)
     out = m | {
@@ -310,4 +310,4 @@ def to_json(config: Config, measures: dict) -> dict:
         out["attention_score_frequency"] = {str(h): {"frequency": k, "fve": fve} for h, (k, fve) in enumerate(heads)}
     task = make_task(config)
     out["waves"] = fourier.WAVE_ARGUMENTS[task.operation][0] if fourier.has_waves(task) else None
-    return {name: None if x is None else x if isinstance(x, str) else _plain(x) for name, x in out.items()}
+    return {name: None if x is None else x if isinstance(x, str) else plain(x) for name, x in out.items()}

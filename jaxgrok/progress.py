@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxgrok import circuit_tables, part_tables, phases, report, size_tables
+from jaxgrok import analysis, circuit_tables, head_tables, part_tables, phases, report, size_tables
 from jaxgrok.plan import checkpoint_bytes
 from jaxgrok.schedule import default_eval_every
 from jaxgrok.tasks import make_task
@@ -189,6 +189,10 @@ def show_sizes(sizes) -> None:
 
 def show_network(found: dict, remarks: list[str]) -> None:
     """Print one network's measures, {name: array}, and remarks."""
+    if "loss_without" in found:
+        print_table(*head_tables.every_head_table([("", found)]))
+        print("\n".join([f"loss {found['loss']:.4g}", head_tables.NOTE, *remarks]))
+        return
     print_table(*circuit_tables.keys_table([("", found)]))
     print_table(*circuit_tables.networks_table([found]))
     print("\n".join([circuit_tables.NETWORKS_NOTE, *remarks]))
@@ -196,14 +200,29 @@ def show_network(found: dict, remarks: list[str]) -> None:
 
 def show_networks(results, cells) -> None:
     """Print what the networks of each cell learned, when its stages came, and where everything lies."""
-    for cell in cells:
+    circuits = analysis.of_kind(analysis.CIRCUITS, cells)
+    for cell in circuits:
         networks = results.last_analysed(cell.records)
         if networks:
             print(cell.name or _count(len(networks), "network"))
             print_table(*circuit_tables.keys_table(circuit_tables.by_seed(cell, networks)))
             print_table(*circuit_tables.networks_table(networks))
-    print(circuit_tables.NETWORKS_NOTE)
-    if cells:
-        print_table(*report.stages_table(cells))
+    if circuits:
+        print(circuit_tables.NETWORKS_NOTE)
+        print_table(*report.stages_table(circuits))
         print(report.STAGES_NOTE)
+    _show_heads(results, analysis.of_kind(analysis.HEADS, cells))
+    for line in analysis.left_out(results):
+        print(line)
     print(f"tables, figures: {results.path}")
+
+
+def _show_heads(results, cells) -> None:
+    for cell in cells:
+        runs = head_tables.heads_of(results, cell)
+        if runs:
+            print(cell.name or _count(len(runs), "network"))
+            print_table(*head_tables.medians_table(runs))
+            print_table(*head_tables.runs_table(runs))
+    if cells:
+        print(head_tables.NOTE)

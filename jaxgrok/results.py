@@ -183,7 +183,8 @@ class Results:
         """{run: (epochs, restricted loss over all pairs)} of the runs whose every checkpoint was analysed, with the same keys."""
         points = {}
         for record, epoch, found in self.analysed(names=(KEYS, "restricted_loss/all")):
-            points.setdefault(record["run"], []).append((epoch, found["restricted_loss/all"], found[KEYS]))
+            if KEYS in found:  # not where heads were measured
+                points.setdefault(record["run"], []).append((epoch, found["restricted_loss/all"], found[KEYS]))
         curves = {}
         for run, of_run in points.items():
             epochs, losses, keys = (np.array(column) for column in zip(*of_run))
@@ -198,15 +199,17 @@ class Results:
         return phases.time_run(**self.metrics.of_run(record["run"]), restricted=self._restricted.get(record["run"]), **limits)
 
     def part_timings(self, record: dict) -> dict[str, phases.Timing]:
-        """{part: its events} of one run, for the parts that the loss counts: the run's criterion, with half the part's own chance
-        for a loss; memorised is the run's."""
+        """{part: its events} of one run, for the parts that the loss counts: a loss below half of the part's own chance and, where the
+        run's criterion is accuracy, that accuracy too: alone, one class is always right for a network that always guesses it.
+        Memorised is the run's."""
         task, run = make_task(self.config(record)), record["run"]
         whole, of_parts = self.metrics.of_run(run), self.metrics.parts_of_run(run) if task.parts else {}
         timings = {}
         for i, part in enumerate(task.parts[: task.counted]):
-            curves = {"test_loss": of_parts["test_part_loss"][:, i], "test_acc": of_parts["test_part_acc"][:, i]}
-            limit = None if task.grokked_loss is None else task.chance[i] / 2
-            timings[part] = phases.time_run(**{**whole, **curves}, grokked_loss=limit, unlimited=record["n_train"] is None)
+            loss, accuracy, limit = of_parts["test_part_loss"][:, i], of_parts["test_part_acc"][:, i], task.chance[i] / 2
+            curves = {"test_loss": loss, "test_acc": np.where(loss < limit, accuracy, 0)}
+            grokked_loss = None if task.grokked_loss is None else limit
+            timings[part] = phases.time_run(**{**whole, **curves}, grokked_loss=grokked_loss, unlimited=record["n_train"] is None)
         return timings
 
     @property

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from jaxgrok.command import Parser, status_of
-from jaxgrok.config import CHOICES, BadInput
-from jaxgrok.grid import GRID_FIELDS, whole
+from jaxgrok.config import CHOICES, MODULAR, BadInput, digits_of
+from jaxgrok.grid import GRID_FIELDS, parse_list, whole
 
 EPILOG = """\
 examples:
@@ -18,11 +18,14 @@ examples:
   analyze.py runs/frac --seed 3 --frac 0.3 --json out.json   one network of it
   analyze.py runs/frac --run 7 --epoch 8000 --export net.pth --names transformer_lens
   analyze.py weights.pth --frac 0.3 --split-seed 1 --json out.json --figures circuits
+  analyze.py weights.pth --task induction --residual-factor 2
 
 A directory is gone on with where it stopped. Nothing in a file of weights is executed.
 """
 ONE_NETWORK = ("json", "export", "figures")
 COORDINATES = ("run", "seed", "frac", "wd", "lr")
+SEQUENCES = ("seq_len", "repeat_len", "n_repeats", "n_tokens")
+OF_A_FILE = ("split_seed", "task", "act", "residual_factor", *SEQUENCES)
 
 
 def parser() -> Parser:
@@ -45,23 +48,27 @@ def parser() -> Parser:
     file.add_argument("--split-seed", metavar="N", help="seed of the train/test split (default 0)")
     file.add_argument("--task", help=f"{' '.join(CHOICES['task'])} (default add)")
     file.add_argument("--act", help=f"{' '.join(CHOICES['act'])} (default relu)")
+    file.add_argument("--residual-factor", metavar="X", help="of x in X x + sublayer(x) (default 1; 2 in released induction networks)")
+    for name in SEQUENCES:
+        file.add_argument(f"--{name.replace('_', '-')}", metavar="N", help="of induction, as in sweep.py")
     return p
 
 
 def checked(args: dict) -> dict:
     """The flags that were given, as numbers and known names. Raises BadInput naming the flag."""
     given = {name: value for name, value in args.items() if value is not None}
-    for name in ("run", "seed", "epoch", "split_seed"):
+    for name in ("run", "seed", "epoch", "split_seed", *SEQUENCES):
         if name in given:
             given[name] = whole(f"--{name.replace('_', '-')}", given[name], 0)
-    for name in ("frac", "wd", "lr"):
+    for name, parse in (*((name, GRID_FIELDS[name]) for name in ("frac", "wd", "lr")), ("residual_factor", factors)):
         if name in given:
-            values = GRID_FIELDS[name](f"--{name}", given[name])
+            flag = f"--{name.replace('_', '-')}"
+            values = parse(flag, given[name])
             if len(values) > 1:
-                raise BadInput(f"--{name}", given[name], "one number")
+                raise BadInput(flag, given[name], "one number")
             given[name] = values[0]
     for name in ("dtype", "task", "act"):
-        if given.get(name, CHOICES[name][0]) not in CHOICES[name]:
+        if given.get(name, CHOICES[name][0]) not in CHOICES[name] and not (name == "task" and digits_of(given[name])):
             raise BadInput(f"--{name}", given[name], " ".join(CHOICES[name]))
     if given.get("names", "authors") not in ("authors", "transformer_lens"):
         raise BadInput("--names", given["names"], "authors transformer_lens")
@@ -71,6 +78,10 @@ def checked(args: dict) -> dict:
     return given
 
 
+def factors(flag: str, value) -> tuple:
+    return parse_list(flag, value, float, "a number > 0")
+
+
 def refuse(given: dict, names, accepted: str) -> None:
     for name in names:
         if name in given:
@@ -78,14 +89,16 @@ def refuse(given: dict, names, accepted: str) -> None:
 
 
 def analyze_directory(given: dict) -> int:
-    from jaxgrok import analysis, circuit_tables, figures, progress, report
+    from jaxgrok import analysis, circuit_tables, figures, head_tables, progress, report
 
     with progress.Steps() as watch:
         results = analysis.analyze(given["target"], dtype=given.get("dtype", "float32"), watch=watch)
     cells = report.write_tables(results)
     circuit_tables.write_circuit_tables(results, cells)
+    head_tables.write_head_tables(results, cells)
     figures.write_figures(results, cells)
     figures.write_circuit_figures(results, cells)
+    figures.write_head_figures(results, cells)
     progress.show_networks(results, cells)
     return 0
 
@@ -99,7 +112,7 @@ def analyze_one(given: dict) -> int:
         coordinates = {name: given[name] for name in COORDINATES if name in given}
         subject = analysis.subject_of_run(load(given["target"]), given.get("epoch"), **coordinates)
     else:
-        options = ("frac", "split_seed", "seed", "task", "act", *(() if "export" in given else ("names",)))
+        options = ("frac", "seed", *OF_A_FILE, *(() if "export" in given else ("names",)))
         subject = analysis.subject_of_file(given["target"], **{name: given[name] for name in options if name in given})
     if "export" in given:
         interop.save(given["export"], subject.config, subject.params, given.get("names", "authors"))
@@ -121,13 +134,15 @@ def run(argv) -> int:
         raise BadInput("run directory or file", str(given["target"]), "one that exists")
     is_directory, wants_one = given["target"].is_dir(), bool(set(given) & set(ONE_NETWORK))
     if is_directory:
-        refuse(given, ("split_seed", "task", "act"), "with a file of weights; the runs of a directory know theirs")
+        refuse(given, OF_A_FILE, "with a file of weights; the runs of a directory know theirs")
         if not wants_one:
             refuse(given, ("epoch", *COORDINATES), "with --json, --export or --figures, which are of one network")
         if "export" not in given:
             refuse(given, ("names",), "with --export, or a file of weights")
     else:
         refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
+        if given.get("task", MODULAR[0]) not in MODULAR:
+            refuse(given, ("frac", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
     if given.get("dtype") == "float64":
         import jax
 
@@ -137,7 +152,7 @@ def run(argv) -> int:
 
 def main(argv=None) -> int:
     try:
-        return status_of("analyze.py", lambda: run(argv), (*COORDINATES, *ONE_NETWORK, "epoch", "split_seed", "dtype", "names"))
+        return status_of("analyze.py", lambda: run(argv), (*COORDINATES, *ONE_NETWORK, *OF_A_FILE, "epoch", "dtype", "names"))
     except KeyboardInterrupt:
         print("stopped; what was measured is saved. The same command goes on from there.", file=sys.stderr)
         return 130

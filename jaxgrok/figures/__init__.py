@@ -1,7 +1,7 @@
 """One function per figure; each takes data, returns a matplotlib Figure, and knows no files. `write` alone writes.
 
 `timing`: a sweep's curves and when runs grok. `circuits`: what one trained network computes with, or many side by side.
-`progress`: how that grows over training.
+`progress`: how that grows over training. `heads`: what the heads of induction networks attend to.
 """
 
 from jaxgrok.figures.circuits import (
@@ -14,6 +14,7 @@ from jaxgrok.figures.circuits import (
     neuron_waves_figure,
     spectra_figure,
 )
+from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.progress import (
     alpha_over_training_figure,
@@ -27,7 +28,13 @@ from jaxgrok.figures.progress import (
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.slingshots import slingshots_figure
 from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure
-from jaxgrok.figures.write import write_circuit_figures, write_figures, write_network_figures, write_size_figures
+from jaxgrok.figures.write import (
+    write_circuit_figures,
+    write_figures,
+    write_head_figures,
+    write_network_figures,
+    write_size_figures,
+)
 
 __all__ = [
     "alpha_over_training_figure",
@@ -38,6 +45,9 @@ __all__ = [
     "embedding_circles_figure",
     "excluded_per_key_figure",
     "gini_figure",
+    "head_patterns_figure",
+    "heads_of_runs_figure",
+    "heads_over_training_figure",
     "key_spectra_figure",
     "keys_of_runs_figure",
     "logit_spectrum_figure",
@@ -54,6 +64,7 @@ __all__ = [
     "weights_figure",
     "write_circuit_figures",
     "write_figures",
+    "write_head_figures",
     "write_network_figures",
     "write_size_figures",
 ]

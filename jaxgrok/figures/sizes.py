@@ -1,5 +1,6 @@
 """A sweep over dataset sizes: how many runs generalise at each, and when."""
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -34,9 +35,10 @@ def crossover_figure(sizes: Sizes) -> Figure:
         middle = np.array([np.nan if value is None else value for value in medians])
         times.plot(tried, middle, color=colour, lw=1.6, label=f"{name}, median")
     times.set(yscale="log", xlabel="train examples", ylabel="epoch")
-    times.xaxis.set_major_formatter("{x:,.0f}")
-    times.xaxis.set_minor_formatter("{x:,.0f}")
-    times.tick_params(axis="x", which="both", rotation=30)
+    for axis in (times.xaxis, times.yaxis):
+        axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter(mpl.ticker.NullFormatter())
     times.legend(loc="best")
     if sizes.part:
         share.set_title(sizes.part, loc="left")

@@ -7,9 +7,11 @@ from flax.traverse_util import unflatten_dict
 from jaxgrok import analysis
 from jaxgrok.config import BadInput, Config
 from jaxgrok.figures import circuits, progress
+from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
+from jaxgrok.head_tables import heads_of
 from jaxgrok.part_tables import Parts
 from jaxgrok.report import Cell
 from jaxgrok.size_tables import Sizes
@@ -23,6 +25,7 @@ OF_ONE_NETWORK = {
     "neuron-clusters": circuits.clusters_figure,
     "logit-spectrum": circuits.logit_spectrum_figure,
 }
+OF_ONE_INDUCTION_NETWORK = {"head-patterns": head_patterns_figure}
 OF_ALL_RUNS = {
     "losses": progress.losses_over_training_figure,
     "keys": progress.keys_of_runs_figure,
@@ -70,8 +73,9 @@ def write_size_figures(results, sizes: Sizes) -> list[Path]:
 
 
 def write_network_figures(config: Config, params, m: dict, folder) -> list[Path]:
-    """Write every figure of one network, m as `measures.all` returns it, into a folder; returns their paths."""
-    return _save(Path(folder), {name: draw(config, params, m) for name, draw in OF_ONE_NETWORK.items()})
+    """Write every figure of one network, m as `measures.all` or `heads.scores` returns it, into a folder; returns their paths."""
+    draws = OF_ONE_INDUCTION_NETWORK if analysis.kind_of(config) == analysis.HEADS else OF_ONE_NETWORK
+    return _save(Path(folder), {name: draw(config, params, m) for name, draw in draws.items()})
 
 
 def write_circuit_figures(results, of_cells: list[Cell]) -> list[Path]:
@@ -82,7 +86,7 @@ def write_circuit_figures(results, of_cells: list[Cell]) -> list[Path]:
     curves at a time, a few kilobytes per checkpoint.
     """
     folder, paths = results.path / "figures", []
-    for cell in of_cells:
+    for cell in analysis.of_kind(analysis.CIRCUITS, of_cells):
         last = {int(found["run"]): found for found in results.last_analysed(cell.records)}
         records = [record for record in cell.records if record["run"] in last]
         if not records:
@@ -93,14 +97,43 @@ def write_circuit_figures(results, of_cells: list[Cell]) -> list[Path]:
         measured = {run: unflatten_dict(found, sep="/") for run, found in last.items()}
         runs = {f"seed {record['seed']}": measured[record["run"]] for record in records}
         drawn[_name("key-spectra", cell.name)] = circuits.key_spectra_figure(runs)
-        finite = [record for record in records if results.timing(record).outcome != "diverged"]
-        first = (finite or records)[0]
+        first = _first_finite(results, records)
         seed, of_first = f"seed={first['seed']}", series[records.index(first)]
         stages = results.timing(first).stages()
         drawn |= {_name(name, cell.name, seed): draw(of_first, stages, scale="linear") for name, draw in OF_ONE_RUN.items()}
         paths += _save(folder, drawn)
-        m = measured[first["run"]]
-        dtype = str(m["dtype"])
-        config, params = analysis.config_for_analysis(results.config(first), dtype), results.params(m["epoch"], run=first["run"])
-        paths += write_network_figures(config, analysis.cast(params, dtype), m, folder / _name("circuits", cell.name, seed))
+        paths += _write_network_of(results, first, measured[first["run"]], folder / _name("circuits", cell.name, seed))
+    return paths
+
+
+def _first_finite(results, records: list[dict]) -> dict:
+    """The first run that has not diverged; the first of all where each has."""
+    return next((record for record in records if results.timing(record).outcome != "diverged"), records[0])
+
+
+def _write_network_of(results, record: dict, m: dict, folder) -> list[Path]:
+    """Write the figures of a run's network, m its measures at one checkpoint, `epoch` and `dtype` among them."""
+    dtype = str(m["dtype"])
+    config, params = analysis.config_for_analysis(results.config(record), dtype), results.params(int(m["epoch"]), run=record["run"])
+    return write_network_figures(config, analysis.cast(params, dtype), m, folder)
+
+
+def write_head_figures(results, of_cells: list[Cell]) -> list[Path]:
+    """Write what an analysed sweep shows of its induction heads; returns the paths.
+
+    For each cell, all runs over training; and of its first run that has not diverged, every head over training and, in
+    figures/circuits*/, the best heads' patterns at its last checkpoint.
+    """
+    folder, paths = results.path / "figures", []
+    for cell in analysis.of_kind(analysis.HEADS, of_cells):
+        runs = {run.record["run"]: run for run in heads_of(results, cell)}
+        if not runs:
+            continue
+        first = runs[_first_finite(results, [run.record for run in runs.values()])["run"]]
+        seed = f"seed={first.record['seed']}"
+        drawn = {_name("heads", cell.name): heads_of_runs_figure(list(runs.values()), cell.name)}
+        curves = results.metrics.of_run(first.record["run"])
+        drawn[_name("heads-over-training", cell.name, seed)] = heads_over_training_figure(first, curves)
+        paths += _save(folder, drawn)
+        paths += _write_network_of(results, first.record, first.m, folder / _name("circuits", cell.name, seed))
     return paths

@@ -1,0 +1,540 @@
+"""What heads attend to: a circuit planted by hand, brute force over positions, and a sweep analysed through real files."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import jax
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import jaxgrok
+from jaxgrok import analysis, circuit_tables, figures, head_tables, heads, interop, measures, report
+from jaxgrok.config import BadInput, Config
+from jaxgrok.grid import make_sweep
+from jaxgrok.model import make_model
+from jaxgrok.sweeping import sweep
+from jaxgrok.tasks import make_task
+from jaxgrok.training import make_train
+from tests.reference import plain
+from tests.test_analysis import Count
+from tests.test_figures import collisions, words
+
+SHAPES = {"task": "induction", "arch": "attn_only", "seq_len": 16, "repeat_len": 4, "n_repeats": 3, "n_tokens": 20, "dtype": "float64"}
+SMALL = Config(**SHAPES, n_layers=2, n_heads=2, d_model=8)
+
+
+def drawn(config, seed=0):
+    """Parameters far from uniform attention."""
+    task, rng = make_task(config), np.random.default_rng(seed)
+    tokens = np.zeros((1, task.n_ctx), np.int32)
+    shapes = jax.eval_shape(make_model(config, task).init, jax.random.key(0), tokens)["params"]
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
+def planted():
+    """(config, params, tokens, copies) of an induction circuit: head 1 of layer 0 attends to the token before and writes it where head 0
+    of layer 1 looks for the token that it reads; the other heads attend to everything alike. No token repeats by chance."""
+    S, V = SHAPES["seq_len"], SHAPES["n_tokens"]
+    config = Config(**SHAPES, n_layers=2, n_heads=2, d_model=S + 3 * V)
+    place, (token, before, answer) = np.arange(S), S + np.arange(3 * V).reshape(3, V)  # directions of the stream
+    params = jax.tree.map(np.zeros_like, drawn(config))
+    params["embed"]["W_E"][np.arange(V), token] = 1
+    params["pos_embed"]["W_pos"][np.arange(S), place] = 1
+    first, second = (params[f"blocks_{layer}"]["attn"] for layer in (0, 1))
+    first["W_Q"][1, place[1:], place[:-1]] = 1000
+    first["W_K"][1, place, place] = 1
+    first["W_V"][1, token, np.arange(V)] = first["W_O"][1, np.arange(V), before] = 1
+    second["W_Q"][0, token, np.arange(V)] = 1000
+    second["W_K"][0, before, np.arange(V)] = 1
+    second["W_V"][0, token, np.arange(V)] = second["W_O"][0, np.arange(V), answer] = 1
+    params["unembed"]["W_U"][answer, np.arange(V)] = 50
+    copies = np.array([[1, 7, 12]])  # 15 positions after START: three blocks of five
+    tokens = np.array([[0, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 7, 1, 2, 3, 4]])
+    return config, params, tokens, copies
+
+
+def as_numpy(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def test_a_planted_circuit_is_found():
+    config, params, tokens, copies = planted()
+    m = as_numpy(heads.scores(config, params, tokens, copies))
+    np.testing.assert_allclose(m["previous_token"][0, 1], 1)
+    np.testing.assert_allclose(m["previous_token_by_block"][0, 1], 1)
+    # From the second copy to the first, from the third to the first and the second alike.
+    np.testing.assert_allclose(m["induction"][1, 0], 0.75)
+    np.testing.assert_allclose(m["induction_any_copy"][1, 0], 1)
+    np.testing.assert_allclose(m["induction_by_copy"][1, 0], [0.75, 0.5])
+    # What attends to everything has the scores of chance.
+    for name in heads.SCORES:
+        for layer, head in ((0, 0), (1, 1)):
+            np.testing.assert_allclose(m[name][layer, head], m["chance"][name][layer])
+    assert m["loss"] < 1e-6
+    # Without either head of the circuit the network guesses, and without the first the second has nothing to look for.
+    assert m["loss_without"][0, 1] > 2
+    assert m["loss_without"][1, 0] == pytest.approx(np.log(20))
+    np.testing.assert_allclose([m["loss_without"][0, 0], m["loss_without"][1, 1]], m["loss"])
+    assert m["induction_without"][0, 1] == pytest.approx(m["chance"]["induction_any_copy"][0])
+    assert m["induction_without"][0, 0] == m["induction_without"][1, 0] == pytest.approx(1)
+    found = heads.kinds(m)
+    assert heads.best_head(found["previous_token"].share) == (0, 1)
+    assert heads.best_head(found["induction"].share) == (1, 0)
+    for kind in head_tables.KINDS:
+        assert (found[kind].share > heads.THRESHOLD).sum() == 1
+        assert found[kind].share.max() == pytest.approx(1)
+    assert found["induction"].place[1, 0] == 0
+
+
+def brute_force(config, patterns, tokens, copies) -> dict:
+    """The scores [L, H] in loops, from patterns of every position of every layer [N, H, S, S]."""
+    task = make_task(config)
+    N, H, S, _ = patterns[0].shape
+    out = {name: np.full((config.n_layers, H), np.nan) for name in heads.SCORES if "by" not in name}
+    out["previous_token_by_block"] = np.full((config.n_layers, H, task.n_repeats), np.nan)
+    out["induction_by_copy"] = np.full((config.n_layers, H, task.n_repeats - 1), np.nan)
+    for layer, pattern in enumerate(patterns):
+        computed = [t for t in range(S) if layer < config.n_layers - 1 or task.read[0] <= t < task.read[1]]
+        for h in range(H):
+            seen = {name: [] for name in out}
+            by_block, by_copy = [[] for _ in range(task.n_repeats)], [[] for _ in range(task.n_repeats - 1)]
+            for n in range(N):
+                for t in computed:
+                    if t:
+                        seen["previous_token"].append(pattern[n, h, t, t - 1])
+                        seen["current_token"].append(pattern[n, h, t, t])
+                        by_block[min((t - 1) // task.block, task.n_repeats - 1)].append(pattern[n, h, t, t - 1])
+                for c in range(1, task.n_repeats):
+                    for k in range(1, task.repeat_len):
+                        reads = copies[n][c] + k - 1
+                        assert tokens[n][reads] == tokens[n][copies[n][0] + k - 1]
+                        next_ones = [pattern[n, h, reads, copies[n][b] + k] for b in range(c)]
+                        seen["induction"].append(next_ones[-1])
+                        seen["induction_any_copy"].append(sum(next_ones))
+                        seen["same_token"].append(sum(pattern[n, h, reads, copies[n][b] + k - 1] for b in range(c)))
+                        for b, x in enumerate(next_ones):
+                            by_copy[b].append(x)
+            for name in seen:
+                if "by" not in name:
+                    out[name][layer, h] = np.mean(seen[name])
+            out["previous_token_by_block"][layer, h] = [np.mean(x) if x else np.nan for x in by_block]
+            out["induction_by_copy"][layer, h] = [np.mean(x) for x in by_copy]
+    return out
+
+
+NETWORKS = {
+    "one layer": {"n_layers": 1},
+    "two": {"n_layers": 2, "residual_factor": 2.0},
+    "three, MLPs, two copies, a remainder, a longer context": {
+        **{"n_layers": 3, "arch": "transformer", "d_mlp": 6, "n_repeats": 2, "seq_len": 18, "n_ctx": 20},
+    },
+}
+
+
+@pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORKS)
+def test_scores_are_those_of_loops_over_the_plain_forward(fields):
+    config = dataclasses.replace(SMALL, **fields)
+    params, (tokens, copies) = drawn(config), heads.sequences(config, 5)
+    m = as_numpy(heads.scores(config, params, tokens, copies))
+    _, seen = plain.transformer(params, tokens, config.act, config.residual_factor)
+    patterns = [seen[f"blocks.{layer}.attn.hook_pattern"] for layer in range(config.n_layers)]
+    S = tokens.shape[1]
+    uniform = [np.broadcast_to(np.tri(S) / np.arange(1, S + 1)[:, None], pattern.shape) for pattern in patterns]
+    expected, chance = (brute_force(config, x, tokens, copies) for x in (patterns, uniform))
+    assert set(expected) == set(heads.SCORES)
+    for name, x in expected.items():
+        np.testing.assert_allclose(m[name], x, rtol=1e-10, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(m["chance"][name], chance[name][:, 0], rtol=1e-10, err_msg=name)
+        known = m[name][np.isfinite(m[name])]
+        assert ((known >= 0) & (known <= 1 + 1e-12)).all()
+    shown = heads.patterns(config, params, tokens)
+    start, stop = make_task(config).read
+    np.testing.assert_allclose(shown[-1][:, :, start:stop], patterns[-1][:, :, start:stop], atol=1e-10)
+    assert np.isnan(shown[-1][:, :, :start]).all()
+    assert np.isnan(shown[-1][:, :, stop:]).all()
+
+
+@pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORKS)
+def test_losses_are_those_of_training_with_a_head_taken_out(fields):
+    config = dataclasses.replace(SMALL, **fields)
+    task, params, key = make_task(config), drawn(config), jax.random.key(3)
+    examples, (tokens, copies) = task.sample(key, 6), task.draw(key, 6)
+    evaluate = jax.jit(make_train(config).evaluate)
+    m = as_numpy(heads.scores(config, params, tokens, copies))
+    np.testing.assert_allclose(m["loss"], evaluate(params, examples).loss, rtol=1e-12)
+    for layer, head in np.ndindex(config.n_layers, config.n_heads):
+        without = jax.tree.map(np.array, params)
+        without[f"blocks_{layer}"]["attn"]["W_O"][head] = 0
+        np.testing.assert_allclose(m["loss_without"][layer, head], evaluate(without, examples).loss, rtol=1e-12)
+        left = heads.scores(config, without, tokens, copies)["induction_any_copy"].max()
+        np.testing.assert_allclose(m["induction_without"][layer, head], left, rtol=1e-10)
+
+
+def test_networks_are_mapped_over_and_compiled_once():
+    networks = [drawn(SMALL, seed) for seed in range(3)]
+    sequences = heads.sequences(SMALL, 4)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *networks)
+    together = jax.vmap(lambda params: heads.scores(SMALL, params, *sequences))(stacked)
+    before = None
+    for i, params in enumerate(networks):
+        alone = heads.scores(SMALL, params, *sequences)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-10), together, alone)
+        before = before or heads.scores._cache_size()
+    assert heads.scores._cache_size() == before
+
+
+def test_every_network_is_measured_on_the_same_sequences():
+    tokens, copies = heads.sequences(SMALL)
+    assert len(tokens) == heads.N_SEQUENCES
+    other, _ = heads.sequences(dataclasses.replace(SMALL, n_layers=1, dtype="float32"))
+    np.testing.assert_array_equal(tokens, other)
+    for row, starts in zip(tokens, copies):
+        assert len({tuple(row[start : start + 4]) for start in starts}) == 1
+
+
+def test_another_task_is_refused():
+    with pytest.raises(BadInput, match="task"):
+        heads.sequences(Config())
+    with pytest.raises(BadInput, match="task"):
+        heads.scores(Config(), {}, *heads.sequences(SMALL, 2))
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------------
+
+
+def measured(T=None, L=2, H=2, C=3, seed=0, **changes) -> dict:
+    """What `heads.scores` gives, drawn; with a leading axis of T checkpoints where T is given."""
+    rng = np.random.default_rng(seed)
+    lead = () if T is None else (T,)
+    sizes = {"previous_token_by_block": (C,), "induction_by_copy": (C - 1,)}
+    m = {name: rng.uniform(0, 0.1, (*lead, L, H, *sizes.get(name, ()))) for name in heads.SCORES}
+    m["previous_token_by_block"][..., L - 1, :, 0] = np.nan
+    m["chance"] = {name: np.full((*lead, L, *sizes.get(name, ())), 0.1) for name in heads.SCORES}
+    m |= {name: rng.uniform(0, 3, (*lead, L, H)) for name in head_tables.WITHOUT}
+    return m | {"loss": rng.uniform(1, 2, lead)} | changes
+
+
+def test_what_these_tests_draw_is_named_and_shaped_as_scores_are():
+    params, sequences, made = drawn(SMALL), heads.sequences(SMALL), measured()
+    shapes = jax.eval_shape(lambda: heads.scores(SMALL, params, *sequences))
+    assert jax.tree.structure(made) == jax.tree.structure(shapes)
+    jax.tree.map(lambda x, y: (np.shape(x) == y.shape) or pytest.fail(f"{np.shape(x)} {y}"), made, shapes)
+
+
+def test_a_head_of_one_block_is_a_previous_token_head():
+    m = measured()
+    m["previous_token_by_block"][0, 1] = 0.3, 0.9, 0.02
+    m["previous_token"][0, 1] = 0.4
+    m["chance"]["previous_token_by_block"][:] = 0.25, 0.1, 0.05
+    kind = heads.kinds(m)["previous_token"]
+    assert heads.best_head(kind.share) == (0, 1)
+    assert (kind.score[0, 1], kind.place[0, 1]) == (0.9, 1)
+    assert kind.share[0, 1] == pytest.approx(0.8 / 0.9)
+    assert (kind.place[1] > 0).all()  # the last layer does not compute the first block
+    assert head_tables._of_kind(m, "previous_token") == "0.1: 0.90 in block 1"
+    assert head_tables._of_kind(m, "induction").startswith("none (")
+
+
+def test_a_score_rises_where_it_passes_half_of_its_last_value():
+    epochs = np.array([0, 10, 20, 30, 40])
+    assert head_tables.rise(epochs, np.array([0, 0.1, 0.3, 0.7, 0.8])) == (20, 30)
+    assert head_tables.rise(epochs, np.array([0.5, 0.1, 0.3, 0.7, 0.8])) == (0, 0)
+    assert head_tables.rise(epochs, np.array([0, 0.1, 0.1, 0.2, 0.2])) is None
+    assert head_tables.rise(epochs, np.array([0, 0.1, 0.3, 0.7, np.nan])) is None
+
+
+def run_heads(T=5, learned=20, seed=0, **options) -> head_tables.RunHeads:
+    series = measured(T, seed=seed, **options)
+    series["epoch"] = np.arange(T) * 10
+    series["induction_any_copy"][:, 1, 0] = np.linspace(0.1, 0.9, T)
+    series["previous_token_by_block"][:, 0, 1, 0] = np.linspace(0.1, 0.7, T)
+    m = jax.tree.map(lambda x: x[-1], series)
+    timing = jaxgrok.phases.Timing("learned", 40, False, {} if learned is None else {"grokked": (learned - 10, learned)})
+    return head_tables.RunHeads({"seed": seed, "run": seed}, 40, m, timing, series)
+
+
+def test_tables_to_read_are_medians_and_the_heads_of_each_run():
+    runs = [run_heads(seed=0), run_heads(seed=1, learned=None)]
+    for run, loss in zip(runs, (1.5, 2.5)):
+        run.m["loss_without"][1, 0] = loss
+    medians = dict(head_tables.medians_table(runs)[1])
+    assert medians["best induction head: score"] == "0.90"
+    assert medians["induction heads"] == "1"
+    assert medians["learned by"].startswith("20")
+    assert medians["induction by"].startswith("30")
+    header, rows = head_tables.runs_table(runs)
+    assert rows[0][1].startswith("0.1: 0.70 in block 0")
+    assert rows[0][2].startswith("1.0: 0.90")
+    at = header.index("without induction")
+    assert [row[at] for row in rows] == ["1.5", "2.5"]
+    assert [row[-1] for row in rows] == ["20", "-"]
+    assert all(len(row) == len(header) for row in rows)
+    header, rows = head_tables.every_head_table([(run.name, run.m) for run in runs])
+    assert [row[1] for row in rows] == ["0.0", "0.1", "1.0", "1.1"] * 2
+    assert rows[2][2].endswith(")")
+    assert "(- " in rows[2][2]
+    assert all(len(row) == len(header) for row in rows)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------------
+
+
+def curves_of(run) -> dict:
+    epochs = run.series["epoch"]
+    losses = np.linspace(4, 0.3, len(epochs))
+    return {"epoch_train": epochs, "train_loss": losses, "epoch_eval": epochs, "test_loss": losses + 0.1}
+
+
+def line(axes, label):
+    (found,) = (line for line in axes.lines if line.get_label() == label)
+    return found
+
+
+def test_heads_over_training_are_lines_and_no_text_lies_on_another(monkeypatch):
+    run = run_heads()
+    figure = figures.heads_over_training_figure(run, curves_of(run))
+    loss, previous, induction = figure.axes
+    np.testing.assert_array_equal(line(loss, "test").get_data(), [run.series["epoch"] + 1, curves_of(run)["test_loss"]])
+    assert line(loss, "learned by 20").get_xdata()[0] == 21
+    assert previous.get_ylabel().endswith("in block 0")
+    np.testing.assert_array_equal(line(previous, "head 0.1").get_ydata(), run.series["previous_token_by_block"][:, 0, 1, 0])
+    assert not [drawn for drawn in previous.lines if drawn.get_label() == "head 1.0"]  # nothing is computed there
+    np.testing.assert_array_equal(line(induction, "head 1.0").get_ydata(), run.series["induction_any_copy"][:, 1, 0])
+    assert len({mpl.colors.to_hex(line(induction, f"head {head}").get_color()) for head in ("0.0", "0.1", "1.0", "1.1")}) == 4
+    assert not collisions(figure, monkeypatch)
+    many = run_heads(L=4, H=8, learned=None)
+    figure = figures.heads_over_training_figure(many, curves_of(many))
+    assert "learned" not in words(figure)
+    assert len(figure.axes[2].get_legend().get_texts()) == 13
+    assert not collisions(figure, monkeypatch)
+
+
+def test_the_best_heads_of_runs_are_thin_lines_and_a_median(monkeypatch):
+    runs = [run_heads(), run_heads(seed=1, learned=None), run_heads(seed=2, learned=30)]
+    figure = figures.heads_of_runs_figure(runs, "wd=1")
+    previous, induction = figure.axes
+    for axes, kind in ((previous, "previous_token"), (induction, "induction")):
+        thin = [drawn for drawn in axes.lines if drawn.get_linewidth() == 0.5]
+        for drawn, run in zip(thin, runs, strict=True):
+            np.testing.assert_array_equal(drawn.get_ydata(), head_tables.best_share(run.series, kind))
+        np.testing.assert_array_equal(line(axes, "a run learned").get_xdata(), [21, 31])
+    assert "wd=1: 3 runs" in words(figure)
+    assert not collisions(figure, monkeypatch)
+    assert not collisions(figures.heads_of_runs_figure(runs[1:2]), monkeypatch)
+
+
+@pytest.mark.parametrize("fields", [{"seq_len": 60, "repeat_len": 15}, {"seq_len": 5, "repeat_len": 2, "n_repeats": 2, "n_layers": 1}])
+def test_patterns_are_those_of_the_best_heads_with_the_copies_boxed(fields, monkeypatch):
+    config = dataclasses.replace(SMALL, **fields)
+    params, (tokens, copies), m = drawn(config), heads.sequences(config), measured(L=config.n_layers)
+    if config.n_layers == 1:
+        m["previous_token_by_block"][:] = 0.5
+    figure = figures.head_patterns_figure(config, params, m)
+    task = make_task(config)
+    patterns = heads.patterns(config, params, tokens[:1])
+    for axes, kind in zip(figure.axes, head_tables.KINDS):
+        layer, head = heads.best_head(heads.kinds(m)[kind].share)
+        image = axes.images[0].get_array().filled(np.nan)
+        seen = np.tri(task.seq_len, dtype=bool)
+        np.testing.assert_array_equal(image[seen], np.asarray(patterns[layer][0, head])[seen])
+        assert np.isnan(image[~seen]).all()
+        assert f"head {layer}.{head}" in axes.get_title()
+        boxes = [patch.get_xy() for patch in axes.patches if not patch.get_fill()]
+        pairs = [(c, b) for c in range(task.n_repeats) for b in range(c)]
+        assert boxes == [(copies[0][b] - 0.5, copies[0][c] - 0.5) for c, b in pairs]
+    assert not collisions(figure, monkeypatch)
+
+
+# --- a sweep analysed -------------------------------------------------------------------------------------------------------
+
+SWEEP = {"task": "induction", "seq_len": 16, "repeat_len": 4, "n_tokens": 12, "d_model": 16, "n_heads": 2, "batch_size": 8, "n_test": 16}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    settings = {**SWEEP, "seeds": 2, "epochs": 10, "checkpoint_every": 5}
+    return sweep(make_sweep(settings), tmp_path_factory.mktemp("trained") / "runs")
+
+
+@pytest.fixture(scope="module")
+def analysed(trained, tmp_path_factory):
+    path = shutil.copytree(trained, tmp_path_factory.mktemp("analysed") / "runs")
+    watch = Count()
+    analysis.analyze(path, watch=watch)
+    n = len(jaxgrok.load(path).checkpoint_epochs(seed=0))
+    assert (watch.total, watch.measured, watch.found) == (2 * n, 2 * n, 0)
+    return path
+
+
+def test_every_checkpoint_has_the_scores_of_its_network(analysed):
+    results = jaxgrok.load(analysed)
+    config = analysis.config_for_analysis(results.config(results.runs[0]))
+    series = results.measures(seed=1)
+    assert list(series["epoch"]) == results.checkpoint_epochs(seed=1)
+    for i in (0, -1):
+        alone = analysis.flatten(heads.scores(config, results.params(int(series["epoch"][i]), seed=1), *heads.sequences(config)))
+        for name, x in alone.items():
+            here = series
+            for part in name.split("/"):
+                here = here[part]
+            np.testing.assert_array_equal(here[i], x, err_msg=name)
+
+
+def test_an_interrupted_analysis_goes_on(trained, analysed, tmp_path):
+    path = shutil.copytree(trained, tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        analysis.analyze(path, watch=Count(limit=3))
+    watch = Count()
+    analysis.analyze(path, watch=watch)
+    assert (watch.measured, watch.found) == (watch.total - 3, 3)
+    for (_, _, one), (_, _, other) in zip(jaxgrok.load(path).analysed(), jaxgrok.load(analysed).analysed(), strict=True):
+        for name in other:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def rows_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def main(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(interop.Path(__file__).parent.parent / "scripts"))
+    import analyze
+
+    return analyze.main
+
+
+def test_a_directory_from_the_command_line(main, capsys, tmp_path, analysed):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    assert main([str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "best induction head: score" in said
+    assert "seed 1, epoch 10" in said
+    assert "stages" not in said.lower()
+    drawn = {str(file.relative_to(path / "figures")) for file in (path / "figures").rglob("*.png")}
+    ours = {"heads.png", "heads-over-training-seed=0.png", "circuits-seed=0/head-patterns.png"}
+    assert ours <= drawn
+    assert not {file for file in drawn if "key" in file or "gini" in file}
+    assert not (path / "tables" / "networks.csv").exists()
+    results = jaxgrok.load(path)
+    rows = rows_of(path / "tables" / "heads.csv")
+    series = results.measures(seed=1)
+    mine = [row for row in rows if (row["seed"], row["layer"], row["head"]) == ("1", "1", "0")]
+    assert [int(row["epoch"]) for row in mine] == list(series["epoch"])
+    assert len(rows) == 2 * 4 * len(series["epoch"])
+    for column, values in {
+        "induction": series["induction"][:, 1, 0],
+        "induction_by_copy_1": series["induction_by_copy"][:, 1, 0, 1],
+        "previous_token_by_block_2": series["previous_token_by_block"][:, 1, 0, 2],
+        "chance_same_token": series["chance"]["same_token"][:, 1],
+        "loss": series["loss"],
+        "loss_without": series["loss_without"][:, 1, 0],
+        "induction_without": series["induction_without"][:, 1, 0],
+    }.items():
+        np.testing.assert_allclose([float(row[column]) for row in mine], values, rtol=1e-6, err_msg=column)
+    assert {row["previous_token_by_block_0"] for row in mine} == {""}
+    text = (path / "tables" / "heads.md").read_text()
+    assert "| seed 1, epoch 10 | 1.0 |" in text
+    assert f"above {heads.THRESHOLD}" in text
+
+
+def test_one_network_of_a_run_and_of_a_file(main, capsys, tmp_path, analysed):
+    arguments = [str(analysed), "--seed", "1", "--json", "run.json", "--export", "net.npz", "--figures", "drawn"]
+    assert main(arguments) == 0
+    sizes = ["--seq-len", "16", "--repeat-len", "4", "--n-tokens", "12"]
+    assert main(["net.npz", "--task", "induction", *sizes, "--json", "file.json"]) == 0
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "file.json"))
+    assert first.pop("network") == {"run": 1, "epoch": 10}
+    assert second.pop("network") == {}
+    assert first == second
+    series = jaxgrok.load(analysed).measures(seed=1)
+    np.testing.assert_allclose(first["induction"], series["induction"][-1], rtol=1e-6)
+    assert first["previous_token_by_block"][1][0][0] is None
+    assert (tmp_path / "drawn" / "head-patterns.png").exists()
+    assert "induction without" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--task induction --frac 0.3", "--frac: got 0.3"),
+        ("--task induction --residual-factor x", "--residual-factor: got 'x'"),
+        ("--task induction --residual-factor 1,2", "--residual-factor: got '1,2'"),
+        ("--task induction --seq-len 16 --repeat-len 9", "--repeat-len: got 9"),
+    ],
+)
+def test_bad_input_is_one_line(main, capsys, tmp_path, arguments, said):
+    config = analysis.config_for_analysis(Config(**{**SHAPES, "n_layers": 2, "d_model": 8, "dtype": "float32"}))
+    interop.save(tmp_path / "net.npz", config, drawn(config))
+    assert main(["net.npz", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_a_task_with_nothing_to_measure_is_refused(main, capsys, tmp_path):
+    path = sweep(make_sweep({"task": "skip_trigram", "d_model": 8, "n_heads": 2, "seeds": 1, "epochs": 2, "n_test": 8}), tmp_path / "runs")
+    assert main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "task skip_trigram" in error
+    assert "induction, or a modular task" in error
+    assert not (path / "analysis").exists()
+    assert main([str(path), "--seed", "0", "--export", "net.npz"]) == 0
+    assert main([str(path), "--seed", "0", "--json", "net.json"]) == 2
+
+
+def test_a_mixed_sweep_is_measured_as_far_as_it_goes(tmp_path, monkeypatch):
+    keys = np.array([True, False])
+    monkeypatch.setattr(measures, "find_keys", lambda config, params: keys)
+    monkeypatch.setattr(measures, "all", lambda *_: {"key_frequencies": {"keys": keys}, "restricted_loss": {"all": np.float32(1)}})
+    sizes = {"p": 5, "d_model": 8, "n_heads": 2, "d_mlp": 6, "n_test": 8, "n_layers": 1, "arch": "transformer"}
+    path = sweep(make_sweep({"task": ["add", "addition1", "induction"], **sizes, "seeds": 1, "epochs": 1}), tmp_path / "runs")
+    results = analysis.analyze(path)
+    (said,) = analysis.left_out(results)
+    assert said.startswith("left out: 1 of 3 runs, task addition1; ")
+    cells = report.write_tables(results)
+    head_tables.write_head_tables(results, cells)
+    assert {row["task"] for row in rows_of(path / "tables" / "heads.csv")} == {"induction"}
+    assert [record["task"] for record in results.runs if record["run"] in circuit_tables._runs(results)] == ["add"]
+    assert results.has_circuit_events
+    (name,) = {cell.name for cell in analysis.of_kind(analysis.HEADS, cells)}
+    assert f"## {name}" in (path / "tables" / "heads.md").read_text()
+
+
+def test_modular_networks_that_the_measures_do_not_know_are_left_out():
+    assert analysis.kind_of(Config()) == analysis.kind_of(Config(arch="mlp")) == analysis.CIRCUITS
+    assert analysis.kind_of(SMALL) == analysis.HEADS
+    for config in (Config(arch="attn_only"), Config(residual_factor=2.0), Config(task="addition5"), Config(task="skip_trigram")):
+        assert analysis.kind_of(config) is None
+
+
+def test_a_diverged_run_has_tables_and_figures():
+    run = run_heads()
+    run.m.update({name: np.full_like(run.m[name], np.nan) for name in (*heads.SCORES, *head_tables.WITHOUT, "loss")})
+    for name in heads.SCORES:
+        run.series[name][-1] = np.nan
+    assert dict(head_tables.medians_table([run])[1])["best induction head: score"] == "-"
+    assert "none" in head_tables.runs_table([run])[1][0][1]
+    assert words(figures.heads_over_training_figure(run, curves_of(run)))
+    assert words(figures.heads_of_runs_figure([run]))
+
+
+def test_the_released_network_copies_from_the_first_copy(shared):
+    file = shared / "reference/published/induction_head_infinite.pth"
+    config, params, _ = interop.load(file, task="induction", residual_factor=2.0)
+    m = as_numpy(heads.scores(config, params, *heads.sequences(config, 256)))
+    previous, induction = heads.kinds(m).values()
+    assert list(zip(*np.nonzero(previous.share > heads.THRESHOLD))) == [(0, 2)]
+    assert list(zip(*np.nonzero(induction.share > heads.THRESHOLD))) == [(1, 1), (1, 2), (1, 3)]
+    assert previous.place[0, 2] == 0
+    assert previous.score[0, 2] > 0.8
+    assert (m["induction_by_copy"][1, 1:, 0] > 0.6).all()
+    assert (m["induction_by_copy"][1, 1:, 1] < 0.01).all()
+    assert m["loss"] < 0.4 < 4.5 < m["loss_without"][0, 2]
+    assert m["induction_without"][0, 2] < 0.05
