@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Config": "config",
     "BadInput": "config",
+    "make_config": "tasks",
     "train": "training",
     "make_sweep": "grid",
     "sweep": "sweeping",

@@ -4,6 +4,7 @@ A round extends the sweep of those before it, and which sizes it tries follows f
 search goes on where it stopped, and one with more seeds or a wider range builds on what is there.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from jaxgrok import size_tables, sweeping, threshold
@@ -24,7 +25,7 @@ def search(
     part: str | None = None,
     labels: dict | None = None,
     batch_runs: int | None = None,
-    watch=sweeping.Silent,
+    watch=lambda: nullcontext(sweeping.Silent()),
     round_done=lambda sizes: None,
 ) -> Path:
     """Find the size at which half of the runs generalise; returns the sweep's directory.

@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgrok.config import CHOICES, CONFIG_FIELDS, LATER, MAY_BE_NONE, BadInput, Config, fingerprint
@@ -101,12 +101,13 @@ class Sweep:
         runs = []
         for config in self.configs:
             modular, task = config.modular, make_task(config)
-            # Without a regulariser its strength is nothing to tell runs apart by.
+            # Without a regulariser its strength is nothing to tell runs apart by, nor is the modulus of a task that has none.
+            config = config if modular else replace(config, p=Config.p)
             decays = (0.0,) if config.regulariser == "none" else self.wd
             sizes = self.frac if modular else self.n_train
             for size, wd, lr, scale, seed in itertools.product(sizes, decays, self.lr, self.init_scale, self.seeds):
                 runs.append(Run(config, seed, size if modular else None, task.n_train(size), wd, lr, scale, self.split_seed))
-        return tuple(runs)
+        return tuple(dict.fromkeys(runs))
 
     def planned_epochs(self, run: Run) -> int:
         """The most epochs this run trains."""
@@ -286,6 +287,8 @@ def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sw
     modular = [config.modular for config in configs]
     if "frac" in grid and not any(modular):
         raise BadInput(label("frac"), settings["frac"], "with a modular task; the size of the others is n_train")
+    if "p" in settings and not any(modular):
+        raise BadInput(label("p"), settings["p"], "with a modular task")
     if "n_train" in grid and all(modular):
         raise BadInput(
             label("n_train"), settings["n_train"], "with addition<N>, induction or skip_trigram; the size of modular tasks is frac"

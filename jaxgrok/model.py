@@ -108,7 +108,8 @@ def with_dropout(x, rate: float, keys, place: int):
     """
     if keys is None or not rate:
         return x
-    kept = jax.vmap(lambda key, x: jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape))(keys, x)
+    share = np.float32(1 - rate)  # of this type the mask is the same under x64
+    kept = jax.vmap(lambda key, x: jax.random.bernoulli(jax.random.fold_in(key, place), share, x.shape))(keys, x)
     return jnp.where(kept, x / (1 - rate), 0)
 
 

@@ -3,8 +3,8 @@
     tables/parts.csv   a row per run and part: when it was learned, how its loss fell, and what it ended at
     tables/parts.md    a row per part of each cell, medians over runs; whether runs agree about the order
 
-A part is learned by the criterion of its run, with half its own chance where that is a loss (spec: MEASURES.md). What the
-loss does not count (the part "outside") is in parts.csv without events.
+When a part is learned: `Results.part_timings` (spec: MEASURES.md). What the loss does not count (the part "outside") is in
+parts.csv without events.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from jaxgrok.results import AXES, Results
 EVENTS = ("grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
 ORDERED = 16  # parts: of more, a matrix of who came before whom is left to the figure
 NOTE = (
-    "Learned: by the criterion of the run, which is accuracy, or a loss below half of the part's own chance (ln 2 / 2 for a digit that is "
-    "0 or 1, ln 10 / 2 for another); Kaplan-Meier medians with 95 % intervals, in epochs (updates). Drop width: 10 to 90 % of the fall of "
+    "Learned: a test loss below half of the part's own chance (ln 2 / 2 for a digit that is 0 or 1, ln 10 / 2 for another), and of skip "
+    "trigrams 99 % accuracy too; Kaplan-Meier medians with 95 % intervals, in epochs (updates). Drop width: 10 to 90 % of the fall of "
     "the part's log test loss, where it has settled. First in: runs in which it came first; parts that tie share the run."
 )
 ORDER_NOTE = (
@@ -135,6 +135,7 @@ def write_part_tables(results: Results, of_cells: list[Cell]) -> list[Parts]:
     of_parts = parts_of(results, of_cells)
     if of_parts:
         folder = Path(results.path) / "tables"
+        folder.mkdir(exist_ok=True)
         replace_text(folder / "parts.csv", csv_text(*parts_table(results, of_parts)))
         replace_text(folder / "parts.md", parts_markdown(of_parts))
     return of_parts

@@ -8,6 +8,7 @@ Epochs count updates: entry e of a curve is the loss after e updates, on the exa
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -177,7 +178,9 @@ def make_train(config: Config, max_steps: int = 10, block: int | None = None) ->
         n = len(train.tokens)
         if config.batch_size is None or config.batch_size == n:
             return train
-        rows = ((epoch % n) * config.batch_size + jnp.arange(config.batch_size)) % n
+        # (epoch * batch_size) % n for each step of a cycle, in numpy: the product may be more than an int32.
+        starts = np.arange(n // math.gcd(n, config.batch_size)) * config.batch_size % n
+        rows = (jnp.asarray(starts, jnp.int32)[epoch % len(starts)] + jnp.arange(config.batch_size)) % n
         return jax.tree.map(lambda x: x[rows], train)
 
     def step(state: TrainState, train: Examples | None, hyper: Hyper):

@@ -23,7 +23,6 @@ class Task(Protocol):
     chance: the loss of the best guess without looking at the example, for each part. counted: the leading parts that the loss
     counts; n_counted: targets of one example that it counts.
     grokked_loss: the test loss below which the task is learned; None: its criterion is accuracy (spec: MEASURES.md).
-    A part is learned by the same criterion, with half its own chance for the loss.
     """
 
     d_vocab: int

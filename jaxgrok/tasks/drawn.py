@@ -34,14 +34,19 @@ class DrawnTask:
 
 
 @functools.lru_cache(maxsize=64)
+def _sampler(task: DrawnTask, n: int):
+    """A compiled (key, round) -> n examples: once for all seeds."""
+    return jax.jit(lambda key, i: task.sample(jax.random.fold_in(key, i), n))
+
+
+@functools.lru_cache(maxsize=64)
 def _distinct(task: DrawnTask, seed: int, n: int) -> Examples:
     """The first n different examples of a seed's sequence of draws, as numpy."""
     key = jax.random.fold_in(jax.random.key(seed), EXAMPLES_STREAM)
-    size = max(n, 256)
-    draw = jax.jit(lambda i: task.sample(jax.random.fold_in(key, i), size))
+    draw = _sampler(task, max(n, 256))
     found, rounds = None, 0
     while found is None or len(found.tokens) < n:
-        drawn = jax.tree.map(np.asarray, draw(rounds))
+        drawn = jax.tree.map(np.asarray, draw(key, rounds))
         found = drawn if found is None else jax.tree.map(lambda *x: np.concatenate(x), found, drawn)
         _, first = np.unique(found.tokens, axis=0, return_index=True)
         found, rounds = jax.tree.map(lambda x, first=first: x[np.sort(first)], found), rounds + 1

@@ -1,0 +1,135 @@
+"""The search for the smallest dataset: rounds that follow from what is on disk, its table and figure, and refusals."""
+
+import csv
+
+import pytest
+
+import jaxgrok
+from jaxgrok import crossover, figures, size_tables
+from jaxgrok.config import BadInput
+from jaxgrok.grid import make_sweep
+from jaxgrok.size_tables import AtSize, Sizes
+from jaxgrok.sweeping import Interrupted, sweep
+from tests.on_disk import StopAt, curves
+from tests.test_figures import collisions, words
+
+# One-digit sums of which a tiny network learns all or, from few examples, nothing.
+SETTINGS = {"task": "addition1", "d_model": 16, "n_heads": 2, "seeds": 2, "lr": 1e-2, "wd": 1.0, "max_epochs": 60, "eval_every": 10}
+RANGE = {"low": 5, "high": 90, "count": 2, "precision": 4}
+
+
+def late_and_early():
+    """Sizes 10 to 80: none generalises, then late, then at once."""
+    never, always = [(1000, False)] * 2, [(100, True)] * 2
+    return Sizes(
+        [
+            AtSize(10, [False, False], always, never),
+            AtSize(20, [False, True], always, [(1000, False), (900, True)]),
+            AtSize(40, [True, True], always, [(500, True), (700, True)]),
+            AtSize(80, [True, True], always, [(120, True), (130, True)]),
+        ]
+    )
+
+
+def test_the_crossover_lies_where_half_generalise_and_the_window_above_it():
+    sizes = late_and_early()
+    assert 14 < sizes.crossover.size < 28
+    assert sizes.window() == (40, 80)
+    assert [at.is_late for at in sizes.of_sizes] == [None, True, True, False]
+    last, first = Sizes(sizes.of_sizes[:3]).window()
+    assert (last, first) == (40, None)
+    assert "larger sizes were not tried" in size_tables.lines(Sizes(sizes.of_sizes[:3]))[1]
+
+
+def test_the_figure_shows_each_run_and_the_crossover(monkeypatch):
+    figure = figures.crossover_figure(late_and_early())
+    assert not collisions(figure, monkeypatch)
+    assert "crossover 20 [" in words(figure)
+    dots = [line for line in figure.axes[1].lines if line.get_marker() == "."]
+    assert len(dots) == 8 + 5
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    path = tmp_path_factory.mktemp("search") / "runs"
+    rounds = []
+    crossover.search(SETTINGS, path, **RANGE, round_done=rounds.append)
+    return path, rounds
+
+
+def test_a_search_tries_rounds_in_one_sweep_directory(searched):
+    path, rounds = searched
+    results = jaxgrok.load(path)
+    tried = sorted({record["n_train"] for record in results.runs})
+    assert tried[0] == 5
+    assert tried[-1] == 90
+    assert [at.size for at in rounds[0].of_sizes] == [5, 90]
+    assert [at.size for at in rounds[-1].of_sizes] == tried
+    sizes = size_tables.sizes_of(results)
+    size_tables.write_size_tables(results, sizes)
+    with open(path / "tables" / "crossover.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["n_train"]) for row in rows] == tried
+    assert all(row["runs"] == "2" for row in rows)
+
+
+def test_a_finished_search_trains_nothing_and_an_interrupted_one_goes_on(searched, tmp_path):
+    path, _ = searched
+    before = {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")}
+    crossover.search(SETTINGS, path, **RANGE)
+    assert {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")} == before
+    with pytest.raises(Interrupted):
+        crossover.search(SETTINGS, tmp_path / "parts", **RANGE, watch=lambda: StopWatch(90))
+    crossover.search(SETTINGS, tmp_path / "parts", **RANGE)
+    whole, parts = curves(path), curves(tmp_path / "parts")
+    assert (whole["n_train"] == parts["n_train"]).all()
+    assert whole["train_loss"].tobytes() == parts["train_loss"].tobytes()
+
+
+class StopWatch(StopAt):
+    """StopAt as a context manager, as `progress.Watch` is."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"low": 90, "high": 5}, "high: got 5; accepted: more than low = 90"),
+        ({}, {"high": 200}, "n_train: got 200; accepted: at least 1, and fewer than the task's 100 sequences"),
+        ({}, {"part": "digit 7"}, "part: got 'digit 7'; accepted: a part of task addition1: digit 0, digit 1"),
+        ({"lr": "0.1,0.2"}, {}, "one cell"),
+        ({"task": "add", "p": 5}, {}, "n_train"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_is_written(tmp_path, changes, options, message):
+    with pytest.raises(BadInput, match=message.replace("[", r"\[")):
+        crossover.search({**SETTINGS, **changes}, tmp_path / "runs", **{**RANGE, **options})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_over_other_things_has_no_crossover(tmp_path):
+    path = sweep(make_sweep({"arch": "mlp", "p": 5, "d_mlp": 4, "frac": "0.5,0.6", "seeds": 1, "epochs": 2}), tmp_path / "runs")
+    with pytest.raises(BadInput, match="n_train alone"):
+        size_tables.sizes_of(jaxgrok.load(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [("--low 0", "--low"), ("--precision 1", "--precision"), ("--sizes 1", "--sizes"), ("--high 5", "--high"), ("--task add", "n-train")],
+)
+def test_the_command_names_what_it_refuses(monkeypatch, tmp_path, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(crossover.Path(__file__).parent.parent / "scripts"))
+    import crossover as command
+
+    task = [] if "--task" in arguments else ["--task", "addition5"]
+    assert command.main([*task, *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("crossover.py: error: ")
+    assert named in error or "--low or --high" in error
+    assert not list(tmp_path.iterdir())

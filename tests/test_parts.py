@@ -1,0 +1,139 @@
+"""The parts of a task in tables and figures: curves planted in a sweep directory come out as what they are."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import jaxgrok
+from jaxgrok import figures, order, part_tables, report
+from jaxgrok.config import BadInput
+from jaxgrok.grid import make_sweep
+from jaxgrok.sweeping import sweep
+from tests.test_figures import collisions, words
+
+SETTINGS = {"task": "addition2", "d_model": 8, "n_heads": 2, "seeds": 3, "epochs": 4000, "eval_every": 10, "n_test": 20, "batch_size": 4}
+# Epoch at which each digit (columns) of each run (rows) falls; the last digit of the last run never does.
+FALLS = np.array([[500, 1000, 1500], [400, 1200, 800], [300, 600, 9999]])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A sweep directory as training leaves it, with planted curves."""
+    path = tmp_path_factory.mktemp("parts") / "runs"
+    sweep(make_sweep({**SETTINGS, "epochs": 10}), path)
+    results = jaxgrok.load(path)
+    results.metrics = type(results.metrics)(3, 4000, 10, 1, n_parts=3)
+    m = results.metrics
+    m.last_epoch[:] = 4000
+    m.train_loss[:], m.train_acc[:] = 1.0, 0.5
+    for run, falls in enumerate(FALLS):
+        for part, fall in enumerate(falls):
+            m.test_part_loss[run, :, part] = np.where(m.epoch_eval < fall, 2.0, 1e-3)
+            m.test_part_acc[run, :, part] = np.where(m.epoch_eval < fall, 0.1, 1.0)
+    m.test_loss[:], m.test_acc[:] = m.test_part_loss.mean(-1), m.test_part_acc.mean(-1)
+    m.test_answer_acc[:] = m.test_part_acc.min(-1)
+    return results
+
+
+@pytest.fixture(scope="module")
+def parts(results):
+    (parts,) = part_tables.parts_of(results, report.cells(results))
+    return parts
+
+
+def test_arrivals_are_the_planted_ones(parts):
+    np.testing.assert_array_equal(parts.times, np.minimum(FALLS, 4000))
+    np.testing.assert_array_equal(parts.reached, FALLS < 4000)
+    assert parts.names == ("digit 0", "digit 1", "digit 2")
+    assert parts.learned("digit 1").value == 1000
+    np.testing.assert_array_equal(order.first_counts(parts.times, parts.reached), [3, 0, 0])
+
+
+def test_a_drop_of_one_evaluation_has_no_width_and_one_that_never_came_is_censored(parts):
+    assert parts.timings[0]["digit 1"].width == 0
+    assert parts.timings[2]["digit 2"].width is None
+    assert str(parts.width("digit 0")).startswith("0 [")
+
+
+def test_half_of_its_own_chance_is_what_a_digit_must_pass(results):
+    """0.5 nats is learned of a digit out of ten, and not of the leading one, which is 0 or 1."""
+    m = results.metrics
+    planted = m.test_part_loss[0].copy()
+    try:
+        m.test_part_loss[0] = 0.5
+        timings = results.part_timings(results.runs[0])
+    finally:
+        m.test_part_loss[0] = planted
+    assert timings["digit 0"].by("grokked") is None
+    assert timings["digit 1"].by("grokked") == 0
+
+
+def test_a_constant_guess_learns_no_trigram(tmp_path):
+    """One class is always right for a network that always guesses it: accuracy alone would call it learned."""
+    path = sweep(
+        make_sweep({"task": "skip_trigram", "d_model": 8, "n_heads": 2, "seeds": 1, "epochs": 10, "batch_size": 4}), tmp_path / "r"
+    )
+    results = jaxgrok.load(path)
+    results.metrics.test_part_loss[:], results.metrics.test_part_acc[:] = 2.2, 1.0
+    assert not any("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
+    results.metrics.test_part_loss[:] = 0.1
+    assert all("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
+
+
+def test_tables_say_what_was_planted(results, parts):
+    found = part_tables.write_part_tables(results, [parts.cell])
+    assert found[0].names == parts.names
+    with open(results.path / "tables" / "parts.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 9
+    by = {(row["seed"], row["part"]): row for row in rows}
+    assert (by["1", "digit 1"]["grokked_after"], by["1", "digit 1"]["grokked_by"]) == ("1190", "1200")
+    assert by["2", "digit 2"]["grokked_by"] == ""
+    assert {row["n_train"] for row in rows} == {"unlimited"}
+    assert float(by["0", "digit 0"]["final_loss"]) == pytest.approx(1e-3)
+    text = (results.path / "tables" / "parts.md").read_text()
+    assert "| digit 2 | 2/3 |" in text
+    assert "over 3 of 3 runs" in text
+    # Digit 1 came before digit 2 in the first run and, censored late enough, in the last; not in the second.
+    assert "| digit 1 | 0/3 | - | 2/3 |" in text
+
+
+def test_what_the_loss_does_not_count_is_in_the_table_without_events(tmp_path):
+    fields = {"seq_len": 7, "repeat_len": 2, "n_repeats": 2, "n_tokens": 5, "d_model": 8, "n_heads": 2, "batch_size": 4, "n_test": 8}
+    results = jaxgrok.load(sweep(make_sweep({"task": "induction", **fields, "seeds": 1, "epochs": 10}), tmp_path / "runs"))
+    (of_cell,) = part_tables.parts_of(results, report.cells(results))
+    header, rows = part_tables.parts_table(results, [of_cell])
+    assert [row[header.index("part")] for row in rows] == ["copy 1 token 1", "outside"]
+    assert rows[1][header.index("grokked_by")] is None
+    assert rows[1][header.index("final_loss")] > 0
+    assert of_cell.names == ("copy 1 token 1",)
+
+
+def test_a_part_that_does_not_exist_is_refused_by_name(results):
+    with pytest.raises(BadInput, match=r"digit 9.*digit 0, digit 1, digit 2"):
+        results.part_curves("digit 9", seed=0)
+
+
+def test_the_figures_hold_the_planted_data(parts, monkeypatch):
+    losses, arrival = figures.part_losses_figure(parts), figures.part_order_figure(parts)
+    for figure in (losses, arrival):
+        assert not collisions(figure, monkeypatch)
+    named = {line.get_label(): line for line in losses.axes[1].lines}
+    x, y = named["digit 0"].get_data()
+    assert y[np.searchsorted(x, 350)] == 2.0
+    assert y[-1] == pytest.approx(1e-3)
+    assert losses.axes[0].get_xlim()[1] == pytest.approx(1.5 * 1500)
+    dots = np.concatenate([line.get_xdata() for line in arrival.axes[0].lines if line.get_marker() == "."])
+    assert sorted(dots) == sorted(FALLS[FALLS < 4000])
+    assert "3/3" in words(arrival)
+
+
+def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
+    many = tuple(f"copy {i // 15} token {i % 15}" for i in range(30))
+    (timing, *_), curve = parts.timings[0].values(), parts.curves[0]
+    curves = {"epoch_eval": curve["epoch_eval"], "test_part_loss": dict.fromkeys(many, curve["test_part_loss"]["digit 0"])}
+    wide = part_tables.Parts(parts.cell, many, [dict.fromkeys(many, timing)] * 3, [curves] * 3)
+    for draw in (figures.part_losses_figure, figures.part_order_figure):
+        assert not collisions(draw(wide), monkeypatch)
+    assert len(part_tables.parts_markdown([wide]).splitlines()) < 60
