@@ -66,19 +66,22 @@ class Attention(nn.Module):
         def flat(W):
             return W.transpose(1, 0, 2).reshape(D, H * K)
 
-        kv = project(jnp.concatenate([flat(W_K), flat(W_V)], axis=1), slice(None))
-        k, v = kv.reshape(*kv.shape[:2], 2, H, K).transpose(2, 0, 1, 3, 4)
-        q = project(flat(W_Q), queries)
-        q = q.reshape(*q.shape[:2], H, K)
-        scores = jnp.einsum("nqhk,nshk->nhqs", q, k) / np.sqrt(K).astype(self.dtype)
-        n_ctx = k.shape[1]
+        everywhere = slice(None)
+        q, k, v = (project(flat(W), at) for W, at in ((W_Q, queries), (W_K, everywhere), (W_V, everywhere)))
+        q, k, v = (x.reshape(*x.shape[:2], H, K).transpose(0, 2, 1, 3) for x in (q, k, v))
+        scores = (q / np.sqrt(K).astype(self.dtype)) @ k.swapaxes(-1, -2)
+        n_ctx = k.shape[2]
         visible = np.arange(n_ctx)[queries][:, None] >= np.arange(n_ctx)
         if not visible.all():
-            scores = jnp.where(visible, scores, -jnp.inf)
-        pattern = jax.nn.softmax(scores, axis=-1)
-        z = jnp.einsum("nhqs,nshk->nqhk", pattern, v)
+            scores = scores + np.where(visible, 0, -np.inf).astype(self.dtype)
+        # The softmax divides after the product with v: K numbers a query instead of S, which long sequences notice.
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        z = (weights @ v) / total
+        q, k, v, z = (x.transpose(0, 2, 1, 3) for x in (q, k, v, z))
         out = z.reshape(*z.shape[:2], H * K) @ W_O.reshape(H * K, D)
-        return out, {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": pattern, "hook_z": z}
+        seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": weights / total, "hook_z": z}
+        return out, seen
 
 
 class MLP(nn.Module):
