@@ -66,21 +66,22 @@ class Attention(nn.Module):
         def flat(W):
             return W.transpose(1, 0, 2).reshape(D, H * K)
 
-        everywhere = slice(None)
-        q, k, v = (project(flat(W), at) for W, at in ((W_Q, queries), (W_K, everywhere), (W_V, everywhere)))
-        q, k, v = (x.reshape(*x.shape[:2], H, K).transpose(0, 2, 1, 3) for x in (q, k, v))
+        def by_head(x):
+            return x.reshape(*x.shape[:2], H, K).transpose(0, 2, 1, 3)
+
+        q, k, v = (by_head(project(flat(W), at)) for W, at in ((W_Q, queries), (W_K, slice(None)), (W_V, slice(None))))
         scores = (q / np.sqrt(K).astype(self.dtype)) @ k.swapaxes(-1, -2)
         n_ctx = k.shape[2]
         visible = np.arange(n_ctx)[queries][:, None] >= np.arange(n_ctx)
         if not visible.all():
-            scores = scores + np.where(visible, 0, -np.inf).astype(self.dtype)
-        # The softmax divides after the product with v: K numbers a query instead of S, which long sequences notice.
+            scores = jnp.where(visible, scores, -jnp.inf)
+        # A softmax that divides after the product with v, K numbers a query instead of S: long sequences notice.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        z = (weights @ v) / total
+        share = 1 / weights.sum(axis=-1, keepdims=True)
+        z = jnp.einsum("nhqk,nhq->nhqk", weights @ v, share[..., 0])
         q, k, v, z = (x.transpose(0, 2, 1, 3) for x in (q, k, v, z))
         out = z.reshape(*z.shape[:2], H * K) @ W_O.reshape(H * K, D)
-        seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": weights / total, "hook_z": z}
+        seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": weights * share, "hook_z": z}
         return out, seen
 
 
