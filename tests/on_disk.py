@@ -23,7 +23,7 @@ def same_files(first, second):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
     one, two = jaxgrok.load(first), jaxgrok.load(second)
     for record in one.runs:
-        at = {name: record[name] for name in ("seed", "frac", "wd", "lr")}
+        at = {name: record[name] for name in ("task", "seed", "frac", "n_train", "wd", "lr")}
         assert one.checkpoint_epochs(**at) == two.checkpoint_epochs(**at)
         for epoch in one.checkpoint_epochs(**at):
             for x, y in zip(jax.tree.leaves(one.params(epoch, **at)), jax.tree.leaves(two.params(epoch, **at))):

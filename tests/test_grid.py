@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import jax
@@ -5,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.grid import NOTES, Sweep, default_epochs, make_sweep, parse_seeds, read_sweep_file, sweep_from
+from jaxgrok.grid import NOTES, Run, Sweep, default_epochs, make_sweep, parse_seeds, read_sweep_file, sweep_from
 from jaxgrok.model import make_model
-from jaxgrok.plan import n_params
+from jaxgrok.plan import n_params, step_examples
 from jaxgrok.tasks import make_task
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
@@ -48,6 +49,57 @@ def test_a_list_makes_an_axis_of_any_model_field():
     assert [(run.config.task, run.config.d_model) for run in sweep.runs()] == [("add", 8), ("add", 16), ("subtract", 8), ("subtract", 16)]
     assert sweep.fixed()["task"] == ["add", "subtract"]
     assert sweep.fixed()["p"] == 113
+
+
+MIXED = {
+    "task": "add,addition1",
+    "p": "7,11",
+    "n_train": "20,unlimited",
+    "frac": "0.3,0.5",
+    "regulariser": "weight_decay,none",
+    "wd": "1,2",
+}
+
+
+def test_each_task_has_its_own_size_and_no_run_comes_twice():
+    runs = make_sweep({**MIXED, "seeds": 1}).runs()
+    cells = [(run.config.task, run.config.p, run.size, run.config.regulariser, run.wd) for run in runs]
+    decays = [("weight_decay", 1.0), ("weight_decay", 2.0), ("none", 0.0)]
+    expected = [("add", p, frac, *decay) for p in (7, 11) for frac in (0.3, 0.5) for decay in decays]
+    # The modulus is nothing to the other task.
+    expected += [("addition1", 113, n_train, *decay) for n_train in (20, None) for decay in decays]
+    assert len(cells) == len(expected)
+    assert set(cells) == set(expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        MIXED,
+        {"task": "induction", "seq_len": "13,19", "repeat_len": 3, "n_ctx": 30, "residual_factor": "1,2", "split_seed": 5},
+        {"arch": "attn_only,transformer", "dropout": "0,0.1", "optimizer": "sgd,adam", "init_scale": "0.5,1", "batch_size": 8},
+    ],
+)
+def test_runs_come_back_from_the_manifest(settings):
+    for run in make_sweep({**settings, "seeds": 2}).runs():
+        assert Run.from_record(json.loads(json.dumps(run.coordinates()))) == run
+
+
+def test_unlimited_data_and_the_length_of_its_runs():
+    sweep = make_sweep({"task": "addition5", "n_train": [700, "unlimited"], "wd": "0.1", "seeds": 1})
+    assert [(run.n_train, run.frac, sweep.planned_epochs(run)) for run in sweep.runs()] == [(700, None, 150_000), (None, None, 6000)]
+    assert [run.n_train for run in make_sweep({"task": "addition5", "seeds": 1}).runs()] == [None]
+
+
+def test_a_task_has_its_published_network_unless_told_otherwise():
+    configs = make_sweep({"task": "induction,skip_trigram,addition5", "d_model": 64}).configs
+    assert [(c.arch, c.n_layers, c.d_model, c.b2) for c in configs] == [
+        ("attn_only", 2, 64, 0.999),
+        ("attn_only", 1, 64, 0.98),
+        ("transformer", 1, 64, 0.98),
+    ]
+    assert make_sweep({"task": "induction", "arch": "transformer", "b2": 0.98}).configs[0].mlp_width == 4 * 48
 
 
 def test_train_sizes_differ_by_fraction():
@@ -96,6 +148,19 @@ def test_default_length(wd, epochs):
         ("max_epochs", "100"),
         ("nonsense", 1),
         ("b1", "one"),
+        ("n_train", "100"),
+        ("init_scale", "0"),
+        ("init_scale", "nan"),
+        ("residual_factor", "0"),
+        ("dropout", "1"),
+        ("optimizer", "lion"),
+        ("regulariser", "l3"),
+        ("batch_size", "4000"),
+        ("batch_size", "0"),
+        ("seq_len", "13"),
+        ("n_ctx", "2"),
+        ("task", "addition<N>"),
+        ("task", "addition0"),
     ],
 )
 def test_a_bad_value_is_named_as_the_user_named_it(field, value):
@@ -103,6 +168,22 @@ def test_a_bad_value_is_named_as_the_user_named_it(field, value):
         make_sweep({field: value}, {field: f"--{field}"})
     assert error.value.name == f"--{field}"
     assert repr(value) in str(error.value) or str(value).strip(",") in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "many", "20,20", "unlimited,unlimited", "", "100", "99,100", [], 2.5, True, "20,"])
+def test_a_bad_number_of_examples(value):
+    with pytest.raises(BadInput) as error:
+        make_sweep({"task": "addition1", "n_train": value}, {"n_train": "--n-train"})
+    assert error.value.name == "--n-train"
+
+
+@pytest.mark.parametrize("field", ["p", "frac"])
+def test_what_only_modular_tasks_have_is_refused_where_there_is_none(field):
+    settings = {"task": "addition1,induction", field: 7 if field == "p" else 0.5}
+    with pytest.raises(BadInput, match="with a modular task") as error:
+        make_sweep(settings)
+    assert error.value.name == field
+    make_sweep({**settings, "task": "addition1,add"})
 
 
 def test_a_fraction_without_pairs_names_the_modulus():
@@ -120,6 +201,36 @@ def test_the_default_name_depends_on_what_may_not_change():
     assert one.default_name() == make_sweep({"seeds": 9, "wd": "0.1", "epochs": 99}).default_name()
     assert one.default_name() != make_sweep({"seeds": 1, "epochs": 10, "d_model": 64}).default_name()
     assert one.default_name().startswith("add-p113-")
+
+
+# Directories that were made before a field was added: their names may not change.
+NAMES = [
+    ({}, "add-p113-6c732e"),
+    ({"task": "add,subtract"}, "add-subtract-p113-d8062c"),
+    ({"p": "53,59", "d_model": 48}, "add-p53-59-61722d"),
+    ({"arch": "mlp", "p": 59}, "add-p59-20685f"),
+    ({"loss": "exact,float32", "split_seed": 3}, "add-p113-742149"),
+    ({"until_settled": True, "wd": 0.0}, "add-p113-0549b3"),
+    ({"b2": 0.999, "d_mlp": 7}, "add-p113-2e1019"),
+]
+
+
+@pytest.mark.parametrize(("settings", "name"), NAMES)
+def test_a_later_field_at_its_default_changes_no_name(settings, name):
+    assert make_sweep(settings).default_name() == name
+    defaults = {"residual_factor": 1, "dropout": 0, "optimizer": "adam", "regulariser": "weight_decay"}
+    assert make_sweep({**settings, **defaults}).default_name() == name
+    assert make_sweep({**settings, "regulariser": "l2"}).default_name() != name
+
+
+def test_the_preset_is_found_under_its_old_name():
+    quick = Path(__file__).parent.parent / "sweeps" / "quick.toml"
+    assert sweep_from(quick, {}).default_name() == "quick-d86e77"
+
+
+def test_the_name_of_a_task_without_a_modulus():
+    assert make_sweep({"task": "addition5,induction"}).default_name().startswith("addition5-induction-")
+    assert make_sweep({"task": "addition5,add", "p": 7}).default_name().startswith("addition5-add-p7-")
 
 
 def test_flags_override_the_file_and_its_length_as_a_whole(tmp_path):
@@ -167,11 +278,12 @@ def test_every_sweep_file_loads_and_its_networks_fit_its_data(file):
     assert isinstance(sweep, Sweep)
     for run in sweep.runs()[:: len(sweep.seeds)]:
         task = make_task(run.config)
-        model, tokens = make_model(run.config, task), jax.ShapeDtypeStruct((run.n_train, task.n_ctx), jnp.int32)
+        n, read = step_examples(run.config, run.n_train), task.read[1] - task.read[0]
+        model, tokens = make_model(run.config, task), jax.ShapeDtypeStruct((n, task.n_ctx), jnp.int32)
         params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
         logits, _ = jax.eval_shape(lambda params, tokens, model=model: model.apply({"params": params}, tokens), params, tokens)
         classes = task.p if run.config.arch == "mlp" else task.d_vocab_out
-        assert logits.shape == (run.n_train, 1, classes)
+        assert logits.shape == (n, read, classes)
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == n_params(run.config)
 
 

@@ -41,6 +41,39 @@ def test_logits_and_activations_are_those_of_the_plain_forward(act, n_layers, n_
         np.testing.assert_allclose(activations[name], value, err_msg=name, **TIGHT)
 
 
+@pytest.mark.parametrize(
+    ("arch", "n_layers", "factor"), [("attn_only", 1, 1.0), ("attn_only", 2, 2.0), ("transformer", 1, 2.0), ("transformer", 2, 0.5)]
+)
+def test_attention_alone_and_residual_factors_are_those_of_the_plain_forward(arch, n_layers, factor, rng):
+    model, params = network((2, 5), 6, arch=arch, n_layers=n_layers, residual_factor=factor)
+    assert ("mlp" in params["blocks_0"]) == (arch == "transformer")
+    tokens = rng.integers(12, size=(9, 6))
+    logits, activations = apply(model, params, tokens)
+    expected, seen = plain.transformer(jax.tree.map(np.asarray, params), tokens, residual_factor=factor)
+    np.testing.assert_allclose(logits, expected[:, 2:5], **TIGHT)
+    last = f"blocks.{n_layers - 1}.hook_resid_post"
+    np.testing.assert_allclose(activations[last], seen[last][:, 2:5], **TIGHT)
+    assert {name for name in activations if "mlp" in name} == {name for name in seen if "mlp" in name}
+
+
+def test_a_context_longer_than_the_sequence_has_positions_that_nothing_reads(rng):
+    config = Config(task="skip_trigram", arch="attn_only", seq_len=5, n_ctx=8, d_model=12, n_heads=3, dtype="float64")
+    model = make_model(config, make_task(config))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))["params"]
+    assert shapes["pos_embed"]["W_pos"].shape == (8, 12)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+    tokens = rng.integers(22, size=(4, 5))
+
+    def summed(params):
+        logits, _ = apply(model, params, tokens)
+        return logits.sum(), logits
+
+    slopes, logits = jax.jit(jax.grad(summed, has_aux=True))(params)
+    np.testing.assert_allclose(logits, plain.transformer(params, tokens)[0][:, 4:], **TIGHT)
+    slopes = slopes["pos_embed"]["W_pos"]
+    assert (np.abs(slopes).sum(axis=1) > 0).tolist() == [True] * 5 + [False] * 3
+
+
 def test_no_position_sees_a_later_one(rng):
     model, params = network((0, 5), 5, n_layers=2)
     tokens = rng.integers(12, size=(1, 5))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxgrok.phases import Timing, first_held, settled_epoch, spikes, time_run
+from jaxgrok.phases import OUTCOMES, Timing, first_held, has_learned, settled_epoch, spikes, time_run
 
 
 def run(train_at=140, grok_at=7600, length=12_000, every=10, peak=1400, top=25.0, bottom=1e-6):
@@ -126,6 +126,49 @@ def test_losses_are_floored():
     deep = run()
     deep["test_loss"] = np.where(deep["test_loss"] < 1e-5, 0.0, deep["test_loss"])
     assert np.isfinite(time_run(**deep).by("drop_90"))
+
+
+# --- other criteria ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_counts_as_learned():
+    accuracy, loss = np.array([0.98, 0.99, 1.0]), np.array([0.5, 0.4, 0.6])
+    assert has_learned(accuracy, loss, None).tolist() == [False, True, True]
+    assert has_learned(accuracy, loss, 0.5).tolist() == [False, True, False]
+    assert has_learned(np.array([np.nan]), np.array([np.nan]), None).tolist() == [False]
+    assert has_learned(np.array([np.nan]), np.array([np.nan]), 0.5).tolist() == [False]
+
+
+def test_a_task_whose_criterion_is_a_loss():
+    curves = run(grok_at=7600)
+    curves["test_acc"] = np.where(curves["epoch_eval"] >= 3000, 0.96, 0.1)  # levels off below 0.99
+    assert time_run(**curves).outcome == "memorised only"
+    timing = time_run(**curves, grokked_loss=1.15)
+    # log loss falls linearly from log 25 at 6,600 to log 1e-6 at 8,600
+    crosses = 6600 + 2000 * np.log(25 / 1.15) / np.log(25e6)
+    assert timing.events["grokked"][0] <= crosses <= timing.events["grokked"][1]
+    assert timing.events["grokked_95"] == (2990, 3000)
+    assert (timing.outcome, timing.settled) == ("grokked", True)
+    assert timing.delay == timing.by("grokked") - 140
+    assert "drop_50" in timing.events
+    # Below the loss for five evaluations in all, one too few.
+    curves["test_loss"] = np.where((curves["epoch_eval"] >= 500) & (curves["epoch_eval"] < 550), 1.0, 2.0)
+    assert "grokked" not in time_run(**curves, grokked_loss=1.15).events
+
+
+def test_with_unlimited_data_nothing_is_memorised():
+    timing = time_run(**run(), unlimited=True)
+    assert (timing.outcome, timing.settled, timing.delay) == ("learned", True, None)
+    assert "memorised" not in timing.events
+    assert timing.events["grokked"] == (7590, 7600)
+    assert time_run(**run(grok_at=20_000), unlimited=True).outcome == "not learned"
+    assert time_run(**run(grok_at=20_000), unlimited=True, grokked_loss=30.0).outcome == "learned"
+    diverged = run()
+    diverged["test_loss"][500:] = np.nan
+    assert time_run(**diverged, unlimited=True).outcome == "diverged"
+    empty = {name: np.array([]) for name in ("epoch_eval", "train_acc", "test_acc", "test_loss")}
+    assert time_run(**empty, last_epoch=0, unlimited=True) == Timing("not learned", 0, False)
+    assert {"learned", "not learned"} <= set(OUTCOMES)
 
 
 # --- circuits ---------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 from jaxgrok.config import Config
 from jaxgrok.grid import Run, make_sweep
 from jaxgrok.plan import batch_size, epoch_flops, forward_flops, make_batches, run_bytes
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import make_config, make_task
 from jaxgrok.training import make_hyper, make_train
 
 
@@ -12,11 +12,21 @@ def test_the_mainline_step_costs_what_architecture_says():
     assert epoch_flops(Config(), 3830) == pytest.approx(3.74e9, rel=0.03)
 
 
-@pytest.mark.parametrize("fields", [{"p": 31, "d_model": 32}, {"p": 31, "d_model": 32, "n_layers": 2}, {"arch": "mlp", "p": 31}])
-def test_flops_and_memory_against_the_compiler(fields):
-    config = Config(**fields)
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({"p": 31, "d_model": 32}, 0.5),
+        ({"p": 31, "d_model": 32, "n_layers": 2}, 0.5),
+        ({"arch": "mlp", "p": 31}, 0.5),
+        ({"task": "addition3", "d_model": 32}, 480),
+        ({"task": "induction", "seq_len": 19, "repeat_len": 5, "d_model": 32}, 100),
+        ({"task": "skip_trigram", "d_model": 64}, 480),
+    ],
+)
+def test_flops_and_memory_against_the_compiler(fields, size):
+    config = make_config(**fields)
     trainer, task = make_train(config), make_task(config)
-    train, _ = task.split(0.5, 0)
+    train, test = task.split(size, 0)
     params = jax.eval_shape(trainer.init, make_hyper(config, 0, 1.0, 1e-3)).params
     evaluate = jax.jit(trainer.evaluate).lower(params, train).compile()
     cost = evaluate.cost_analysis()
@@ -25,7 +35,7 @@ def test_flops_and_memory_against_the_compiler(fields):
     state = jax.eval_shape(trainer.init, make_hyper(config, 0, 1.0, 1e-3))
     advance = jax.jit(trainer.advance).lower(state, train, make_hyper(config, 0, 1.0, 1e-3), 10).compile()
     needed = advance.memory_analysis().temp_size_in_bytes
-    assert 0.6 < run_bytes(config, len(train.tokens)) / needed < 2.5
+    assert 0.6 < run_bytes(config, len(train.tokens), len(test.tokens)) / needed < 2.5
 
 
 def runs(**settings):
@@ -54,16 +64,17 @@ class FakeGPU:
 
 
 def test_batches_fill_an_accelerators_memory_and_a_cpus_cache():
-    assert batch_size(Config(), 3830, jax.devices("cpu")[:1]) == 1
-    tiny = batch_size(Config(p=13, d_model=16), 80, jax.devices("cpu")[:1])
+    assert batch_size(Config(), 3830, 8939, jax.devices("cpu")[:1]) == 1
+    tiny = batch_size(Config(p=13, d_model=16), 80, 89, jax.devices("cpu")[:1])
     assert 16 <= tiny <= 256
-    on_gpu = batch_size(Config(), 3830, [FakeGPU()])
-    assert on_gpu * run_bytes(Config(), 3830) <= 0.8 * 80e9 < (on_gpu + 1) * run_bytes(Config(), 3830)
-    assert batch_size(Config(), 3830, [FakeGPU()] * 4) == 4 * on_gpu
-    assert batch_size(Config(d_model=4096, n_heads=4), 3830, jax.devices("cpu")[:1]) == 1
+    on_gpu = batch_size(Config(), 3830, 8939, [FakeGPU()])
+    assert on_gpu * run_bytes(Config(), 3830, 8939) <= 0.8 * 80e9 < (on_gpu + 1) * run_bytes(Config(), 3830, 8939)
+    assert batch_size(Config(), 3830, 8939, [FakeGPU()] * 4) == 4 * on_gpu
+    assert batch_size(Config(d_model=4096, n_heads=4), 3830, 8939, jax.devices("cpu")[:1]) == 1
 
 
 def test_a_run_is_hashable_and_knows_its_size():
-    run = Run(Config(p=5), 0, 0.5, 1.0, 1e-3)
-    assert run.n_train == 12
-    assert hash(run) == hash(Run(Config(p=5), 0, 0.5, 1.0, 1e-3))
+    sweep = make_sweep({"p": 5, "frac": 0.5, "seeds": 1})
+    (run,) = sweep.runs()
+    assert run == Run(Config(p=5), 0, 0.5, 12, 1.0, 1e-3)
+    assert hash(run) == hash(*sweep.runs())

@@ -84,7 +84,8 @@ def test_runs_that_never_memorised_are_left_out_of_the_delay_and_counted(tmp_pat
     results.metrics.train_acc[1] = 0
     results.metrics.test_acc[1] = 0
     (cell,) = report.cells(results)
-    assert cell.outcomes() == {"grokked": 1, "memorised only": 0, "not memorised": 1, "diverged": 0}
+    counts = {outcome: count for outcome, count in cell.outcomes().items() if count}
+    assert counts == {"grokked": 1, "not memorised": 1}
     assert cell.median("delay").total == 1
     assert str(cell.median("memorised")) == "140 [140, -]"
 

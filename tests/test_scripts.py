@@ -71,6 +71,63 @@ def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(main
     assert list(tmp_path.iterdir()) == []
 
 
+TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram (N from 1 to 100 digits)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        *(
+            (f"--task {task}", f"--task: got {task!r}; accepted: {TASKS}")
+            for task in ["addition0", "addition", "additionx", "addition101", "sort"]
+        ),
+        (
+            "--task addition1 --n-train 100",
+            "--n-train: got 100; accepted: at least 1, and fewer than the task's 100 sequences; or unlimited",
+        ),
+        (
+            "--task skip_trigram --seq-len 3 --n-train 5,10",
+            "--n-train: got 10; accepted: at least 1, and fewer than the task's 10 sequences; or unlimited",
+        ),
+        (
+            "--task induction --n-tokens 3 --repeat-len 2 --n-train 4",
+            "--n-train: got 4; accepted: at least 1, and fewer than the task's 4 sequences; or unlimited",
+        ),
+        (
+            "--task addition5 --n-train few",
+            "--n-train: got 'few'; accepted: whole numbers of train examples >= 1, or unlimited, as a comma list",
+        ),
+        ("--task addition5 --n-ctx 17", "--n-ctx: got 17; accepted: at least 18, the sequences of task addition5"),
+        ("--task induction --repeat-len 29", "--repeat-len: got 29; accepted: at most 28, a block of a sequence of 85 in 3 repeats"),
+        ("--task induction --seq-len 7", "--repeat-len: got 16; accepted: at most 2, a block of a sequence of 7 in 3 repeats"),
+        ("--task addition5 --seq-len 20", "--seq-len: got 20; accepted: with task induction or skip_trigram"),
+        ("--task addition5 --arch mlp", "--arch: got 'mlp'; accepted: transformer or attn_only with task addition5"),
+        ("--task addition5 --frac 0.3", "--frac: got '0.3'; accepted: with a modular task; the size of the others is n_train"),
+        ("--task addition5 --p 7", "--p: got '7'; accepted: with a modular task"),
+        (
+            "--n-train 30",
+            "--n-train: got '30'; accepted: with addition<N>, induction or skip_trigram; the size of modular tasks is frac",
+        ),
+        ("--task addition5 --n-train 700,20 --batch-size 21", "--batch-size: got 21; accepted: at most 20, the train examples"),
+        ("--init torch --init-scale 2", "--init-scale: got '2'; accepted: without init, whose weights are taken as they are"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused_in_one_line(main, capsys, tmp_path, arguments, complaint):
+    assert main(shlex.split(arguments)) == 2
+    assert capsys.readouterr().err == f"sweep.py: error: {complaint}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_drawn_tasks(main, capsys):
+    settings = "--task addition1,skip_trigram --n-train 20,unlimited --arch attn_only --d-model 8 --seeds 2 --plan"
+    assert main(settings.split()) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = [row[:5] + row[7:8] for row in rows if row and row[0] in ("addition1", "skip_trigram")]
+    lengths = [("20", "40,000"), ("unlimited", "6,000")]
+    expected = [[task, "-", "attn_only", n, "2", epochs] for task in ("addition1", "skip_trigram") for n, epochs in lengths]
+    assert found == expected
+
+
 def test_an_unknown_flag_is_refused(main, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--epoch", "3"])
@@ -135,7 +192,8 @@ def test_version(tmp_path):
 def test_help_names_every_flag_of_the_contract(tmp_path):
     text = run("--help", cwd=tmp_path).stdout
     flags = "seeds wd frac lr split-seed task p arch n-layers n-heads d-model d-mlp act epochs until-settled max-epochs loss dtype"
-    flags += " matmul-precision out plan checkpoint-every eval-every batch-runs preset"
+    flags += " matmul-precision out plan checkpoint-every eval-every batch-runs preset n-train init-scale seq-len repeat-len n-repeats"
+    flags += " n-tokens n-test n-ctx residual-factor optimizer regulariser dropout batch-size b1 b2"
     for flag in flags.split():
         assert f"--{flag}" in text
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import sweeping
+from jaxgrok import report, sweeping
 from jaxgrok.config import BadInput
 from jaxgrok.grid import make_sweep
 from jaxgrok.sweeping import Interrupted, Silent, compiled, prepare, sweep
@@ -20,6 +20,9 @@ from tests.on_disk import StopAt, curves, same_files
 
 # The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr": 1e-2, "eval_every": 5}
+
+# A task that draws fresh examples every step.
+FRESH = {"task": "skip_trigram", "seq_len": 4, "d_model": 4, "n_heads": 1, "dtype": "float64", "lr": 1e-2, "eval_every": 5, "batch_size": 8}
 
 
 def small(**settings):
@@ -128,6 +131,35 @@ def test_more_seeds_values_and_epochs_extend_a_sweep(tmp_path):
     assert curves(path)["last_epoch"].tolist() == [60] * 6
 
 
+# What files held before fields were added.
+OLD_FIELDS = {"task", "p", "arch", "n_layers", "n_heads", "d_model", "d_mlp", "act", "loss", "dtype", "matmul_precision", "warmup_steps"}
+OLD_FIELDS |= {"b1", "b2", "eps", "split_seed"}
+OLD_CONFIG = OLD_FIELDS | {"until_settled", "train_every", "eval_every"}
+OLD_RECORD = OLD_FIELDS | {"seed", "frac", "wd", "lr", "n_train", "split_hash", "epochs", "batch", "status", "last_epoch"}
+
+
+def test_a_directory_from_before_the_later_fields_goes_on(tmp_path):
+    path = sweep(small(seeds=2, wd="1,0.1"), tmp_path / "runs", batch_runs=2)
+    assert set(json.loads((path / "config.json").read_text())) == OLD_CONFIG
+    manifest = json.loads((path / "manifest.json").read_text())
+    for number, record in manifest["runs"].items():
+        manifest["runs"][number] = {name: record[name] for name in OLD_RECORD}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    arrays = curves(path)
+    axes = OLD_RECORD - {"split_seed", "split_hash", "epochs", "batch", "status", "last_epoch", "n_train"}
+    measured = {"train_loss", "test_loss", "train_acc", "test_acc", "epoch_train", "epoch_eval", "last_epoch", "ended"}
+    np.savez(path / "metrics.npz", **{name: arrays[name] for name in axes | measured})
+    results = jaxgrok.load(path)
+    assert [results.config(record) for record in results.runs] == list(small().configs) * 4
+    assert results.varying() == ["wd"]
+    assert [cell.name for cell in report.write_tables(results)] == ["wd=1", "wd=0.1"]
+    again = sweep(small(seeds=4, wd="1,0.1", epochs=60), path, batch_runs=2)
+    straight = tmp_path / "straight"
+    for settings in ({"seeds": 2}, {"seeds": 4, "epochs": 60}):
+        sweep(small(wd="1,0.1", **settings), straight, batch_runs=2)
+    same_files(straight, again)
+
+
 @pytest.mark.parametrize("written", [["config.json"], ["config.json", "manifest.json"]])
 def test_a_sweep_killed_while_it_writes_its_first_files_starts_over(tmp_path, written):
     path = sweep(small(seeds=1, epochs=2), tmp_path / "runs")
@@ -160,6 +192,8 @@ def test_a_sweep_killed_between_the_files_of_a_save_goes_on(tmp_path):
         ({"train_every": 2}, "train_every"),
         ({"epochs": None, "until_settled": True}, "until_settled"),
         ({"b2": 0.999}, "b2"),
+        ({"regulariser": "l2"}, "regulariser"),
+        ({"batch_size": 3}, "batch_size"),
     ],
 )
 def test_a_changed_field_is_refused_by_name_and_nothing_is_written(tmp_path, change, field):
@@ -203,9 +237,10 @@ def test_eight_devices_give_the_same_as_one(tmp_path):
         "from jaxgrok.grid import make_sweep\n"
         "from jaxgrok.sweeping import sweep\n"
         f"sweep(make_sweep({ {**SMALL, 'seeds': 11, 'epochs': 20}!r}), sys.argv[1], batch_runs=16)\n"
+        f"sweep(make_sweep({ {**FRESH, 'seeds': 11, 'epochs': 20}!r}), sys.argv[2], batch_runs=16)\n"
     )
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    subprocess.run([sys.executable, "-c", program, tmp_path / "eight"], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", program, tmp_path / "eight", tmp_path / "fresh"], check=True, env=environment)
     eight = jaxgrok.load(tmp_path / "eight")
     assert len(eight.sessions[0]["devices"]) == 8
     assert len(eight.batches["0"]["layouts"][0]["rows"]) == 16
@@ -213,6 +248,10 @@ def test_eight_devices_give_the_same_as_one(tmp_path):
     for seed in range(11):
         # The same float64 sums in batches of another size.
         np.testing.assert_allclose(eight.curves(seed=seed)["train_loss"], one.curves(seed=seed)["train_loss"], rtol=1e-10)
+    fresh = jaxgrok.load(tmp_path / "fresh")
+    unlimited = jaxgrok.load(sweep(make_sweep({**FRESH, "seeds": 11, "epochs": 20}), tmp_path / "fresh-one", batch_runs=16))
+    for seed in range(11):
+        np.testing.assert_allclose(fresh.curves(seed=seed)["train_loss"], unlimited.curves(seed=seed)["train_loss"], rtol=1e-10)
     # What eight devices began, one goes on with.
     sweep(small(seeds=11, epochs=30), tmp_path / "eight")
     longer = jaxgrok.load(sweep(small(seeds=11, epochs=30), tmp_path / "one", batch_runs=16))

@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import json
 
 import jax
@@ -56,32 +58,70 @@ def test_the_first_step_has_rate_zero():
     assert curves.train_loss[0] == curves.train_loss[1] != curves.train_loss[2]
 
 
-def test_one_step_against_adamw_written_out():
-    config, wd, lr = SMALL, 0.7, 0.01
+@functools.cache
+def mean_loss(config):
+    """The value and gradient of the mean loss: (params, examples) -> (loss, gradient)."""
+
+    def loss(params, examples):
+        logits, _ = make_model(config, make_task(config)).apply({"params": params}, examples.tokens)
+        return cross_entropy(logits, examples.targets).mean()
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+ONE_HOT = {"arch": "mlp", "d_mlp": 8}
+SLOPES = {"l2": lambda w: w, "l1": np.sign}  # of w^2 / 2 and |w|; biases start at 0, where sign is 0
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "regulariser", "fields"),
+    [
+        ("adam", "weight_decay", {}),
+        ("adam", "weight_decay", ONE_HOT),
+        ("adam", "l2", ONE_HOT),
+        ("adam", "l1", ONE_HOT),
+        ("adam", "none", ONE_HOT),
+        ("sgd", "weight_decay", ONE_HOT),
+        ("sgd", "l2", ONE_HOT),
+        ("sgd", "none", ONE_HOT),
+    ],
+)
+def test_steps_against_the_optimiser_written_out(optimizer, regulariser, fields):
+    base = dataclasses.replace(SMALL, **fields)
+    config, wd, lr = dataclasses.replace(base, optimizer=optimizer, regulariser=regulariser), 0.7, 0.01
     trainer, hyper = make_train(config, 3), make_hyper(config, 5, wd, lr)
     data, _ = make_task(config).split(0.5, 5)
     state = jax.jit(trainer.init)(hyper)
+    slope = SLOPES.get(regulariser, np.zeros_like)
+    decay = wd if regulariser == "weight_decay" else 0
 
-    def loss(params):
-        logits, _ = make_model(config, make_task(config)).apply({"params": params}, data.tokens)
-        return cross_entropy(logits, data.targets).mean()
-
-    params = state.params
+    params, losses = state.params, []
     m = v = jax.tree.map(jnp.zeros_like, params)
     for step in range(3):
-        g = jax.jit(jax.grad(loss))(params)
-        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
-        v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
+        loss, g = mean_loss(base)(params, data)
+        losses.append(loss)
+        g = jax.tree.map(lambda g, p: g + wd * slope(p), g, params)
         rate, t = lr * min(step / 10, 1), step + 1
-        params = jax.tree.map(
-            lambda p, m, v: p * (1 - rate * wd) - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8),  # noqa: B023
-            params,
-            m,
-            v,
-        )
-    ours, _, _ = jax.jit(trainer.advance)(state, data, hyper, 3)
+        if optimizer == "sgd":
+            m = jax.tree.map(lambda m, g: 0.9 * m + g, m, g)
+            towards = m
+        else:
+            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+            v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
+            towards = jax.tree.map(lambda m, v: m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8), m, v)  # noqa: B023
+        params = jax.tree.map(lambda p, u: p - rate * (u + decay * p), params, towards)  # noqa: B023
+    ours, recorded, _ = jax.jit(trainer.advance)(state, data, hyper, 3)
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params)):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(recorded, losses, rtol=1e-12)  # without what the regulariser adds
+
+
+def test_the_initial_scale_is_a_factor_of_every_weight():
+    init = jax.jit(make_train(SMALL).init)
+    once, thrice = (init(make_hyper(SMALL, 4, 1.0, 1e-3, init_scale=scale)).params for scale in (1.0, 3.0))
+    drawn = jax.jit(make_model(SMALL, make_task(SMALL)).init)(jax.random.fold_in(jax.random.key(4), 0), jnp.zeros((1, 3), jnp.int32))
+    jax.tree.map(np.testing.assert_array_equal, once, drawn["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(3 * np.asarray(a), b), once, thrice)
 
 
 @pytest.mark.parametrize("loss", ["exact", "float64", "float32"])
@@ -191,8 +231,9 @@ def test_accuracy_counts_read_positions():
     trainer = make_train(SMALL)
     params = jax.jit(trainer.init)(make_hyper(SMALL, 0, 1.0, 1e-3)).params
     train_set, _ = make_task(SMALL).split(0.9, 0)
-    loss, accuracy = jax.jit(trainer.evaluate)(params, train_set)
+    scores = jax.jit(trainer.evaluate)(params, train_set)
     logits, _ = plain.transformer(jax.tree.map(np.asarray, params), train_set.tokens)
     logits = logits[:, 2:3]
-    assert float(loss) == pytest.approx(plain.cross_entropy(logits, train_set.targets).mean(), rel=1e-12)
-    assert float(accuracy) == pytest.approx((logits.argmax(axis=-1) == train_set.targets).mean())
+    assert float(scores.loss) == pytest.approx(plain.cross_entropy(logits, train_set.targets).mean(), rel=1e-12)
+    assert float(scores.accuracy) == float(scores.answer_accuracy) == pytest.approx((logits.argmax(axis=-1) == train_set.targets).mean())
+    assert scores.part_loss.shape == scores.part_accuracy.shape == (0,)
