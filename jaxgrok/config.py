@@ -38,6 +38,7 @@ CHOICES = {
 }
 MOST_P = 2000  # p^2 pairs are listed and shuffled: a mistyped modulus is refused before it fills the memory
 MOST_DIGITS = 100
+MOST_EXAMPLES = 1_000_000  # train and test examples are drawn before training starts: the same for a mistyped number of them
 _SMALLEST = {
     **{"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0},
     **{"n_ctx": 1, "seq_len": 3, "repeat_len": 2, "n_repeats": 2, "n_tokens": 2, "batch_size": 1, "n_test": 1},
@@ -130,8 +131,9 @@ class Config:
         for name, tasks in _OF_TASKS.items():
             if getattr(self, name) is not None and self.task not in tasks:
                 raise BadInput(name, getattr(self, name), f"with task {' or '.join(tasks)}")
-        if self.p > MOST_P:
-            raise BadInput("p", self.p, f"at most {MOST_P}")
+        for name, most in {"p": MOST_P, "batch_size": MOST_EXAMPLES, "n_test": MOST_EXAMPLES}.items():
+            if (getattr(self, name) or 0) > most:
+                raise BadInput(name, getattr(self, name), f"at most {most}")
         if self.arch == "mlp" and not self.modular:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
         if self.arch == "mlp" and self.dropout:

@@ -19,7 +19,7 @@ def search(
     out=None,
     *,
     low: int = 100,
-    high: int = 10_000,
+    high: int = 3_000,
     count: int = 4,
     precision: float = 1.1,
     part: str | None = None,

@@ -27,7 +27,7 @@ def parser() -> Parser:
         "--seeds", metavar="N|A:B|LIST", help="runs at each size: a count (0..N-1), a half-open range, or a list (default 8)"
     )
     search.add_argument("--low", metavar="N", help="smallest number of train examples (default 100)")
-    search.add_argument("--high", metavar="N", help="largest (default 10000)")
+    search.add_argument("--high", metavar="N", help="largest (default 3000)")
     search.add_argument("--sizes", metavar="N", help="sizes a round (default 4)")
     search.add_argument("--precision", metavar="X", help="ratio of neighbouring sizes at which the search ends (default 1.1)")
     search.add_argument("--part", metavar="NAME", help="a part of the task, learned instead of the whole: `digit 5`")

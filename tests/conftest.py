@@ -15,7 +15,16 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 # So that no worker is left with a long file at the end.
-LONGEST_FIRST = ("test_sweeping", "test_measures", "test_training", "test_scripts", "test_settling")
+LONGEST_FIRST = (
+    "test_sweeping",
+    "test_measures",
+    "test_training",
+    "test_crossover",
+    "test_heads",
+    "test_drawn_training",
+    "test_scripts",
+    "test_settling",
+)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -93,6 +93,8 @@ TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram 
             "--task induction --n-tokens 3 --repeat-len 2 --n-train 4",
             "--n-train: got 4; accepted: at least 1, and fewer than the task's 4 sequences; or unlimited",
         ),
+        ("--task addition5 --n-train 9999999", "--n-train: got 9999999; accepted: at most 1,000,000; or unlimited"),
+        ("--task addition5 --n-test 9999999", "--n-test: got 9999999; accepted: at most 1000000"),
         (
             "--task addition5 --n-train few",
             "--n-train: got 'few'; accepted: whole numbers of train examples >= 1, or unlimited, as a comma list",
@@ -208,7 +210,7 @@ def test_the_readmes_commands_are_commands(main, monkeypatch, capsys):
         if "--init torch" in command and importlib.util.find_spec("torch") is None:
             continue
         assert main([*shlex.split(command), *([] if "--plan" in command else ["--plan"])]) == 0, (command, capsys.readouterr().err)
-    for script in ("analyze", "rerun"):
+    for script in ("analyze", "rerun", "crossover", "slingshots"):
         module = importlib.import_module(script)
         accepted = module.parser().format_help()
         commands = re.findall(rf"python scripts/{script}\.py([^#\n`]*)", text)

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from jaxgrok.config import BadInput
+from jaxgrok.config import MOST_EXAMPLES, BadInput
 from jaxgrok.tasks.base import Examples
 
 EXAMPLES_STREAM = 2  # fold_in constant of listed examples (training.py has the others)
@@ -21,6 +21,8 @@ class DrawnTask:
     def n_train(self, size: int | None) -> int | None:
         if size is not None and not 0 < size < self.universe:
             raise BadInput("n_train", size, f"at least 1, and fewer than the task's {self.universe:,} sequences; or unlimited")
+        if size is not None and size > MOST_EXAMPLES:
+            raise BadInput("n_train", size, f"at most {MOST_EXAMPLES:,}; or unlimited")
         return size
 
     def n_test(self, size: int | None) -> int:
