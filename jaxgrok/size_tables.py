@@ -13,6 +13,7 @@ from jaxgrok.config import BadInput
 from jaxgrok.report import csv_text, markdown
 from jaxgrok.results import Results
 
+FINISHED = ("trained", "ended")  # of a run that is under way nothing is known yet
 LATE = 2  # a run groks, rather than learns, if it generalises at this many times the epoch at which it memorised, or later
 NOTE = (
     "Generalised: by the criterion of `grokked`, within the budget. Crossover: the size at which half of the runs generalise, from a "
@@ -77,7 +78,7 @@ def sizes_of(results: Results, part: str | None = None) -> Sizes:
         raise BadInput("part", part, f"a part of the task: {', '.join(names) or 'it has none'}")
     found = {}
     for record in results.runs:
-        if not results.metrics.last_epoch[record["run"]]:
+        if record["status"] not in FINISHED:
             continue
         whole = results.timing(record)
         timing = whole if part is None else results.part_timings(record)[part]
@@ -112,9 +113,11 @@ def lines(sizes: Sizes) -> list[str]:
     """The crossover and the grokking window, a line each."""
     what = f" of {sizes.part}" if sizes.part else ""
     last, first = sizes.window()
-    until = "-" if last is None else f"{last:,}" if first is None else f"{last:,} (no longer at {first:,})"
-    largest = " and above: larger sizes were not tried" if last is not None and first is None else ""
-    return [f"Crossover{what}: {sizes.crossover} examples.", f"Grokking window: from the crossover to {until}{largest}."]
+    if last is None:
+        window = "no size tried above the crossover lies in it" + ("" if first is None else f"; it ends below {first:,}")
+    else:
+        window = f"from the crossover to {last:,}, " + ("the largest tried" if first is None else f"no longer at {first:,}")
+    return [f"Crossover{what}: {sizes.crossover} examples.", f"Grokking window: {window}."]
 
 
 def write_size_tables(results: Results, sizes: Sizes) -> None:

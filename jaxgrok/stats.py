@@ -108,4 +108,5 @@ def compare(first: dict, second: dict) -> Comparison:
     times = [_censored(*zip(*cell.values())) for cell in (first, second)]
     if not any(reached for cell in (first, second) for _, reached in cell.values()):
         return Comparison("log-rank", float("nan"))
-    return Comparison("log-rank", float(logrank(*times).pvalue))
+    with np.errstate(invalid="ignore"):  # NaN where no run of one cell was at risk when the other's arrived
+        return Comparison("log-rank", float(logrank(*times).pvalue))

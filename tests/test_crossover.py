@@ -38,7 +38,9 @@ def test_the_crossover_lies_where_half_generalise_and_the_window_above_it():
     assert [at.is_late for at in sizes.of_sizes] == [None, True, True, False]
     last, first = Sizes(sizes.of_sizes[:3]).window()
     assert (last, first) == (40, None)
-    assert "larger sizes were not tried" in size_tables.lines(Sizes(sizes.of_sizes[:3]))[1]
+    assert size_tables.lines(sizes)[1] == "Grokking window: from the crossover to 40, no longer at 80."
+    assert size_tables.lines(Sizes(sizes.of_sizes[:3]))[1] == "Grokking window: from the crossover to 40, the largest tried."
+    assert size_tables.lines(Sizes([sizes.of_sizes[0], sizes.of_sizes[3]]))[1].endswith("lies in it; it ends below 80.")
 
 
 def test_the_figure_shows_each_run_and_the_crossover(monkeypatch):
@@ -71,6 +73,15 @@ def test_a_search_tries_rounds_in_one_sweep_directory(searched):
         rows = list(csv.DictReader(file))
     assert [int(row["n_train"]) for row in rows] == tried
     assert all(row["runs"] == "2" for row in rows)
+
+
+def test_a_run_that_is_under_way_is_no_outcome(tmp_path):
+    path = tmp_path / "runs"
+    with pytest.raises(Interrupted):
+        crossover.search(SETTINGS, path, **RANGE, watch=lambda: StopWatch(150))
+    results = jaxgrok.load(path)
+    assert (results.metrics.last_epoch > 0).all()
+    assert [(at.size, len(at.generalised)) for at in size_tables.sizes_of(results).of_sizes] == [(5, 2)]
 
 
 def test_a_finished_search_trains_nothing_and_an_interrupted_one_goes_on(searched, tmp_path):
