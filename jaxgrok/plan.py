@@ -14,7 +14,7 @@ from jaxgrok.config import Config
 from jaxgrok.grid import Run
 from jaxgrok.tasks import make_task
 
-# Positions whose activations pass through the network at once on a CPU (training.sum_over_blocks); elsewhere all do.
+# Read positions that pass through the network at once on a CPU (training.sum_over_blocks); elsewhere all do.
 CPU_BLOCK = 1024
 # A batch on a CPU: as many runs as keep their activations in cache. Measured on two cores: at p = 113 a step takes 38.5 ms
 # for a run alone and 44 ms for each of two or four together; small networks take the same, and save and dispatch at once.
@@ -25,9 +25,8 @@ EFFICIENCY = 0.5  # of the matmul rate that a step reaches (scripts/benchmark.py
 
 def block_of(config: Config) -> int:
     """Examples in a block on a CPU."""
-    task = make_task(config)
-    widest = task.n_ctx if config.n_layers > 1 else task.read[1] - task.read[0]
-    return max(1, CPU_BLOCK // widest)
+    start, stop = make_task(config).read
+    return max(1, CPU_BLOCK // (stop - start))
 
 
 def step_examples(config: Config, n_train: int | None) -> int:
