@@ -489,6 +489,7 @@ def test_a_task_with_nothing_to_measure_is_refused(main, capsys, tmp_path):
     assert main([str(path), "--seed", "0", "--json", "net.json"]) == 2
 
 
+@pytest.mark.slow
 def test_a_mixed_sweep_is_measured_as_far_as_it_goes(tmp_path, monkeypatch):
     keys = np.array([True, False])
     monkeypatch.setattr(measures, "find_keys", lambda config, params: keys)
