@@ -286,6 +286,7 @@ def test_prepare_writes_nothing(tmp_path):
     assert sum(len(batch.runs) for batch in plan.batches.values()) == 3
 
 
+@pytest.mark.slow
 def test_a_smaller_command_trains_only_what_it_asks_for(tmp_path):
     """Too long, stopped, asked again for less: the rest of the first command waits."""
     path = tmp_path / "runs"
