@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxgrok.config import CHOICES, MODULAR, BadInput
 
@@ -49,6 +50,12 @@ def add_run_flags(p: Parser) -> None:
     numerics.add_argument("--dtype", help=f"{' '.join(CHOICES['dtype'])} (default float32), of everything")
     precisions = " ".join(CHOICES["matmul_precision"])
     numerics.add_argument("--matmul-precision", metavar="P", help=f"{precisions} (default highest: no TF32 on GPUs)")
+
+
+def check_figure(path: Path | None) -> None:
+    """Raises BadInput where a figure cannot be written under this name; None is no figure."""
+    if path is not None and (path.suffix not in (".png", ".pdf", ".svg") or not path.absolute().parent.is_dir()):
+        raise BadInput("--figure", str(path), "a .png, .pdf or .svg file in a directory that exists")
 
 
 def status_of(name: str, run: Callable[[], int], flags=()) -> int:

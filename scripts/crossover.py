@@ -8,7 +8,7 @@ import sys
 
 from jaxgrok.command import Parser, add_run_flags, status_of
 from jaxgrok.config import BadInput
-from jaxgrok.grid import FIELDS, whole
+from jaxgrok.grid import FIELDS, parse_list, whole
 
 EPILOG = """\
 examples:
@@ -46,10 +46,7 @@ def parser() -> Parser:
 
 
 def ratio(name: str, value) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0
+    (number,) = parse_list(name, [value], float, "a ratio > 1")
     if not 1 < number < float("inf"):
         raise BadInput(name, value, "a ratio > 1")
     return number

@@ -7,7 +7,7 @@ python scripts/rerun.py runs/wd_10-1 wd_10-1_mod_addition_loss_curve.pth --figur
 import sys
 from pathlib import Path
 
-from jaxgrok.command import Parser, status_of
+from jaxgrok.command import Parser, check_figure, status_of
 from jaxgrok.config import BadInput
 
 
@@ -24,8 +24,7 @@ def run(args) -> int:
     from jaxgrok import figures, progress, released
     from jaxgrok.results import load
 
-    if args.figure is not None and (args.figure.suffix not in (".png", ".pdf", ".svg") or not args.figure.absolute().parent.is_dir()):
-        raise BadInput("--figure", str(args.figure), "a .png, .pdf or .svg file in a directory that exists")
+    check_figure(args.figure)
     results = load(args.run)
     if len(results.runs) > 1:
         raise BadInput("run directory", str(args.run), f"one run, not {len(results.runs)}")

@@ -1,8 +1,7 @@
 """Find the slingshots of a sweep's train losses and lay them beside the floor of float32: tables, and a figure.
 
-python scripts/sweep.py --p 23 --d-model 32 --frac 0.6 --lr 3e-3 --wd 0,1 --loss exact,float64,float32 --seeds 3 \\
-    --epochs 6000 --out runs/spikes
-python scripts/slingshots.py runs/spikes --figure slingshots.png
+python scripts/sweep.py sweeps/precision_small.toml --out runs/precision_small
+python scripts/slingshots.py runs/precision_small --figure slingshots.png
 
 Of any sweep that recorded the train loss of every epoch. Writes tables/slingshots.csv, a row per run, and slingshots.md.
 """
@@ -10,8 +9,7 @@ Of any sweep that recorded the train loss of every epoch. Writes tables/slingsho
 import sys
 from pathlib import Path
 
-from jaxgrok.command import Parser, status_of
-from jaxgrok.config import BadInput
+from jaxgrok.command import Parser, check_figure, status_of
 
 
 def parser() -> Parser:
@@ -25,8 +23,7 @@ def run(args) -> int:
     from jaxgrok import figures, progress, slingshots
     from jaxgrok.results import load
 
-    if args.figure is not None and (args.figure.suffix not in (".png", ".pdf", ".svg") or not args.figure.absolute().parent.is_dir()):
-        raise BadInput("--figure", str(args.figure), "a .png, .pdf or .svg file in a directory that exists")
+    check_figure(args.figure)
     results = load(args.run)
     cells = slingshots.cells(results)
     slingshots.write_tables(results, cells)
