@@ -53,6 +53,8 @@ def search(
     sizes = set()
     if (path / "metrics.npz").exists():
         sizes = {record["n_train"] for record in load(path).runs}
+        if None in sizes:
+            raise BadInput(labels.get("out", "out"), str(path), "a directory of a sweep over numbers of examples, without unlimited data")
     tried = size_tables.Sizes([])
     while True:
         if not sizes or tried.of_sizes:

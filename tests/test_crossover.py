@@ -123,6 +123,13 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_written(tmp_path,
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_directory_with_unlimited_data_is_refused(tmp_path):
+    fields = {name: value for name, value in SETTINGS.items() if name != "max_epochs"}
+    path = sweep(make_sweep({**fields, "n_train": [5, "unlimited"], "epochs": 2, "eval_every": 1, "seeds": 1}), tmp_path / "runs")
+    with pytest.raises(BadInput, match="without unlimited data"):
+        crossover.search(SETTINGS, path, **RANGE)
+
+
 def test_a_sweep_over_other_things_has_no_crossover(tmp_path):
     path = sweep(make_sweep({"arch": "mlp", "p": 5, "d_mlp": 4, "frac": "0.5,0.6", "seeds": 1, "epochs": 2}), tmp_path / "runs")
     with pytest.raises(BadInput, match="n_train alone"):

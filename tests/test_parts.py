@@ -137,3 +137,11 @@ def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
     for draw in (figures.part_losses_figure, figures.part_order_figure):
         assert not collisions(draw(wide), monkeypatch)
     assert len(part_tables.parts_markdown([wide]).splitlines()) < 60
+
+
+def test_on_unlimited_data_figures_say_learned(results):
+    (cell,) = report.cells(results)
+    assert figures.survival_figure([cell]).axes[0].get_ylabel() == "share not yet learned"
+    drawn = figures.curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    assert "learned, median" in words(drawn)
+    assert "grokked" not in words(drawn)

@@ -12,6 +12,12 @@ from jaxgrok.report import Cell
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
 
 
+def _name_of(event: str, of_cells: list[Cell]) -> str:
+    """An event's name for people: on unlimited data `grokked` is learned."""
+    unlimited = all(record["n_train"] is None for cell in of_cells for record in cell.records)
+    return "learned" if event == "grokked" and unlimited else event
+
+
 @styled
 def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
     """Loss and accuracy of every run of a cell (thin) and their median (thick), and when runs memorised and grokked.
@@ -39,7 +45,7 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
                 (ticks,) = axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, **foot)
                 ticks.set_in_layout(False)  # they may hang over the axis; the layout must not make room for that
             if m.value is not None:
-                label = f"{event}, median {m.value:,.0f}" if axes is loss else None
+                label = f"{_name_of(event, [cell])}, median {m.value:,.0f}" if axes is loss else None
                 axes.axvline(m.value + 1, color=colour, ls="--", lw=1, label=label)
                 if m.low is not None:
                     axes.axvspan(m.low + 1, (m.high or max(time for time, _ in times.values())) + 1, color=colour, alpha=0.1, lw=0)
@@ -53,6 +59,7 @@ def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
 def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
     """The share of runs that have not had an event yet, per cell (Kaplan-Meier), with its 95 % band; crosses are censored runs."""
     figure, axes = make_figure(7, 3.8)
+    name = _name_of(event, of_cells)
     end = max(time for cell in of_cells for time, _ in cell.times(event).values())
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(of_cells)))
     widths = np.linspace(3, 1.4, len(of_cells)) if len(of_cells) > 1 else [1.6]  # what lies below shows where curves coincide
@@ -71,12 +78,12 @@ def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
         axes.step(time, alive, where="post", color=colour, lw=width, label=label)
         censored = times[~reached]
         axes.plot(censored, alive[np.searchsorted(time, censored, side="right") - 1], "x", color=colour, ms=4)
-    axes.set(xlabel="epoch", ylabel=f"share not yet {event}", ylim=(-0.03, 1.03), xlim=(0, end * 1.02))
+    axes.set(xlabel="epoch", ylabel=f"share not yet {name}", ylim=(-0.03, 1.03), xlim=(0, end * 1.02))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(of_cells) <= 12:
-        axes.legend(loc="best", title=f"{event}:")
+        axes.legend(loc="best", title=f"{name}:")
     else:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title=f"{event}:")
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title=f"{name}:")
     return figure
 
 
