@@ -76,7 +76,7 @@ class Config:
     act: relu, or gelu in its exact erf form.
     residual_factor: every sublayer turns x into residual_factor * x + sublayer(x); 2 in the released induction networks.
     dropout: share of each sublayer's output that a training step drops.
-    n_ctx: positions the network has; None: as many as a sequence.
+    n_ctx: positions the network has, of tasks that draw their examples; None: as many as a sequence.
     seq_len, repeat_len, n_repeats, n_tokens: of induction and skip_trigram (see their files); None: as published.
     batch_size: examples a step; None: all train examples, or with unlimited data the task's own number.
     n_test: held-out examples of a task that draws them; None: the task's own number.
@@ -136,6 +136,8 @@ class Config:
                 raise BadInput(name, getattr(self, name), f"at most {most}")
         if self.arch == "mlp" and not self.modular:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
+        if self.n_ctx is not None and self.modular:
+            raise BadInput("n_ctx", self.n_ctx, "with task addition<N>, induction or skip_trigram; the others have three positions")
         if self.arch == "mlp" and self.dropout:
             raise BadInput("dropout", self.dropout, "0 with arch mlp")
         if self.d_model % self.n_heads:

@@ -6,15 +6,12 @@
 The names are the same in both worlds (`blocks.0.attn.W_Q`); the shapes differ, and tell them apart. TABLE below states
 them, one letter a dimension: V input vocabulary, S positions, D residual, H heads, K head width, M neurons, C classes,
 P residue. A network without MLP weights is `attn_only`. Of what a network is for, its task and its residual factor, a file
-says nothing. Nothing in a file is executed. torch (for .pth) and safetensors are optional.
+says nothing.
 """
 
 import dataclasses
-import importlib
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxgrok.config import MODULAR, BadInput, Config
 from jaxgrok.model import make_model
 from jaxgrok.tasks import make_task
+from jaxgrok.weight_files import optional, read, write
 
 # name: (our dimensions, the authors', TransformerLens's); "D(HK)" is one axis of H times K.
 TABLE = {
@@ -61,7 +59,6 @@ ZERO_BIASES = {
     "unembed.b_U": "C",
 }
 BUFFERS = ("blocks.{}.attn.mask", "blocks.{}.attn.IGNORE")
-SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
 
 
 class Imported(NamedTuple):
@@ -285,75 +282,6 @@ def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, 
 # --- files ------------------------------------------------------------------------------------------------------------------
 
 
-def _optional(module: str, name: str, value):
-    """An optional dependency. Where it is missing, raises BadInput for the named value that asks for it, and says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.split(".")[0]
-        raise BadInput(name, value, f'only with {package}, which must be installed: pip install "jaxgrok[{package}]"') from None
-
-
-def _suffix(path: Path) -> str:
-    if path.suffix not in SUFFIXES:
-        raise BadInput("file", str(path), "a name that ends in " + " ".join(SUFFIXES))
-    return path.suffix
-
-
-def _read_torch(path: Path) -> dict:
-    torch = _optional("torch", "file", str(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
-
-    def plain(x):
-        if isinstance(x, torch.Tensor):
-            x = x.detach()
-            return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
-        return x
-
-    def all_plain(content):
-        return {name: plain(x) for name, x in content.items()} if isinstance(content, dict) else content
-
-    content = all_plain(content)
-    return content | {"model": all_plain(content["model"])} if isinstance(content, dict) and "model" in content else content
-
-
-def _read_npz(path: Path) -> dict:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def read(path) -> tuple[dict, dict]:
-    """(state dictionary {name: numpy}, what stood beside it) of a .pth, .safetensors or .npz file.
-
-    A .pth holds a state dictionary, or a dictionary with one under `model`. Read as data: a pickle that names anything
-    but tensors and plain values is refused, and nothing in it runs. Raises BadInput for whatever cannot be read.
-    """
-    path = Path(path)
-    suffix = _suffix(path)
-    if not path.is_file():
-        raise BadInput("file", str(path), "a file that exists")
-    try:
-        if suffix == ".npz":
-            content = _read_npz(path)
-        elif suffix == ".safetensors":
-            content = _optional("safetensors.numpy", "file", str(path)).load_file(path)
-        else:
-            content = _read_torch(path)
-    except BadInput:
-        raise
-    except Exception as error:  # each reader has its own, and a damaged file can raise nearly any of them
-        if type(error).__name__ == "UnpicklingError" or "pickle" in str(error).lower():
-            raise BadInput("file", str(path), "tensors and plain values alone; this pickle is damaged or wants to run code") from None
-        raise BadInput("file", str(path), f"a whole {suffix} file; this one is damaged or cut short ({type(error).__name__})") from None
-    beside = {}
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        beside = {name: x for name, x in content.items() if name != "model"}
-        content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(x, np.ndarray) for name, x in content.items()):
-        raise BadInput("file", str(path), "a state dictionary of named tensors, or one under `model`")
-    return content, beside
-
-
 def _settings(beside: dict) -> dict:
     """The plain numbers, strings and dictionaries of these among what a .pth held beside its weights."""
     found = {}
@@ -368,32 +296,16 @@ def _settings(beside: dict) -> dict:
 
 
 def load(path, *, task: str = "add", act: str = "relu", names: str | None = None, residual_factor: float = 1.0, **task_fields) -> Imported:
-    """A network from a file of weights; see `read` and `from_state` for what is accepted. Raises BadInput, naming the trouble."""
+    """A network from a file; `weight_files.read` and `from_state` say what is accepted. Raises BadInput, naming the trouble."""
     state, beside = read(path)
     network = from_state(state, task=task, act=act, names=names, residual_factor=residual_factor, **task_fields)
     return Imported(*network, _settings(beside))
 
 
 def save(path, config: Config, params: dict, names: str = "authors") -> None:
-    """Write a network's weights as .pth, .safetensors or .npz; the file is replaced whole. Raises BadInput as `to_state` does."""
-    path = Path(path)
-    suffix = _suffix(path)
-    state = to_state(config, params, names)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        if suffix == ".npz":
-            with open(temporary, "wb") as file:
-                np.savez(file, **state)
-        elif suffix == ".safetensors":
-            _optional("safetensors.numpy", "file", str(path)).save_file(state, temporary)
-        else:
-            torch = _optional("torch", "file", str(path))
-            torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, temporary)
-        os.replace(temporary, path)
-    except BadInput:
-        raise
-    except Exception as error:  # each writer has its own
-        raise BadInput("file", str(path), f"a place that can be written ({getattr(error, 'strerror', None) or error})") from None
+    """Write a network's weights as .pth, .safetensors or .npz; the file is replaced whole. Raises BadInput as `to_state` does, and for
+    a place that cannot be written."""
+    write(path, to_state(config, params, names))
 
 
 # --- weights to start from ----------------------------------------------------------------------------------------------
@@ -409,7 +321,7 @@ def draw_with_torch(config: Config, seed: int) -> dict:
     """
     if config.arch == "mlp":
         raise BadInput("init", "torch", f"with arch transformer; the authors' code draws no {config.arch}")
-    torch, task, table = _optional("torch", "init", "torch"), make_task(config), TABLES[config.arch]
+    torch, task, table = optional("torch", "init", "torch"), make_task(config), TABLES[config.arch]
     sizes = {"V": task.d_vocab, "S": config.n_ctx or task.n_ctx, "D": config.d_model, "H": config.n_heads, "K": config.d_head}
     sizes |= {"M": config.mlp_width, "C": task.d_vocab_out}
     later = {} if config.modular else PER_HEAD_W_O

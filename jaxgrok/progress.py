@@ -35,7 +35,7 @@ class _Live:
 
 
 class Watch(_Live):
-    """Shows run-epochs done, epochs/s over all runs, time left, and how many runs have memorised and grokked.
+    """Shows run-epochs done, epochs/s over all runs, time left, and how many runs have memorised and grokked, or learned.
 
     Time left counts every run to its planned end: with until_settled it is the most that can be left.
     """
@@ -67,9 +67,8 @@ class Watch(_Live):
         self.shown = now
         rate = self.trained / (now - self.start)
         left, done = self._left(metrics, plan), int(metrics.last_epoch.sum())
-        memorised, grokked = self._arrived(metrics, plan)
         most = "<= " if plan.sweep.until_settled else ""
-        state = f"{rate:,.1f} epochs/s, {most}{_clock(left / rate)} left, memorised {memorised}, grokked {grokked} of {len(plan.runs)}"
+        state = f"{rate:,.1f} epochs/s, {most}{_clock(left / rate)} left, {self._arrived(metrics, plan)}"
         if self.live is not None:
             self.bar.update(self.task, total=done + left, completed=done, state=state)
         else:
@@ -85,15 +84,18 @@ class Watch(_Live):
         )
 
     @staticmethod
-    def _arrived(metrics, plan) -> tuple[int, int]:
-        """How many runs have memorised (of those that can), and how many have grokked."""
-        memorised = grokked = 0
+    def _arrived(metrics, plan) -> str:
+        """How many runs have memorised and how many grokked; of those on unlimited data, which cannot, how many have learned."""
+        found = []
         for number, run in plan.runs.items():
             curves = metrics.of_run(number)
             learned = phases.has_learned(curves["test_acc"], curves["test_loss"], make_task(run.config).grokked_loss)
-            grokked += phases.first_held(learned) is not None
-            memorised += run.n_train is not None and phases.first_held(curves["train_acc"] >= 0.99) is not None
-        return memorised, grokked
+            grokked, memorised = (phases.first_held(x) is not None for x in (learned, curves["train_acc"] >= 0.99))
+            found.append((run.n_train is not None, memorised, grokked))
+        counts = {limited: [row for row in found if row[0] == limited] for limited in (True, False)}
+        memorised, grokked, learned = (sum(row[i] for row in counts[limited]) for limited, i in ((True, 1), (True, 2), (False, 2)))
+        shown = [f"memorised {memorised}, grokked {grokked} of {len(counts[True])}"] if counts[True] else []
+        return ", ".join(shown + ([f"learned {learned} of {len(counts[False])}"] if counts[False] else []))
 
 
 class Steps(_Live):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgrok import interop, phases
+from jaxgrok import phases, weight_files
 from jaxgrok.config import BadInput
 
 PARTS = ("train", "test")
@@ -56,7 +56,7 @@ def read_released(path, name: str | None = None) -> Curves:
         except (TypeError, ValueError) as error:
             raise BadInput("released", str(path), f"losses by epoch ({error})") from None
         return _checked(path, Curves(*arrays, whole=False))
-    _, beside = interop.read(path)
+    _, beside = weight_files.read(path)
     try:
         train, test = (np.array(beside[key], float) for key in ("train_losses", "test_losses"))
         curves = Curves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test)

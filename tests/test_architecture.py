@@ -13,6 +13,7 @@ ORDER = [
     "schedule",
     "tasks",
     "model",
+    "weight_files",
     "interop",
     "loss",
     "training",
@@ -23,6 +24,7 @@ ORDER = [
     "sweeping",
 ]
 READING = [
+    "weight_files",
     "interop",
     "checkpoint",
     "phases",

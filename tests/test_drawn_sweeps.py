@@ -1,6 +1,7 @@
 """Sweeps over tasks that draw their examples: several tasks, numbers of examples and unlimited data in one directory."""
 
 import csv
+import io
 import json
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import phases, report
+from jaxgrok import phases, progress, report
 from jaxgrok.checkpoint import Metrics
 from jaxgrok.config import BadInput
 from jaxgrok.grid import make_sweep
@@ -22,13 +23,27 @@ CELLS = [(task, n_train) for task in ("addition1", "skip_trigram") for n_train i
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    return sweep(make_sweep(BOTH), tmp_path_factory.mktemp("drawn") / "runs", batch_runs=2)
+def shown():
+    """What the terminal was shown of the sweep below, on a pipe."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, shown):
+    with pytest.MonkeyPatch.context() as patch, progress.Watch(shown) as watch:
+        patch.setattr(watch, "every", 0)
+        return sweep(make_sweep(BOTH), tmp_path_factory.mktemp("drawn") / "runs", batch_runs=2, watch=watch)
 
 
 @pytest.fixture
 def results(drawn):
     return jaxgrok.load(drawn)
+
+
+def test_the_live_line_counts_runs_on_unlimited_data_apart(drawn, shown):
+    last = shown.getvalue().splitlines()[-1]
+    assert last.startswith("160 of 160 run-epochs, ")
+    assert last.endswith("memorised 0, grokked 0 of 4, learned 0 of 4")
 
 
 def test_runs_have_their_task_and_their_number_of_examples(results):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgrok import interop
+from jaxgrok import interop, weight_files
 from jaxgrok.config import Config
 from jaxgrok.model import make_model
 from jaxgrok.tasks import make_task
@@ -43,7 +43,7 @@ def their_network(state, **settings):
 
 def their_logits(path, config, tokens):
     """Logits [N, C] at the last position, of their network with the weights of a file."""
-    state, _ = interop.read(path)
+    state, _ = weight_files.read(path)
     shape = {"n_layers": config.n_layers, "n_heads": config.n_heads, "d_model": config.d_model, "d_head": config.d_head}
     network = their_network(
         {name: torch.from_numpy(x) for name, x in state.items()}, **shape, d_mlp=config.mlp_width, d_vocab=config.p + 1, n_ctx=3,
