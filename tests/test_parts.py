@@ -136,6 +136,8 @@ def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
     wide = part_tables.Parts(parts.cell, many, [dict.fromkeys(many, timing)] * 3, [curves] * 3)
     for draw in (figures.part_losses_figure, figures.part_order_figure):
         assert not collisions(draw(wide), monkeypatch)
+    above, below = figures.part_losses_figure(wide).axes[:2]
+    assert (above.get_title("left"), below.get_title("left")) == ("seed 0", "3 runs, medians")
     assert len(part_tables.parts_markdown([wide]).splitlines()) < 60
 
 

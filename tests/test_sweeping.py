@@ -96,14 +96,13 @@ def test_a_killed_sweep_goes_on_bit_for_bit(tmp_path):
         "from jaxgrok import sweeping\n"
         "from jaxgrok.grid import make_sweep\n"
         "sweeping.SAVE_SECONDS = 0.05\n"
-        f"sweeping.sweep(make_sweep({ {**SMALL, 'seeds': 4, 'epochs': 400}!r}), sys.argv[1], batch_runs=2)\n"
+        f"sweeping.sweep(make_sweep({ {**SMALL, 'seeds': 4, 'epochs': 400, 'checkpoint_every': 40}!r}), sys.argv[1], batch_runs=2)\n"
     )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     subprocess.run([sys.executable, "-c", program, whole], check=True)
     child = subprocess.Popen([sys.executable, "-c", program, parts])
-    while not (parts / "checkpoints" / "0000").exists() and child.poll() is None:
+    while not (parts / "checkpoints" / "0000" / "120").exists() and child.poll() is None:
         time.sleep(0.01)
-    time.sleep(0.4)
     assert child.poll() is None, "it was killed too late"
     child.kill()
     child.wait()

@@ -20,36 +20,43 @@ def _colours(names):
 @styled
 def part_losses_figure(parts: Parts) -> Figure:
     """The test loss of each part: medians over runs (thick) and every run (thin); the mean over parts is black. Above as the post
-    draws it, until half as long again as the last part took; below the whole run on logarithmic axes."""
+    draws it, until half as long again as the last part took, and where parts are many of the first run alone, because medians
+    would blur the drops of one; below the whole run on logarithmic axes."""
     figure, panels = make_figure(8, 6.4, rows=2)
-    last = parts.times[parts.reached].max() if parts.reached.any() else np.inf
+    many, n_runs = len(parts.names) > MOST_NAMED, len(parts.curves)
+    above = slice(1) if many else slice(None)
+    times, reached = parts.times[above], parts.reached[above]
+    last = times[reached].max() if reached.any() else np.inf
     end = max(of_run["epoch_eval"][-1] for of_run in parts.curves) + 1
-    for axes in panels:
-        _draw_losses(axes, parts)
+    for axes, curves in zip(panels, (parts.curves[above], parts.curves)):
+        _draw_losses(axes, parts.names, curves)
         axes.set(xlabel="epoch + 1", ylabel="test loss (nats)")
     panels[0].set(xlim=(1, max(2, min(end, 1.5 * last))), ylim=(0, None))
     panels[0].xaxis.set_major_formatter("{x:,.0f}")
     panels[1].set(xscale="log", yscale="log")
-    if len(parts.names) <= MOST_NAMED:
-        panels[0].legend(loc="upper left", bbox_to_anchor=(1, 1))
-    else:
+    of_all = f"{count_runs(n_runs)}{', medians' if n_runs > 1 else ''}"
+    if many:
         panels[0].legend(handles=panels[0].lines[-1:], loc="upper right")
         _name_by_bar(figure, panels, parts)
-    runs = f"{count_runs(len(parts.curves))}{', medians' if len(parts.curves) > 1 else ''}"
-    panels[0].set_title(f"{parts.cell.name}: {runs}" if parts.cell.name else runs, loc="left")
+    else:
+        panels[0].legend(loc="upper left", bbox_to_anchor=(1, 1))
+    if many and n_runs > 1:
+        panels[1].set_title(of_all, loc="left")
+        of_all = f"seed {parts.cell.records[0]['seed']}"
+    panels[0].set_title(f"{parts.cell.name}: {of_all}" if parts.cell.name else of_all, loc="left")
     return figure
 
 
-def _draw_losses(axes, parts: Parts) -> None:
-    colours, several = _colours(parts.names), len(parts.curves) > 1
-    for part, colour in colours.items():
-        curves = [(of_run["epoch_eval"], of_run["test_part_loss"][part]) for of_run in parts.curves]
-        if several and len(parts.names) <= MOST_NAMED:
-            for epochs, loss in curves:
+def _draw_losses(axes, names, curves) -> None:
+    many = len(names) > MOST_NAMED
+    for part, colour in _colours(names).items():
+        losses = [(of_run["epoch_eval"], of_run["test_part_loss"][part]) for of_run in curves]
+        if len(curves) > 1 and not many:
+            for epochs, loss in losses:
                 axes.plot(*thinned(epochs + 1, loss), color=colour, **THIN)
-        epochs, middle = median_over_runs(curves, log=True)
-        axes.plot(*thinned(epochs + 1, middle), color=colour, **(MEDIAN if len(parts.names) <= MOST_NAMED else {"lw": 0.8}), label=part)
-    means = [(of_run["epoch_eval"], np.mean([of_run["test_part_loss"][part] for part in parts.names], axis=0)) for of_run in parts.curves]
+        epochs, middle = median_over_runs(losses, log=True)
+        axes.plot(*thinned(epochs + 1, middle), color=colour, **({"lw": 0.8} if many else MEDIAN), label=part)
+    means = [(of_run["epoch_eval"], np.mean([of_run["test_part_loss"][part] for part in names], axis=0)) for of_run in curves]
     epochs, middle = median_over_runs(means, log=True)
     axes.plot(*thinned(epochs + 1, middle), color="k", lw=1, ls="--", label="mean of the parts")
 
