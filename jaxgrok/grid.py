@@ -123,9 +123,10 @@ class Sweep:
         rest = {"split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
         return {**values, **rest, **({} if self.init is None else {"init": _name_of_init(self.init)})}
 
-    def default_name(self) -> str:
-        """A directory name that depends on the fixed fields alone, so that the same sweep, extended, finds itself."""
-        fixed = self.fixed()
+    def default_name(self, also=()) -> str:
+        """A directory name that depends on the fixed fields, and on the grid's fields `also`, alone, so that the same sweep,
+        extended, finds itself."""
+        fixed = self.fixed() | {name: getattr(self, name) for name in also}
         task = "-".join(fixed["task"]) if isinstance(fixed["task"], list) else fixed["task"]
         p = "-".join(map(str, fixed["p"])) if isinstance(fixed["p"], list) else fixed["p"]
         what = f"{task}-p{p}" if any(config.modular for config in self.configs) else task
@@ -293,6 +294,8 @@ def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sw
         raise BadInput(
             label("n_train"), settings["n_train"], "with addition<N>, induction or skip_trigram; the size of modular tasks is frac"
         )
+    if "n_test" in settings and all(modular):
+        raise BadInput(label("n_test"), settings["n_test"], "with a task that draws its examples; modular ones test all other pairs")
     if sweep.init is not None and sweep.init_scale != (1.0,):
         raise BadInput(label("init_scale"), settings["init_scale"], "without init, whose weights are taken as they are")
     for config, task in tasks.items():

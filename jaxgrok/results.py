@@ -103,8 +103,8 @@ class Results:
         """
         record = self._one(coordinates)
         names = self.parts(record)
-        if not names or part not in (None, *names):
-            raise BadInput("part", part, f"a part of task {record['task']}: {', '.join(names) or 'it has none'}")
+        if not names or part is not None:
+            check_part(part, self.config(record))
         curves = self.metrics.parts_of_run(record["run"])
         chosen = [(i, name) for i, name in enumerate(names) if part in (None, name)]
         by_part = {curve: {name: curves[curve][:, i] for i, name in chosen} for curve in ("test_part_loss", "test_part_acc")}
@@ -201,12 +201,14 @@ class Results:
     def part_timings(self, record: dict) -> dict[str, phases.Timing]:
         """{part: its events} of one run, for the parts that the loss counts: a loss below half of the part's own chance and, where the
         run's criterion is accuracy, that accuracy too: alone, one class is always right for a network that always guesses it.
-        Memorised is the run's."""
+        Memorised is the run's. A part of which the run's test set has no target is left out."""
         task, run = make_task(self.config(record)), record["run"]
         whole, of_parts = self.metrics.of_run(run), self.metrics.parts_of_run(run) if task.parts else {}
         timings = {}
         for i, part in enumerate(task.parts[: task.counted]):
             loss, accuracy, limit = of_parts["test_part_loss"][:, i], of_parts["test_part_acc"][:, i], task.chance[i] / 2
+            if len(loss) and np.isnan(loss).all():
+                continue
             curves = {"test_loss": loss, "test_acc": np.where(loss < limit, accuracy, 0)}
             grokked_loss = None if task.grokked_loss is None else limit
             timings[part] = phases.time_run(**{**whole, **curves}, grokked_loss=grokked_loss, unlimited=record["n_train"] is None)
@@ -216,6 +218,13 @@ class Results:
     def has_circuit_events(self) -> bool:
         """Whether any run's checkpoints were analysed."""
         return bool(self._restricted)
+
+
+def check_part(part: str | None, config: Config, label: str = "part") -> None:
+    """Raises BadInput, named `label`, where the config's task has no such part."""
+    names = make_task(config).parts
+    if part not in names:
+        raise BadInput(label, part, f"a part of task {config.task}: {', '.join(names) or 'it has none'}")
 
 
 def load(run_dir) -> Results:

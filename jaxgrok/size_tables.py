@@ -11,7 +11,7 @@ from jaxgrok import stats, threshold
 from jaxgrok.checkpoint import replace_text
 from jaxgrok.config import BadInput
 from jaxgrok.report import csv_text, markdown
-from jaxgrok.results import Results
+from jaxgrok.results import Results, check_part
 
 FINISHED = ("trained", "ended")  # of a run that is under way nothing is known yet
 LATE = 2  # a run groks, rather than learns, if it generalises at this many times the epoch at which it memorised, or later
@@ -73,9 +73,8 @@ def sizes_of(results: Results, part: str | None = None) -> Sizes:
     other = [name for name in results.varying() if name != "n_train"]
     if other or any(record["n_train"] is None for record in results.runs):
         raise BadInput("run directory", str(results.path), f"a sweep over n_train alone, not {' '.join(other) or 'unlimited data'}")
-    names = results.parts(results.runs[0])
-    if part is not None and part not in names:
-        raise BadInput("part", part, f"a part of the task: {', '.join(names) or 'it has none'}")
+    if part is not None:
+        check_part(part, results.config(results.runs[0]))
     found = {}
     for record in results.runs:
         if record["status"] not in FINISHED:

@@ -5,6 +5,7 @@ runs a size the outcomes are often perfectly separated, and no finite slope is t
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.special import log_expit
@@ -77,7 +78,8 @@ def next_sizes(sizes, generalised, count: int, low: int, high: int, precision: f
     Without runs: `count` sizes from low to high, both included, in geometric progression. Afterwards `count` of them inside
     a bracket, rounded, less those tried. The bracket is (largest size at which fewer than half of the runs generalised, or
     low if there is none; smallest size at which at least half did, or high). If those cross, as outcomes near the threshold
-    do, it is the profile interval of `crossover`, with low and high for the bounds it lacks. It ends at low and high.
+    do, it is the profile interval of `crossover`, with low and high for the bounds it lacks. It ends at low and high. Where all of
+    them were tried, as in a bracket that did not shrink, the middles of the widest gaps between tried sizes are next.
 
     Empty once neighbours among the bracket's ends and the sizes tried inside are within a ratio of `precision`; so also if
     half generalised at low already, or not at high.
@@ -94,4 +96,9 @@ def next_sizes(sizes, generalised, count: int, low: int, high: int, precision: f
     knots = np.array([lower, *tried[(lower < tried) & (tried < upper)], upper])
     if (knots[1:] / knots[:-1]).max() <= precision:
         return ()
-    return tuple(sorted({round(size) for size in np.geomspace(lower, upper, count + 2)[1:-1]} - set(tried.tolist())))
+    known = set(tried.tolist())
+    spaced = {round(size) for size in np.geomspace(lower, upper, count + 2)[1:-1]} - known
+    if not spaced:
+        gaps = sorted(pairwise(knots), key=lambda gap: gap[0] / gap[1])[:count]
+        spaced = {round(np.sqrt(a * b)) for a, b in gaps if b > precision * a} - known
+    return tuple(sorted(spaced))

@@ -78,7 +78,8 @@ def run(args: dict) -> int:
     figures.write_figures(results, report.write_tables(results))
     sizes = size_tables.sizes_of(results, args["part"])
     size_tables.write_size_tables(results, sizes)
-    figures.write_size_figures(results, sizes)
+    if sizes.of_sizes:
+        figures.write_size_figures(results, sizes)
     print(size_tables.NOTE)
     print(f"tables, figures, checkpoints: {path}")
     return status

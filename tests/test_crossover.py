@@ -10,6 +10,7 @@ from jaxgrok.config import BadInput
 from jaxgrok.grid import make_sweep
 from jaxgrok.size_tables import AtSize, Sizes
 from jaxgrok.sweeping import Interrupted, sweep
+from tests.conftest import REPOSITORY
 from tests.on_disk import StopAt, curves
 from tests.test_figures import collisions, words
 
@@ -113,7 +114,8 @@ class StopWatch(StopAt):
         ({}, {"low": 90, "high": 5}, "high: got 5; accepted: more than low = 90"),
         ({}, {"high": 200}, "n_train: got 200; accepted: at least 1, and fewer than the task's 100 sequences"),
         ({}, {"part": "digit 7"}, "part: got 'digit 7'; accepted: a part of task addition1: digit 0, digit 1"),
-        ({"lr": "0.1,0.2"}, {}, "one cell"),
+        ({"lr": "0.1,0.2"}, {}, "lr: got '0.1,0.2'; accepted: one value: a search varies"),
+        ({"d_model": "16,32"}, {}, "d_model: got '16,32'; accepted: one value"),
         ({"task": "add", "p": 5}, {}, "n_train"),
     ],
 )
@@ -121,6 +123,42 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_written(tmp_path,
     with pytest.raises(BadInput, match=message.replace("[", r"\[")):
         crossover.search({**SETTINGS, **changes}, tmp_path / "runs", **{**RANGE, **options})
     assert not (tmp_path / "runs").exists()
+
+
+def test_another_search_has_another_directory_and_cannot_use_this_one(searched, tmp_path, monkeypatch):
+    path, _ = searched
+    before = (path / "manifest.json").read_bytes()
+    for changes, message in [
+        ({"wd": 0.1}, "wd: got 0.1; accepted: 1.0, as the runs in .* have it; or another directory"),
+        ({"lr": 0.02}, "lr: got 0.02; accepted: 0.01"),
+        ({"d_model": 8}, "d_model: got 8; accepted: 16"),
+        ({"max_epochs": 50}, "max_epochs: got 50; accepted: at least 60, the budget of the runs in"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            crossover.search({**SETTINGS, **changes}, path, **RANGE)
+    assert (path / "manifest.json").read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(crossover.sweeping, "sweep", lambda sweep, path, **_: (_ for _ in ()).throw(Interrupted(path)))
+    names = set()
+    for changes in ({}, {"wd": 0.1}, {"lr": 0.02}, {"max_epochs": 50}, {"init_scale": 2.0}, {"seeds": 3}):
+        with pytest.raises(Interrupted) as stopped:
+            crossover.search({**SETTINGS, **changes}, **RANGE)
+        names.add(stopped.value.path)
+    assert len(names) == 5  # more seeds go on in the same
+
+
+def test_a_search_stopped_before_any_run_has_ended_says_so(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    import crossover as command
+
+    monkeypatch.setattr("jaxgrok.progress.Watch", lambda: StopWatch(1))
+    flags = "--task addition1 --d-model 16 --n-heads 2 --seeds 1 --low 5 --high 90 --sizes 2 --max-epochs 60 --out runs"
+    assert command.main(flags.split()) == 130
+    shown = capsys.readouterr()
+    assert "The same command goes on from there." in shown.err
+    assert "Traceback" not in shown.err
+    assert (tmp_path / "runs" / "tables" / "crossover.md").exists()
 
 
 def test_a_directory_with_unlimited_data_is_refused(tmp_path):
@@ -142,7 +180,7 @@ def test_a_sweep_over_other_things_has_no_crossover(tmp_path):
 )
 def test_the_command_names_what_it_refuses(monkeypatch, tmp_path, capsys, arguments, named):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(crossover.Path(__file__).parent.parent / "scripts"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     import crossover as command
 
     task = [] if "--task" in arguments else ["--task", "addition5"]

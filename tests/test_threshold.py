@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -133,7 +135,22 @@ def test_outcomes_that_cross_are_searched_over_the_profile_interval():
     assert max(threshold.next_sizes(*outcomes(table), 50, 100, 410)) < 410
     # without bounds, all sizes
     assert threshold.next_sizes(*outcomes({100: (1, 1), 400: (0, 1)}), 1, 50, 800) == (200,)
-    assert threshold.next_sizes(*outcomes({100: (1, 1), 200: (0, 1)}), 1, 50, 800) == ()
+    # and where those were tried, the middle of the widest gap: a search that cannot bracket goes on
+    assert threshold.next_sizes(*outcomes({100: (1, 1), 200: (0, 1)}), 1, 50, 800) == (400,)
+
+
+def test_a_search_whose_outcomes_cross_at_the_ends_goes_on_until_neighbours_are_close():
+    """The larger of two sizes fails, and again: no bracket, and an interval without bounds."""
+    sizes, done = [100, 197, 311, 390, 770, 965, 1519, 3000], [False, False, False, False, False, True, True, False]
+    c = threshold.crossover(sizes, done)
+    assert (c.low, c.high) == (None, None)
+    while asked := threshold.next_sizes(sizes, done, 4, 100, 3000):
+        assert not set(asked) & set(sizes)
+        sizes, done = [*sizes, *asked], [*done, *(size > 800 for size in asked)]
+    knots = sorted(size for size in sizes)
+    c = threshold.crossover(sizes, done)
+    inside = [size for size in knots if (c.low or 100) <= size <= (c.high or 3000)]
+    assert max(b / a for a, b in pairwise(inside)) <= 1.1
 
 
 @pytest.mark.parametrize(("N50", "slope"), [(700, 1e5), (137, 1e5), (3600, 1e5), (700, 10), (300, 6)])
