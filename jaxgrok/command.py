@@ -28,7 +28,7 @@ def add_run_flags(p: Parser) -> None:
     model.add_argument("--n-repeats", metavar="N", help="copies of it (default 3)")
     model.add_argument("--n-tokens", metavar="N", help="token ids of induction (default 128)")
     model.add_argument("--n-test", metavar="N", help="held-out examples of tasks that draw them (default 1024; induction 256)")
-    model.add_argument("--split-seed", metavar="N", help="one train/test split for all runs (default: each run's own seed)")
+    model.add_argument("--split-seed", metavar="N", help="one split, or stream of fresh data, for all runs (default: the run's seed)")
     model.add_argument("--init", metavar="FILE|torch", help="start every run from these weights, or from what the authors' code draws")
     model.add_argument("--arch", help=f"{' '.join(CHOICES['arch'])} (default transformer; induction, skip_trigram: attn_only)")
     model.add_argument("--n-layers", metavar="N", help="transformer blocks (default 1; induction: 2)")

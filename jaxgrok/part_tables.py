@@ -20,9 +20,10 @@ from jaxgrok.results import AXES, Results
 EVENTS = ("grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
 ORDERED = 16  # parts: of more, a matrix of who came before whom is left to the figure
 NOTE = (
-    "Learned: a test loss below half of the part's own chance (ln 2 / 2 for a digit that is 0 or 1, ln 10 / 2 for another), and of skip "
-    "trigrams 99 % accuracy too; Kaplan-Meier medians with 95 % intervals, in epochs (updates). Drop width: 10 to 90 % of the fall of "
-    "the part's log test loss, where it has settled. First in: runs in which it came first; parts that tie share the run."
+    "Learned: a test loss below half of that of a guess (ln 2 / 2 for a digit that is 0 or 1, ln 10 / 2 for another and for skip trigrams, "
+    "ln(tokens - 1) / 2 for repeated tokens), and of skip trigrams 99 % accuracy too; Kaplan-Meier medians with 95 % intervals, in epochs "
+    "(updates). Drop width: 10 to 90 % of the fall of the part's log test loss, where it has settled. First in: runs in which it came "
+    "first; parts that tie share the run."
 )
 ORDER_NOTE = (
     "Kendall's W is 1 where every run has the same order and near 0 where each has its own (p: ranks shuffled within runs). Spread: from "
@@ -33,12 +34,13 @@ ORDER_NOTE = (
 @dataclass(frozen=True)
 class Parts:
     """The parts of one cell. timings: {part: its events} of each run; times, reached [R, P]: when they were learned, or were last seen
-    not to be; curves: {part: test loss [evaluations]} and epoch_eval of each run."""
+    not to be; curves: {part: test loss [evaluations]} and epoch_eval of each run. left_out: parts of which some run has no test target."""
 
     cell: Cell
     names: tuple[str, ...]
     timings: list[dict[str, phases.Timing]]
     curves: list[dict]
+    left_out: tuple[str, ...] = ()
 
     @property
     def times(self) -> np.ndarray:
@@ -71,9 +73,12 @@ def parts_of(results: Results, of_cells: list[Cell]) -> list[Parts]:
     found = []
     for cell in of_cells:
         timings = [results.part_timings(record) for record in cell.records]
-        if timings[0]:
+        seen = list(dict.fromkeys(part for of_run in timings for part in of_run))
+        names = tuple(part for part in seen if all(part in of_run for of_run in timings))
+        if names:
             curves = [results.part_curves(run=record["run"]) for record in cell.records]
-            found.append(Parts(cell, tuple(timings[0]), timings, curves))
+            timings = [{part: of_run[part] for part in names} for of_run in timings]
+            found.append(Parts(cell, names, timings, curves, tuple(part for part in seen if part not in names)))
     return found
 
 
@@ -110,7 +115,9 @@ def order_lines(parts: Parts) -> list[str]:
     """What is told of a cell's order of arrival, a line each."""
     c, runs = parts.concordance, len(parts.timings)
     agreement = "not enough complete orders" if c.W != c.W else f"Kendall's W {c.W:.2f}, p {c.pvalue:.2g}"
-    return [f"Order of arrival over {c.runs} of {runs} runs with a whole order: {agreement}.", f"Spread: {parts.spread} epochs."]
+    lines = [f"Order of arrival over {c.runs} of {runs} runs with a whole order: {agreement}.", f"Spread: {parts.spread} epochs."]
+    missing = f"Left out, because not every run has a test example of it: {', '.join(parts.left_out)}."
+    return lines + ([missing] if parts.left_out else [])
 
 
 def before_table(parts: Parts) -> tuple[list[str], list[list[str]]]:

@@ -177,9 +177,8 @@ def show_summary(results, cells, parts=()) -> None:
         if results.has_circuit_events:
             print_table(*report.stages_table(cells))
             print(report.STAGES_NOTE)
-    waiting = len(results.runs) - sum(len(cell.records) for cell in cells)
-    if waiting:
-        print(f"{waiting} of {len(results.runs)} runs have not begun, and are in no row.")
+    if waiting := report.waiting(results, cells):
+        print(waiting)
     print(f"tables, figures, checkpoints: {results.path}")
 
 

@@ -27,6 +27,17 @@ def field_values(record: dict, names) -> list:
     return [UNLIMITED if name == "n_train" and record[name] is None else record[name] for name in names]
 
 
+def name_of(fields) -> str:
+    """`wd=0.1 lr=0.001`."""
+    return " ".join(f"{name}={shown_value(name, value)}" for name, value in fields)
+
+
+def waiting(results: Results, of_cells: list) -> str:
+    """A line on the runs that are in no row; empty where there are none."""
+    n = len(results.runs) - sum(len(cell.records) for cell in of_cells)
+    return f"{n} of {len(results.runs)} runs have not begun, and are in no row." if n else ""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One combination of all axes except the seed: its runs' records and timings, in the same order."""
@@ -37,7 +48,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{name}={shown_value(name, value)}" for name, value in self.fields)
+        return name_of(self.fields)
 
     def times(self, measured: str) -> dict[int, tuple[int, bool]]:
         """{seed: (time, reached)} of memorised, grokked (any event), delay or width. With unlimited data nothing is memorised.
@@ -216,9 +227,7 @@ def summary_markdown(results: Results, of_cells: list[Cell]) -> str:
     if results.has_circuit_events:
         parts += ["## Stages", markdown(*stages_table(of_cells)), STAGES_NOTE]
     comparisons = comparison_rows(of_cells)
-    waiting = len(results.runs) - sum(len(cell.records) for cell in of_cells)
-    if waiting:
-        parts.insert(2, f"{waiting} of {len(results.runs)} runs have not begun, and are in no row.")
+    parts.insert(2, waiting(results, of_cells))
     if comparisons:
         header = ["cell", "cell", "test", "earlier in first / second / undecided", "p"]
         parts += ["## Which cell grokked earlier", markdown(header, comparisons)]

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from jaxgrok import phases, stats
 from jaxgrok.checkpoint import replace_text
 from jaxgrok.config import BadInput
-from jaxgrok.report import csv_text, field_values, markdown, shown_value
+from jaxgrok.report import csv_text, field_values, markdown, name_of, shown_value, waiting
 from jaxgrok.results import AXES, Results
 from jaxgrok.tasks import make_task
 
@@ -126,11 +126,6 @@ class Cell:
         return {record["seed"]: found.first for record, found in zip(self.records, self.found)}
 
 
-def name_of(fields) -> str:
-    """`wd=0 loss=exact`."""
-    return " ".join(f"{name}={shown_value(name, value)}" for name, value in fields)
-
-
 def cells(results: Results) -> list[Cell]:
     """The slingshots of every run that has begun. Raises BadInput where none has, or not every epoch was recorded."""
     if results.metrics.train_every > 1:
@@ -217,12 +212,6 @@ def comparison_rows(of_cells: list[Cell]) -> list[list[str]]:
             names = [name_of(cell.fields) for cell in (first, second)]
             rows.append([*names, c.test, pairs, "-" if c.pvalue != c.pvalue else f"{c.pvalue:.2g}"])
     return rows
-
-
-def waiting(results: Results, of_cells: list[Cell]) -> str:
-    """A line on the runs that are in no row; empty where there are none."""
-    n = len(results.runs) - sum(len(cell.records) for cell in of_cells)
-    return f"{n} of {len(results.runs)} runs have not begun, and are in no row." if n else ""
 
 
 def slingshots_markdown(results: Results, of_cells: list[Cell]) -> str:

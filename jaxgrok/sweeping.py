@@ -31,7 +31,7 @@ from jaxgrok.grid import Run, Sweep
 from jaxgrok.plan import Batch, block_of, make_batches
 from jaxgrok.schedule import default_checkpoint_every, default_eval_every, schedule
 from jaxgrok.tasks import make_task
-from jaxgrok.training import make_hyper, make_train
+from jaxgrok.training import cycle_of, make_hyper, make_train
 
 SAVE_SECONDS = 60  # between full saves: the most work that a killed process loses
 PENDING = 2  # intervals in flight before the host waits for the oldest
@@ -343,13 +343,14 @@ class _Sweep:
         metrics.ended[live] = False
         evaluations, checkpoints = set(schedule(batch.epochs, plan.eval_every)), set(plan.checkpoints(batch))
         marks = np.array(sorted(evaluations | checkpoints))
-        pending = deque()
+        pending, cycle = deque(), cycle_of(batch.config, batch.n_train)
 
         def drain(keep: int = 0) -> None:
             while len(pending) > keep:
                 epoch, steps, (loss, accuracy, evaluation) = pending.popleft()
                 rows = training.live
-                loss, accuracy = np.asarray(loss)[:, :steps], np.asarray(accuracy)[:, 0]
+                # Of minibatches the mean of a cycle through the train set, as far as the interval goes.
+                loss, accuracy = np.asarray(loss)[:, :steps], np.asarray(accuracy)[:, : min(steps, cycle)].mean(axis=1)
                 metrics.record(training.run[rows], rows, epoch, loss, accuracy, evaluation)
                 self.watch.advanced(metrics, plan, len(rows) * steps)
 

@@ -23,7 +23,7 @@ from jaxgrok.model import make_model
 from jaxgrok.schedule import default_eval_every, schedule
 from jaxgrok.tasks import Examples, make_task
 
-# fold_in constants: a new consumer of randomness takes the next number; 2 are listed examples (tasks/drawn.py).
+# fold_in constants: a new consumer takes 5; 2 are listed examples (tasks/drawn.py), 4 the heads' sequences.
 INIT_STREAM, FRESH_STREAM, DROPOUT_STREAM = 0, 1, 3
 
 
@@ -119,6 +119,11 @@ def sum_over_blocks(f: Callable, examples, block: int | None):
     return total if whole == n else jax.tree.map(jnp.add, total, f(rest))
 
 
+def cycle_of(config: Config, n_train: int | None) -> int:
+    """Steps after which the minibatches of a train set come again; 1 where there are none. n_train None: unlimited data."""
+    return 1 if n_train is None or config.batch_size is None else n_train // math.gcd(n_train, config.batch_size)
+
+
 @functools.cache
 def make_train(config: Config, max_steps: int = 10, block: int | None = None) -> Trainer:
     """The pure functions of one run of this config; `advance` takes at most max_steps at a time.
@@ -179,7 +184,7 @@ def make_train(config: Config, max_steps: int = 10, block: int | None = None) ->
         if config.batch_size is None or config.batch_size == n:
             return train
         # (epoch * batch_size) % n for each step of a cycle, in numpy: the product may be more than an int32.
-        starts = np.arange(n // math.gcd(n, config.batch_size)) * config.batch_size % n
+        starts = np.arange(cycle_of(config, n)) * config.batch_size % n
         rows = (jnp.asarray(starts, jnp.int32)[epoch % len(starts)] + jnp.arange(config.batch_size)) % n
         return jax.tree.map(lambda x: x[rows], train)
 
@@ -239,7 +244,7 @@ def train(
     seed: int = 0,
     weight_decay: float = 1.0,
     lr: float = 1e-3,
-    frac: float = 0.3,
+    frac: float | None = None,
     n_train: int | None = None,
     init_scale: float = 1.0,
     epochs: int = 40_000,
@@ -249,13 +254,22 @@ def train(
 ) -> tuple[TrainState, Curves]:
     """Train one run in memory and return its final state and its curves; `sweep` is for many, with files.
 
-    frac: of the pairs of a modular task; n_train: examples of another, None: unlimited data. params: start from these instead
-    of drawing from the seed. The split is the seed's unless split_seed is given.
+    frac: of the pairs of a modular task, None: 0.3; n_train: examples of another, None: unlimited data. params: start from these
+    instead of drawing from the seed. The split is the seed's unless split_seed is given. Raises BadInput for the other kind of
+    task's size, or a minibatch larger than the train set.
     """
+    task = make_task(config)
+    name, other = ("frac", n_train) if config.modular else ("n_train", frac)
+    if other is not None:
+        raise BadInput("n_train" if config.modular else "frac", other, f"{name}, with task {config.task}")
+    size = (0.3 if frac is None else frac) if config.modular else n_train
+    most = task.n_train(size)
+    if most is not None and (config.batch_size or 0) > most:
+        raise BadInput("batch_size", config.batch_size, f"at most {most}, the train examples")
     every = eval_every or default_eval_every(epochs)
     trainer = make_train(config, every)
     hyper = make_hyper(config, seed, weight_decay, lr, split_seed, init_scale)
-    train_set, test_set = make_task(config).split(frac if config.modular else n_train, seed, split_seed)
+    train_set, test_set = task.split(size, seed, split_seed)
     advance, evaluate = jax.jit(trainer.advance, donate_argnums=0), jax.jit(trainer.evaluate)
     # Copied, because `advance` donates its state: the caller's arrays must outlive it.
     state = jax.jit(trainer.init)(hyper) if params is None else trainer.start(jax.tree.map(jnp.array, params), hyper)

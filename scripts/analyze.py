@@ -116,6 +116,8 @@ def analyze_one(given: dict) -> int:
         subject = analysis.subject_of_file(given["target"], **{name: given[name] for name in options if name in given})
     if "export" in given:
         interop.save(given["export"], subject.config, subject.params, given.get("names", "authors"))
+        if subject.config.residual_factor != 1:
+            print(f"the file says nothing of the residual factor {subject.config.residual_factor:g}: give it where the weights are read")
     if set(given) & {"json", "figures"} or not set(given) & set(ONE_NETWORK):
         dtype = given.get("dtype", "float32")
         measured = analysis.measure(subject, dtype)

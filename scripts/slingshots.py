@@ -20,7 +20,7 @@ def parser() -> Parser:
 
 
 def run(args) -> int:
-    from jaxgrok import figures, progress, slingshots
+    from jaxgrok import figures, progress, report, slingshots
     from jaxgrok.results import load
 
     check_figure(args.figure)
@@ -35,8 +35,8 @@ def run(args) -> int:
         progress.print_table(slingshots.COMPARISON_HEADER, comparisons)
     print(f"{slingshots.RELEASED_TITLE}:")
     progress.print_table(*slingshots.RELEASED)
-    if slingshots.waiting(results, cells):
-        print(slingshots.waiting(results, cells))
+    if waiting := report.waiting(results, cells):
+        print(waiting)
     if args.figure is not None:
         figures.slingshots_figure(cells).savefig(args.figure)
     print(f"tables: {results.path / 'tables'}")

@@ -14,7 +14,8 @@ from jaxgrok.checkpoint import Metrics
 from jaxgrok.config import BadInput
 from jaxgrok.grid import make_sweep
 from jaxgrok.sweeping import Interrupted, prepare, sweep
-from jaxgrok.tasks import AdditionTask, make_task
+from jaxgrok.tasks import AdditionTask, make_config, make_task
+from jaxgrok.training import cycle_of, train
 from tests.on_disk import StopAt, curves, same_files
 
 NETWORK = {"arch": "attn_only", "d_model": 4, "n_heads": 1, "dtype": "float64", "lr": 1e-2, "eval_every": 5, "batch_size": 8}
@@ -111,6 +112,17 @@ def test_tables_name_unlimited_data(results):
     ] * 2
     header, _ = report.readable_table(cells)
     assert {"grokked", "learned", "not learned", "grokked or learned at"} <= set(header)
+
+
+def test_the_train_accuracy_of_minibatches_is_of_a_cycle_through_them(results):
+    """20 examples in minibatches of 8: five steps until they come again."""
+    assert cycle_of(results.config(results.runs[4]), 20) == 5
+    fields = {name: BOTH[name] for name in NETWORK.keys() - {"lr", "eval_every"}}
+    _, alone = train(make_config("skip_trigram", **fields), seed=1, n_train=20, lr=1e-2, epochs=20, eval_every=5)
+    curves = results.curves(task="skip_trigram", n_train=20, seed=1)
+    for epoch, stop, accuracy in zip(curves["epoch_eval"], [*curves["epoch_eval"][1:], 20], curves["train_acc"]):
+        assert accuracy == pytest.approx(alone.train_acc[epoch : min(stop, epoch + 5)].mean())
+    assert len(set(np.round(alone.train_acc[10:15], 6))) > 1
 
 
 def test_an_interrupted_sweep_goes_on_bit_for_bit(drawn, tmp_path):

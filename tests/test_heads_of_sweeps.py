@@ -12,6 +12,7 @@ from jaxgrok import analysis, circuit_tables, figures, head_tables, heads, inter
 from jaxgrok.config import Config
 from jaxgrok.grid import make_sweep
 from jaxgrok.sweeping import sweep
+from tests.conftest import REPOSITORY
 from tests.test_analysis import Count
 from tests.test_figures import words
 from tests.test_heads import SHAPES, SMALL, as_numpy, curves_of, drawn, run_heads
@@ -69,7 +70,7 @@ def rows_of(path):
 @pytest.fixture
 def main(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(interop.Path(__file__).parent.parent / "scripts"))
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     import analyze
 
     return analyze.main

@@ -115,6 +115,19 @@ def test_a_part_that_does_not_exist_is_refused_by_name(results):
         results.part_curves("digit 9", seed=0)
 
 
+def test_a_part_that_a_test_set_lacks_is_left_out_and_named(results):
+    metrics, (cell,) = results.metrics, report.cells(results)
+    planted = metrics.test_part_loss[1].copy()
+    try:
+        metrics.test_part_loss[1, :, 0] = np.nan
+        (of_cell,) = part_tables.parts_of(results, [cell])
+    finally:
+        metrics.test_part_loss[1] = planted
+    assert of_cell.names == ("digit 1", "digit 2")
+    assert part_tables.order_lines(of_cell)[-1] == "Left out, because not every run has a test example of it: digit 0."
+    assert of_cell.reached.shape == (3, 2)
+
+
 def test_the_figures_hold_the_planted_data(parts, monkeypatch):
     losses, arrival = figures.part_losses_figure(parts), figures.part_order_figure(parts)
     for figure in (losses, arrival):

@@ -90,7 +90,7 @@ TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram 
             "--n-train: got 10; accepted: at least 1, and fewer than the task's 10 sequences; or unlimited",
         ),
         (
-            "--task induction --n-tokens 3 --repeat-len 2 --n-train 4",
+            "--task induction --seq-len 7 --n-tokens 3 --repeat-len 2 --n-train 4",
             "--n-train: got 4; accepted: at least 1, and fewer than the task's 4 sequences; or unlimited",
         ),
         ("--task addition5 --n-train 9999999", "--n-train: got 9999999; accepted: at most 1,000,000; or unlimited"),
@@ -111,6 +111,8 @@ TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram 
             "--n-train: got '30'; accepted: with addition<N>, induction or skip_trigram; the size of modular tasks is frac",
         ),
         ("--task addition5 --n-train 700,20 --batch-size 21", "--batch-size: got 21; accepted: at most 20, the train examples"),
+        ("--n-test 100,200", "--n-test: got '100,200'; accepted: with a task that draws its examples; modular ones test all other pairs"),
+        ("--n-ctx 4", "--n-ctx: got 4; accepted: with task addition<N>, induction or skip_trigram; the others have three positions"),
         ("--init torch --init-scale 2", "--init-scale: got '2'; accepted: without init, whose weights are taken as they are"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from jaxgrok.config import BadInput, Config
 from jaxgrok.loss import cross_entropy
 from jaxgrok.model import make_model
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import make_config, make_task
 from jaxgrok.training import make_hyper, make_train, sum_over_blocks, train
 from tests.reference import plain
 
@@ -219,6 +219,20 @@ def test_given_parameters_survive_the_training_that_starts_from_them():
     params = jax.jit(make_train(SMALL).init)(make_hyper(SMALL, 0, 1.0, 1e-3)).params
     train(SMALL, params=params, epochs=2, eval_every=1)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "said"),
+    [
+        (SMALL, {"n_train": 5}, "n_train: got 5; accepted: frac, with task add"),
+        (make_config("addition2"), {"frac": 0.3}, "frac: got 0.3; accepted: n_train, with task addition2"),
+        (make_config("addition2", batch_size=9), {"n_train": 8}, "batch_size: got 9; accepted: at most 8"),
+        (dataclasses.replace(SMALL, batch_size=500), {}, "batch_size: got 500; accepted: at most"),
+    ],
+)
+def test_sizes_that_do_not_fit_the_task_are_refused(config, size, said):
+    with pytest.raises(BadInput, match=said):
+        train(config, epochs=1, **size)
 
 
 def test_float64_is_refused_without_x64():

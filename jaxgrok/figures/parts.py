@@ -92,7 +92,8 @@ def part_order_figure(parts: Parts) -> Figure:
     arrivals.set(ylim=(n - 0.5, -0.5), xlim=(0, end * 1.05), xlabel="learned at epoch")
     arrivals.xaxis.set_major_formatter("{x:,.0f}")
     c = parts.concordance
-    agreement = "" if c.W != c.W else f"; Kendall's W {c.W:.2f} (p {c.pvalue:.2g})"
+    of = f" of {c.runs}" if c.runs < len(parts.timings) else ""
+    agreement = "" if c.W != c.W else f"; Kendall's W{of} {c.W:.2f} (p {c.pvalue:.2g})"
     arrivals.set_title(f"{parts.cell.name + ': ' if parts.cell.name else ''}{count_runs(len(parts.timings))}{agreement}", loc="left")
 
     before = order.before(parts.times, parts.reached)

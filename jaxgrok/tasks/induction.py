@@ -83,8 +83,8 @@ class InductionTask(DrawnTask):
 
     @property
     def universe(self) -> int:
-        """At least so many different sequences: those that differ in the subsequence alone."""
-        return (self.n_tokens - 1) ** self.repeat_len
+        """At least so many different sequences: those whose copies stand at one choice of places."""
+        return (self.n_tokens - 1) ** (self.seq_len - 1 - (self.n_repeats - 1) * self.repeat_len)
 
     def draw(self, key, n: int):
         """(tokens [n, seq_len], copies [n, n_repeats]): the sequences, and the position of each copy's first token."""
