@@ -115,7 +115,10 @@ def order_lines(parts: Parts) -> list[str]:
     """What is told of a cell's order of arrival, a line each."""
     c, runs = parts.concordance, len(parts.timings)
     agreement = "not enough complete orders" if c.W != c.W else f"Kendall's W {c.W:.2f}, p {c.pvalue:.2g}"
+    before = order.before(parts.times, parts.reached)
+    first, decided = (int(np.diagonal(counts, 1).sum()) for counts in (before.first, before.decided))
     lines = [f"Order of arrival over {c.runs} of {runs} runs with a whole order: {agreement}.", f"Spread: {parts.spread} epochs."]
+    lines += [f"Of two neighbours the one listed first came first in {first} of {decided} pairs."] if decided else []
     missing = f"Left out, because not every run has a test example of it: {', '.join(parts.left_out)}."
     return lines + ([missing] if parts.left_out else [])
 

@@ -95,6 +95,7 @@ def test_tables_say_what_was_planted(results, parts):
     text = (results.path / "tables" / "parts.md").read_text()
     assert "| digit 2 | 2/3 |" in text
     assert "over 3 of 3 runs" in text
+    assert "listed first came first in 5 of 6 pairs" in text
     # Digit 1 came before digit 2 in the first run and, censored late enough, in the last; not in the second.
     assert "| digit 1 | 0/3 | - | 2/3 |" in text
 
