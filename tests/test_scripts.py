@@ -141,7 +141,7 @@ def test_an_unknown_flag_is_refused(main, capsys):
     assert error.count("\n") == 1
 
 
-def test_a_sweep_from_the_command_line(tmp_path):
+def test_a_sweep_from_the_command_line(main, capsys, tmp_path):
     done = run(*TINY, "--wd", "0.1,1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "> 30 (0/2)" in done.stdout
@@ -151,14 +151,13 @@ def test_a_sweep_from_the_command_line(tmp_path):
     tables = {"tables/timings.csv", "tables/summary.csv", "tables/summary.md"}
     assert made == {"config.json", "manifest.json", "metrics.npz", ".lock", *figures, *tables}
     # The same command finds its own directory, and another of the same configuration extends it.
-    again = run(*TINY, "--wd", "0.1,1,2", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "of which 120 are done" in again.stderr
+    assert main([*TINY, "--wd", "0.1,1,2"]) == 0
+    assert "of which 120 are done" in capsys.readouterr().err
     assert len((folder / "tables" / "timings.csv").read_text().splitlines()) == 1 + 6
-    refused = run(*TINY, "--d-mlp", "9", "--out", folder, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "--d-mlp" in refused.stderr
-    assert "8" in refused.stderr
+    assert main([*TINY, "--d-mlp", "9", "--out", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "--d-mlp" in error
+    assert "8" in error
 
 
 def test_an_interrupted_command_says_so_and_shows_what_there_is(tmp_path):
@@ -180,21 +179,25 @@ def test_an_interrupted_command_says_so_and_shows_what_there_is(tmp_path):
     assert (tmp_path / "runs" / "figures" / "curves-frac=0.5.png").exists()
 
 
-def test_a_plan_costs_nothing_and_writes_nothing(tmp_path):
-    done = run("--seeds", "32", "--wd", "0.1,1.0", "--plan", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "64 runs" in done.stdout
-    assert "40,000" in done.stdout
-    assert "150,000" in done.stdout
+def test_a_plan_costs_nothing_and_writes_nothing(main, capsys, tmp_path):
+    assert main(["--seeds", "32", "--wd", "0.1,1.0", "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "64 runs" in shown
+    assert "40,000" in shown
+    assert "150,000" in shown
     assert list(tmp_path.iterdir()) == []
 
 
-def test_version(tmp_path):
-    assert re.fullmatch(r"jaxgrok \d+\.\d+\.\d+\n", run("--version", cwd=tmp_path).stdout)
+def test_version(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"jaxgrok \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
-def test_help_names_every_flag_of_the_contract(tmp_path):
-    text = run("--help", cwd=tmp_path).stdout
+def test_help_names_every_flag_of_the_contract(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
     flags = "seeds wd frac lr split-seed task p arch n-layers n-heads d-model d-mlp act epochs until-settled max-epochs loss dtype"
     flags += " matmul-precision out plan checkpoint-every eval-every batch-runs preset n-train init-scale seq-len repeat-len n-repeats"
     flags += " n-tokens n-test n-ctx residual-factor optimizer regulariser dropout batch-size b1 b2"
