@@ -47,7 +47,7 @@ def thinned(epochs, values):
     if len(epochs) <= MOST_POINTS:
         return epochs, values
     # Stretches of equal width in log epoch, as the axis shows them.
-    edges = np.unique(np.geomspace(1, len(epochs), MOST_POINTS // 2).astype(int)) - 1
+    edges = np.unique(np.geomspace(1, len(epochs), MOST_POINTS // 2).astype(int))[:-1] - 1
     return epochs[edges], np.fmax.reduceat(values, edges)
 
 
