@@ -12,20 +12,20 @@ from jaxgrok.config import CONFIG_FIELDS, BadInput
 from jaxgrok.grid import Run, Sweep, make_sweep
 from jaxgrok.results import check_part, load
 
-NUMBERS = ("wd", "lr", "init_scale", "max_epochs")  # of the grid, which tell one search from another
+NUMBERS = ("wd", "lr", "init_scale")  # of the grid: one value each in a search
 
 
 def _sizes_in(path: Path, sweep: Sweep, labels: dict) -> set[int]:
     """The sizes of an earlier search in a directory. Raises BadInput where its runs are not of this one."""
-    ours, records = sweep.runs()[0], load(path).runs
+    first, records = sweep.runs()[0], load(path).runs
+    ours, budget = first.coordinates(), sweep.planned_epochs(first)
     for record in records:
         theirs = Run.from_record(record).coordinates()
-        for name, value in ours.coordinates().items():
+        for name, value in ours.items():
             if name not in ("seed", "n_train") and theirs[name] != value:
                 raise BadInput(labels.get(name, name), value, f"{theirs[name]}, as the runs in {path} have it; or another directory")
         if record["n_train"] is None:
             raise BadInput(labels.get("out", "out"), str(path), "a directory of a sweep over numbers of examples, without unlimited data")
-        budget = sweep.planned_epochs(ours)
         if record["epochs"] > budget:
             accepted = f"at least {record['epochs']}, the budget of the runs in {path}; or another directory"
             raise BadInput(labels.get("max_epochs", "max_epochs"), budget, accepted)
@@ -61,12 +61,14 @@ def search(
         return make_sweep({**settings, "n_train": sorted(sizes), "until_settled": True}, labels)
 
     ends = sweep_of([low, high])
-    lists = [name for name in NUMBERS[:3] if len(getattr(ends, name)) > 1]
-    for field in [name for name in CONFIG_FIELDS if len({getattr(config, name) for config in ends.configs}) > 1] + lists:
+    lists = [name for name in CONFIG_FIELDS if len({getattr(config, name) for config in ends.configs}) > 1]
+    lists += [name for name in NUMBERS if len(getattr(ends, name)) > 1]
+    for field in lists:
         raise BadInput(labels.get(field, field), settings[field], "one value: a search varies the size and the seed alone")
     if part is not None:
         check_part(part, ends.configs[0], labels.get("part", "part"))
-    path = Path(out or Path("runs") / f"crossover-{ends.default_name(NUMBERS)}")
+    name = ends.default_name((*NUMBERS, "max_epochs"))
+    path = Path(out or Path("runs") / f"crossover-{name}")
     # What an earlier search began is finished first: its sizes are known from the directory.
     sizes = _sizes_in(path, ends, labels) if (path / "metrics.npz").exists() else set()
     tried = size_tables.Sizes([])

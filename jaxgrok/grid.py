@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgrok.config import CHOICES, CONFIG_FIELDS, LATER, MAY_BE_NONE, BadInput, Config, fingerprint
-from jaxgrok.tasks import make_config, make_task
+from jaxgrok.tasks import make_config, make_task, step_examples
 
 PAPER_EPOCHS, MOST_EPOCHS = 40_000, 150_000  # of the default length
 UNLIMITED_EPOCHS = 6_000  # the same with unlimited data: the longest released run
@@ -300,13 +300,10 @@ def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sw
         raise BadInput(label("init_scale"), settings["init_scale"], "without init, whose weights are taken as they are")
     for config, task in tasks.items():
         for size in sweep.frac if config.modular else sweep.n_train:
-            field = "frac" if config.modular else "n_train"
             try:
-                n_train = task.n_train(size)
+                step_examples(config, task.n_train(size))
             except BadInput as error:
-                raise BadInput(label(field), size, error.accepted) from None
-            if n_train is not None and config.batch_size is not None and config.batch_size > n_train:
-                raise BadInput(label("batch_size"), config.batch_size, f"at most {n_train}, the train examples")
+                raise BadInput(label(error.name), error.value, error.accepted) from None
     return sweep
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxgrok.config import Config
 from jaxgrok.grid import Run
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import make_task, step_examples
 
 # Read positions that pass through the network at once on a CPU (training.sum_over_blocks); elsewhere all do.
 CPU_BLOCK = 1024
@@ -27,11 +27,6 @@ def block_of(config: Config) -> int:
     """Examples in a block on a CPU."""
     start, stop = make_task(config).read
     return max(1, CPU_BLOCK // (stop - start))
-
-
-def step_examples(config: Config, n_train: int | None) -> int:
-    """Examples that one step trains on; n_train None: unlimited data."""
-    return config.batch_size or n_train or make_task(config).batch_size
 
 
 def forward_flops(config: Config, n_examples: int) -> float:

@@ -86,16 +86,19 @@ class Watch(_Live):
     @staticmethod
     def _arrived(metrics, plan) -> str:
         """How many runs have memorised and how many grokked; of those on unlimited data, which cannot, how many have learned."""
-        found = []
+        found = {True: [], False: []}  # by whether a run can memorise
         for number, run in plan.runs.items():
             curves = metrics.of_run(number)
             learned = phases.has_learned(curves["test_acc"], curves["test_loss"], make_task(run.config).grokked_loss)
             grokked, memorised = (phases.first_held(x) is not None for x in (learned, curves["train_acc"] >= 0.99))
-            found.append((run.n_train is not None, memorised, grokked))
-        counts = {limited: [row for row in found if row[0] == limited] for limited in (True, False)}
-        memorised, grokked, learned = (sum(row[i] for row in counts[limited]) for limited, i in ((True, 1), (True, 2), (False, 2)))
-        shown = [f"memorised {memorised}, grokked {grokked} of {len(counts[True])}"] if counts[True] else []
-        return ", ".join(shown + ([f"learned {learned} of {len(counts[False])}"] if counts[False] else []))
+            found[run.n_train is not None].append((memorised, grokked))
+        shown = []
+        if limited := found[True]:
+            memorised, grokked = map(sum, zip(*limited))
+            shown.append(f"memorised {memorised}, grokked {grokked} of {len(limited)}")
+        if unlimited := found[False]:
+            shown.append(f"learned {sum(learned for _, learned in unlimited)} of {len(unlimited)}")
+        return ", ".join(shown)
 
 
 class Steps(_Live):

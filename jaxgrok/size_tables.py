@@ -80,7 +80,9 @@ def sizes_of(results: Results, part: str | None = None) -> Sizes:
         if record["status"] not in FINISHED:
             continue
         whole = results.timing(record)
-        timing = whole if part is None else results.part_timings(record)[part]
+        timing = whole if part is None else results.part_timings(record).get(part)
+        if timing is None:
+            raise BadInput("part", part, f"a part that every run tests; run {record['run']} has no test example of it (--n-test)")
         at = found.setdefault(record["n_train"], AtSize(record["n_train"], [], [], []))
         at.generalised.append("grokked" in timing.events)
         for times, of, event in ((at.memorised, whole, "memorised"), (at.grokked, timing, "grokked")):

@@ -18,7 +18,7 @@ from jaxgrok.checkpoint import replace_text
 from jaxgrok.config import BadInput
 from jaxgrok.report import csv_text, field_values, markdown, name_of, shown_value, waiting
 from jaxgrok.results import AXES, Results
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import make_task, step_examples
 
 FLOOR = 2.0**-23  # nats, 1.19e-7: the smallest loss above 0 that log_softmax gives in float32
 HIGH = 0.1  # nats: peaks above it are counted
@@ -135,8 +135,7 @@ def cells(results: Results) -> list[Cell]:
         of_runs = []
         for record in records:
             config, curves = results.config(record), results.metrics.of_run(record["run"])
-            task = make_task(config)
-            examples = (config.batch_size or record["n_train"] or task.batch_size) * task.n_counted
+            examples = step_examples(config, record["n_train"]) * make_task(config).n_counted
             of_runs.append(of_curve(curves["epoch_train"], curves["train_loss"], examples))
         found.append(Cell(fields, records, of_runs))
     if not found:

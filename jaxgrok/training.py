@@ -21,7 +21,7 @@ from jaxgrok.config import BadInput, Config
 from jaxgrok.loss import cross_entropy, is_correct
 from jaxgrok.model import make_model
 from jaxgrok.schedule import default_eval_every, schedule
-from jaxgrok.tasks import Examples, make_task
+from jaxgrok.tasks import Examples, make_task, step_examples
 
 # fold_in constants: a new consumer takes 5; 2 are listed examples (tasks/drawn.py), 4 the heads' sequences.
 INIT_STREAM, FRESH_STREAM, DROPOUT_STREAM = 0, 1, 3
@@ -263,9 +263,7 @@ def train(
     if other is not None:
         raise BadInput("n_train" if config.modular else "frac", other, f"{name}, with task {config.task}")
     size = (0.3 if frac is None else frac) if config.modular else n_train
-    most = task.n_train(size)
-    if most is not None and (config.batch_size or 0) > most:
-        raise BadInput("batch_size", config.batch_size, f"at most {most}, the train examples")
+    step_examples(config, task.n_train(size))  # raises for a minibatch that is too large
     every = eval_every or default_eval_every(epochs)
     trainer = make_train(config, every)
     hyper = make_hyper(config, seed, weight_decay, lr, split_seed, init_scale)

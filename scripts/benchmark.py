@@ -51,7 +51,7 @@ class Case:
     @property
     def n_examples(self) -> int:
         """Of one step."""
-        from jaxgrok.plan import step_examples
+        from jaxgrok.tasks import step_examples
 
         return step_examples(self.config, self.task.n_train(self.size))
 

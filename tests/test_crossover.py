@@ -138,7 +138,11 @@ def test_another_search_has_another_directory_and_cannot_use_this_one(searched, 
             crossover.search({**SETTINGS, **changes}, path, **RANGE)
     assert (path / "manifest.json").read_bytes() == before
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(crossover.sweeping, "sweep", lambda sweep, path, **_: (_ for _ in ()).throw(Interrupted(path)))
+
+    def stopped_at_once(sweep, path, **options):
+        raise Interrupted(path)
+
+    monkeypatch.setattr(crossover.sweeping, "sweep", stopped_at_once)
     names = set()
     for changes in ({}, {"wd": 0.1}, {"lr": 0.02}, {"max_epochs": 50}, {"init_scale": 2.0}, {"seeds": 3}):
         with pytest.raises(Interrupted) as stopped:
@@ -166,6 +170,14 @@ def test_a_directory_with_unlimited_data_is_refused(tmp_path):
     path = sweep(make_sweep({**fields, "n_train": [5, "unlimited"], "epochs": 2, "eval_every": 1, "seeds": 1}), tmp_path / "runs")
     with pytest.raises(BadInput, match="without unlimited data"):
         crossover.search(SETTINGS, path, **RANGE)
+
+
+def test_a_part_that_a_run_does_not_test_has_no_crossover(searched):
+    results = jaxgrok.load(searched[0])
+    results.metrics.test_part_loss[1, :, 0] = float("nan")
+    with pytest.raises(BadInput, match=r"digit 0.*run 1 has no test example of it"):
+        size_tables.sizes_of(results, "digit 0")
+    assert size_tables.sizes_of(results, "digit 1").of_sizes
 
 
 def test_a_sweep_over_other_things_has_no_crossover(tmp_path):

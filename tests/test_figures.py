@@ -408,3 +408,8 @@ def test_a_spike_survives_the_thinning_of_a_long_curve():
     epochs, thin = style.thinned(np.arange(50_000), values)
     assert len(epochs) == len(thin) <= style.MOST_POINTS
     assert thin.max() == 7
+    # Of a noisy curve the last point is the largest of a stretch, as every point is.
+    _, thin = style.thinned(np.arange(50_000), np.where(np.arange(50_000) % 2, 1.0, 2.0))
+    assert thin[-1] == thin[-2] == 2
+    _, thin = style.thinned(np.arange(50_000), np.where(np.arange(50_000) % 2, 2.0, 1.0))
+    assert thin[-1] == thin[-2] == 2

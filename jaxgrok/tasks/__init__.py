@@ -37,4 +37,21 @@ def make_task(config: Config) -> Task:
     return task
 
 
-__all__ = ["AdditionTask", "Examples", "InductionTask", "ModularTask", "SkipTrigramTask", "Task", "make_config", "make_task"]
+def step_examples(config: Config, n_train: int | None) -> int:
+    """Examples that one step trains on; n_train None: unlimited data. Raises BadInput for a minibatch larger than the train set."""
+    if n_train is not None and (config.batch_size or 0) > n_train:
+        raise BadInput("batch_size", config.batch_size, f"at most {n_train}, the train examples")
+    return config.batch_size or n_train or make_task(config).batch_size
+
+
+__all__ = [
+    "AdditionTask",
+    "Examples",
+    "InductionTask",
+    "ModularTask",
+    "SkipTrigramTask",
+    "Task",
+    "make_config",
+    "make_task",
+    "step_examples",
+]
