@@ -17,12 +17,12 @@ _HOME = {
     "Config": "config",
     "BadInput": "config",
     "make_config": "tasks",
-    "train": "training",
-    "make_sweep": "grid",
-    "sweep": "sweeping",
-    "load": "results",
+    "train": "training.run",
+    "make_sweep": "training.grid",
+    "sweep": "training.sweep",
+    "load": "store.results",
 }
-_MODULES = ("fourier", "measures", "interop", "figures")
+_MODULES = {"fourier": "measures.fourier", "measures": "measures", "interop": "nets.interop", "figures": "figures"}
 __all__ = ["__version__", *_HOME, *_MODULES]
 
 
@@ -30,5 +30,5 @@ def __getattr__(name):
     if name in _HOME:
         return getattr(importlib.import_module(f"jaxgrok.{_HOME[name]}"), name)
     if name in _MODULES:
-        return importlib.import_module(f"jaxgrok.{name}")
+        return importlib.import_module(f"jaxgrok.{_MODULES[name]}")
     raise AttributeError(f"module 'jaxgrok' has no attribute {name!r}")

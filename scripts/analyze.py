@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from jaxgrok.command import Parser, status_of
+from jaxgrok.cli.parser import Parser, status_of
 from jaxgrok.config import CHOICES, MODULAR, BadInput, digits_of
-from jaxgrok.grid import GRID_FIELDS, parse_list, whole
+from jaxgrok.training.grid import GRID_FIELDS, parse_list, whole
 
 EPILOG = """\
 examples:
@@ -89,7 +89,12 @@ def refuse(given: dict, names, accepted: str) -> None:
 
 
 def analyze_directory(given: dict) -> int:
-    from jaxgrok import analysis, circuit_tables, figures, head_tables, progress, report
+    from jaxgrok import figures
+    from jaxgrok.cli import show as progress
+    from jaxgrok.measures import checkpoints as analysis
+    from jaxgrok.tables import circuits as circuit_tables
+    from jaxgrok.tables import heads as head_tables
+    from jaxgrok.tables import timing as report
 
     with progress.Steps() as watch:
         results = analysis.analyze(given["target"], dtype=given.get("dtype", "float32"), watch=watch)
@@ -104,9 +109,12 @@ def analyze_directory(given: dict) -> int:
 
 
 def analyze_one(given: dict) -> int:
-    from jaxgrok import analysis, figures, interop, progress
-    from jaxgrok.checkpoint import replace_text
-    from jaxgrok.results import load
+    from jaxgrok import figures
+    from jaxgrok.cli import show as progress
+    from jaxgrok.measures import checkpoints as analysis
+    from jaxgrok.nets import interop
+    from jaxgrok.store.results import load
+    from jaxgrok.store.steps import replace_text
 
     if given["target"].is_dir():
         coordinates = {name: given[name] for name in COORDINATES if name in given}

@@ -94,8 +94,8 @@ def our_steps(case: Case, evaluate_every: int | None):
     import jax
     import numpy as np
 
-    from jaxgrok.sweeping import compiled
-    from jaxgrok.training import make_hyper
+    from jaxgrok.training.run import make_hyper
+    from jaxgrok.training.sweep import compiled
 
     length = evaluate_every or 10
     functions = compiled(case.config, length, tuple(jax.local_devices()[:1]))
@@ -146,7 +146,7 @@ def products(case: Case) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from jaxgrok.plan import block_of
+    from jaxgrok.training.plan import block_of
 
     config, task, n = case.config, case.task, case.n_examples
     D, M, V = config.d_model, config.mlp_width, task.d_vocab_out
@@ -170,7 +170,7 @@ def has_torch() -> bool:
 
 def table_rows(name: str, rounds: int, threads: int) -> tuple[list, str]:
     """The rows of one case, and a line on its best product."""
-    from jaxgrok.plan import epoch_flops, forward_flops
+    from jaxgrok.training.plan import epoch_flops, forward_flops
 
     case = CASES[name]
     config, n_train, n_test = case.config, case.task.n_train(case.size), case.task.n_test(case.size)
@@ -200,10 +200,11 @@ def analyses() -> dict:
     import jax
     import numpy as np
 
-    from jaxgrok import fourier, measures
+    from jaxgrok import measures
     from jaxgrok.config import Config
-    from jaxgrok.network import run_network
-    from jaxgrok.training import make_hyper, make_train
+    from jaxgrok.measures import fourier
+    from jaxgrok.measures.all_pairs import run_network
+    from jaxgrok.training.run import make_hyper, make_train
 
     config = Config()
     params = jax.jit(make_train(config).init)(make_hyper(config, 0, 1.0, 1e-3)).params
@@ -244,7 +245,7 @@ def main() -> int:
 
     import jax
 
-    from jaxgrok.progress import print_table
+    from jaxgrok.cli.show import print_table
 
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.threads} threads, medians of {args.rounds}")
     if not has_torch():

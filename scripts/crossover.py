@@ -6,9 +6,9 @@ neighbours differ by no more than --precision. Everything lies in one sweep dire
 
 import sys
 
-from jaxgrok.command import Parser, add_run_flags, status_of
+from jaxgrok.cli.parser import Parser, add_run_flags, status_of
 from jaxgrok.config import BadInput
-from jaxgrok.grid import FIELDS, parse_list, whole
+from jaxgrok.training.grid import FIELDS, parse_list, whole
 
 EPILOG = """\
 examples:
@@ -64,8 +64,13 @@ def run(args: dict) -> int:
 
     if "float64" in (args["dtype"], args["loss"]):
         jax.config.update("jax_enable_x64", True)
-    from jaxgrok import crossover, figures, progress, report, size_tables, sweeping
-    from jaxgrok.results import load
+    from jaxgrok import figures
+    from jaxgrok import search as crossover
+    from jaxgrok.cli import show as progress
+    from jaxgrok.store.results import load
+    from jaxgrok.tables import sizes as size_tables
+    from jaxgrok.tables import timing as report
+    from jaxgrok.training import sweep as sweeping
 
     status = 0
     try:

@@ -7,7 +7,7 @@ python scripts/rerun.py runs/wd_10-1 wd_10-1_mod_addition_loss_curve.pth --figur
 import sys
 from pathlib import Path
 
-from jaxgrok.command import Parser, check_figure, status_of
+from jaxgrok.cli.parser import Parser, check_figure, status_of
 from jaxgrok.config import BadInput
 
 
@@ -21,8 +21,10 @@ def parser() -> Parser:
 
 
 def run(args) -> int:
-    from jaxgrok import figures, progress, released
-    from jaxgrok.results import load
+    from jaxgrok import figures
+    from jaxgrok.cli import show as progress
+    from jaxgrok.store.results import load
+    from jaxgrok.tables import released
 
     check_figure(args.figure)
     results = load(args.run)

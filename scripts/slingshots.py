@@ -9,7 +9,7 @@ Of any sweep that recorded the train loss of every epoch. Writes tables/slingsho
 import sys
 from pathlib import Path
 
-from jaxgrok.command import Parser, check_figure, status_of
+from jaxgrok.cli.parser import Parser, check_figure, status_of
 
 
 def parser() -> Parser:
@@ -20,8 +20,11 @@ def parser() -> Parser:
 
 
 def run(args) -> int:
-    from jaxgrok import figures, progress, report, slingshots
-    from jaxgrok.results import load
+    from jaxgrok import figures
+    from jaxgrok.cli import show as progress
+    from jaxgrok.store.results import load
+    from jaxgrok.tables import slingshots
+    from jaxgrok.tables import timing as report
 
     check_figure(args.figure)
     results = load(args.run)

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import jaxgrok
-from jaxgrok.command import Parser, add_run_flags, status_of
+from jaxgrok.cli.parser import Parser, add_run_flags, status_of
 from jaxgrok.config import BadInput
-from jaxgrok.grid import FIELDS, sweep_from, whole
+from jaxgrok.training.grid import FIELDS, sweep_from, whole
 
 SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 PRESETS = " ".join(sorted(file.stem for file in SWEEPS.glob("*.toml")))
@@ -76,9 +76,12 @@ def run(sweep, args) -> int:
 
     if any(config.needs_x64 for config in sweep.configs):
         jax.config.update("jax_enable_x64", True)
-    from jaxgrok import part_tables, progress, report, sweeping
+    from jaxgrok.cli import show as progress
     from jaxgrok.figures import write_figures
-    from jaxgrok.plan import describe
+    from jaxgrok.tables import parts as part_tables
+    from jaxgrok.tables import timing as report
+    from jaxgrok.training import sweep as sweeping
+    from jaxgrok.training.plan import describe
 
     batch_runs = None if args["batch_runs"] is None else whole("--batch-runs", args["batch_runs"], 1)
     if args["plan"]:

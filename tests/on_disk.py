@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import jaxgrok
-from jaxgrok.sweeping import Silent
+from jaxgrok.training.sweep import Silent
 
 
 def curves(path):

@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import analysis, circuit_tables, fourier, interop, measures, report
+from jaxgrok import measures
 from jaxgrok.config import BadInput, Config
 from jaxgrok.figures.write import OF_ONE_NETWORK
-from jaxgrok.grid import make_sweep
-from jaxgrok.model import make_model
-from jaxgrok.sweeping import sweep
+from jaxgrok.measures import checkpoints as analysis
+from jaxgrok.measures import fourier
+from jaxgrok.nets import interop
+from jaxgrok.nets.model import make_model
+from jaxgrok.tables import circuits as circuit_tables
+from jaxgrok.tables import timing as report
 from jaxgrok.tasks import make_task
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.sweep import sweep
 
 P, KEY, MORE = 11, 3, 4
 CONFIG = Config(p=P, n_heads=2, d_model=6, d_mlp=5)

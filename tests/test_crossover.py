@@ -5,11 +5,13 @@ import csv
 import pytest
 
 import jaxgrok
-from jaxgrok import crossover, figures, size_tables
+from jaxgrok import figures
+from jaxgrok import search as crossover
 from jaxgrok.config import BadInput
-from jaxgrok.grid import make_sweep
-from jaxgrok.size_tables import AtSize, Sizes
-from jaxgrok.sweeping import Interrupted, sweep
+from jaxgrok.tables import sizes as size_tables
+from jaxgrok.tables.sizes import AtSize, Sizes
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.sweep import Interrupted, sweep
 from tests.conftest import REPOSITORY
 from tests.on_disk import StopAt, curves
 from tests.test_figures import collisions, words
@@ -156,7 +158,7 @@ def test_a_search_stopped_before_any_run_has_ended_says_so(monkeypatch, tmp_path
     monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     import crossover as command
 
-    monkeypatch.setattr("jaxgrok.progress.Watch", lambda: StopWatch(1))
+    monkeypatch.setattr("jaxgrok.cli.show.Watch", lambda: StopWatch(1))
     flags = "--task addition1 --d-model 16 --n-heads 2 --seeds 1 --low 5 --high 90 --sizes 2 --max-epochs 60 --out runs"
     assert command.main(flags.split()) == 130
     shown = capsys.readouterr()

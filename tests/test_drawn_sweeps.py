@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import phases, progress, report
-from jaxgrok.checkpoint import Metrics
+from jaxgrok.cli import show as progress
 from jaxgrok.config import BadInput
-from jaxgrok.grid import make_sweep
-from jaxgrok.sweeping import Interrupted, prepare, sweep
+from jaxgrok.store import events as phases
+from jaxgrok.store.steps import Metrics
+from jaxgrok.tables import timing as report
 from jaxgrok.tasks import AdditionTask, make_config, make_task
-from jaxgrok.training import cycle_of, train
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.run import cycle_of, train
+from jaxgrok.training.sweep import Interrupted, prepare, sweep
 from tests.on_disk import StopAt, curves, same_files
 
 NETWORK = {"arch": "attn_only", "d_model": 4, "n_heads": 1, "dtype": "float64", "lr": 1e-2, "eval_every": 5, "batch_size": 8}

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok.model import make_model, with_dropout
+from jaxgrok.nets.model import make_model, with_dropout
 from jaxgrok.tasks import Examples, make_config, make_task
-from jaxgrok.training import FRESH_STREAM, make_hyper, make_train, train
+from jaxgrok.training.run import FRESH_STREAM, make_hyper, make_train, train
 from tests.reference import plain
 
 NETWORK = {"arch": "attn_only", "n_layers": 1, "d_model": 8, "n_heads": 2, "dtype": "float64", "batch_size": 6}

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from jaxgrok import figures, fourier, measures, network
+from jaxgrok import figures, measures
 from jaxgrok.config import Config
-from jaxgrok.figures import circuits, progress, style
-from jaxgrok.model import make_model
+from jaxgrok.figures import circuits, style
+from jaxgrok.figures import over_training as progress
+from jaxgrok.measures import all_pairs as network
+from jaxgrok.measures import fourier
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task
 
 TRANSFORMER = Config(p=12, n_heads=2, d_model=8, d_mlp=10)

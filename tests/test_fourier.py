@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok import fourier
 from jaxgrok.config import BadInput
+from jaxgrok.measures import fourier
 from jaxgrok.tasks import ModularTask
 from tests.reference import analysis
 

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.grid import NOTES, Run, Sweep, default_epochs, make_sweep, parse_seeds, read_sweep_file, sweep_from
-from jaxgrok.model import make_model
-from jaxgrok.plan import n_params
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task, step_examples
+from jaxgrok.training.grid import NOTES, Run, Sweep, default_epochs, make_sweep, parse_seeds, read_sweep_file, sweep_from
+from jaxgrok.training.plan import n_params
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.toml"))
 

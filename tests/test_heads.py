@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import figures, head_tables, heads
+from jaxgrok import figures
 from jaxgrok.config import BadInput, Config
-from jaxgrok.model import make_model
+from jaxgrok.measures import heads
+from jaxgrok.nets.model import make_model
+from jaxgrok.tables import heads as head_tables
 from jaxgrok.tasks import make_task
-from jaxgrok.training import make_train
+from jaxgrok.training.run import make_train
 from tests.reference import plain
 from tests.test_figures import collisions, words
 
@@ -246,7 +248,7 @@ def run_heads(T=5, learned=20, seed=0, **options) -> head_tables.RunHeads:
     series["induction_any_copy"][:, 1, 0] = np.linspace(0.1, 0.9, T)
     series["previous_token_by_block"][:, 0, 1, 0] = np.linspace(0.1, 0.7, T)
     m = jax.tree.map(lambda x: x[-1], series)
-    timing = jaxgrok.phases.Timing("learned", 40, False, {} if learned is None else {"grokked": (learned - 10, learned)})
+    timing = jaxgrok.store.events.Timing("learned", 40, False, {} if learned is None else {"grokked": (learned - 10, learned)})
     return head_tables.RunHeads({"seed": seed, "run": seed}, 40, m, timing, series)
 
 

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import analysis, circuit_tables, figures, head_tables, heads, interop, measures, report
+from jaxgrok import figures, measures
 from jaxgrok.config import Config
-from jaxgrok.grid import make_sweep
-from jaxgrok.sweeping import sweep
+from jaxgrok.measures import checkpoints as analysis
+from jaxgrok.measures import heads
+from jaxgrok.nets import interop
+from jaxgrok.tables import circuits as circuit_tables
+from jaxgrok.tables import heads as head_tables
+from jaxgrok.tables import timing as report
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.sweep import sweep
 from tests.conftest import REPOSITORY
 from tests.test_analysis import Count
 from tests.test_figures import words

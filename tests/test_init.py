@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import interop
 from jaxgrok.config import BadInput, Config
-from jaxgrok.grid import make_sweep
-from jaxgrok.sweeping import sweep
-from jaxgrok.training import make_hyper, make_train
+from jaxgrok.nets import interop
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.run import make_hyper, make_train
+from jaxgrok.training.sweep import sweep
 
 GIVEN = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 5, "frac": 0.5, "seeds": 2, "epochs": 4, "eval_every": 2}
 GIVEN_CONFIG = Config(p=7, d_model=8, n_heads=2, d_mlp=5)

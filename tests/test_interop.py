@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgrok import interop
 from jaxgrok.config import BadInput, Config
-from jaxgrok.model import make_model
+from jaxgrok.nets import interop
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task
-from jaxgrok.training import make_train
+from jaxgrok.training.run import make_train
 from tests.reference import analysis
 
 # All sizes differ, so that no shape fits by accident: V 12, S 3, D 6, H 2, K 3, M 5, C 12.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok.loss import cross_entropy, is_correct
+from jaxgrok.nets.loss import cross_entropy, is_correct
 from tests.reference import plain
 
 getcontext().prec = 60

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok import ablations, fourier, interop, measures, network
+from jaxgrok import measures
 from jaxgrok.config import Config
-from jaxgrok.model import make_model
+from jaxgrok.measures import ablations, fourier
+from jaxgrok.measures import all_pairs as network
+from jaxgrok.nets import interop
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task
 from tests.reference import analysis
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxgrok.config import Config
-from jaxgrok.model import Transformer, make_model
+from jaxgrok.nets.model import Transformer, make_model
 from jaxgrok.tasks import make_task
 from tests.reference import plain
 

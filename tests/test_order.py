@@ -4,7 +4,8 @@ from math import factorial
 import numpy as np
 import pytest
 
-from jaxgrok import order, stats
+from jaxgrok.stats import order
+from jaxgrok.stats import survival as stats
 
 CENSORED = np.array([[1, 2, 3], [1, 2, 2], [5, 1, 9], [4, 4, 3]]), np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
 

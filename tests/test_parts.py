@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import figures, order, part_tables, report
+from jaxgrok import figures
 from jaxgrok.config import BadInput
-from jaxgrok.grid import make_sweep
-from jaxgrok.sweeping import sweep
+from jaxgrok.stats import order
+from jaxgrok.tables import parts as part_tables
+from jaxgrok.tables import timing as report
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.sweep import sweep
 from tests.test_figures import collisions, words
 
 SETTINGS = {"task": "addition2", "d_model": 8, "n_heads": 2, "seeds": 3, "epochs": 4000, "eval_every": 10, "n_test": 20, "batch_size": 4}

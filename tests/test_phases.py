@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxgrok.phases import OUTCOMES, Timing, first_held, has_learned, settled_epoch, spikes, time_run
+from jaxgrok.store.events import OUTCOMES, Timing, first_held, has_learned, settled_epoch, spikes, time_run
 
 
 def run(train_at=140, grok_at=7600, length=12_000, every=10, peak=1400, top=25.0, bottom=1e-6):

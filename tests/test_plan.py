@@ -2,10 +2,10 @@ import jax
 import pytest
 
 from jaxgrok.config import Config
-from jaxgrok.grid import Run, make_sweep
-from jaxgrok.plan import batch_size, epoch_flops, forward_flops, make_batches, run_bytes
 from jaxgrok.tasks import make_config, make_task
-from jaxgrok.training import make_hyper, make_train
+from jaxgrok.training.grid import Run, make_sweep
+from jaxgrok.training.plan import batch_size, epoch_flops, forward_flops, make_batches, run_bytes
+from jaxgrok.training.run import make_hyper, make_train
 
 
 def test_the_mainline_step_costs_what_architecture_says():

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxgrok import released
 from jaxgrok.config import BadInput
-from jaxgrok.grid import make_sweep
-from jaxgrok.released import Curves
-from jaxgrok.sweeping import sweep
+from jaxgrok.tables import released
+from jaxgrok.tables.released import Curves
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.sweep import sweep
 
 
 def curves(n=1000, factor=1.0):

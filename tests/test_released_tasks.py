@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok import interop, weight_files
-from jaxgrok.model import make_model
+from jaxgrok.nets import interop, weight_files
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import Examples, make_config, make_task
-from jaxgrok.training import Scores, make_hyper, make_train
+from jaxgrok.training.run import Scores, make_hyper, make_train
 from tests.reference import plain
 
 torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import figures, report
-from jaxgrok.checkpoint import Metrics, SweepFiles, write_json
-from jaxgrok.grid import make_sweep
-from jaxgrok.phases import EVENTS
+from jaxgrok import figures
+from jaxgrok.store.events import EVENTS
+from jaxgrok.store.steps import Metrics, SweepFiles, write_json
+from jaxgrok.tables import timing as report
+from jaxgrok.training.grid import make_sweep
 
 
 def plant(path, grokked_at, settings, length=12_000):

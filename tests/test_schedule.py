@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxgrok.schedule import default_checkpoint_every, default_eval_every, schedule
+from jaxgrok.store.schedule import default_checkpoint_every, default_eval_every, schedule
 
 
 @pytest.mark.parametrize("total", [1, 2, 7, 100, 2500, 40_000])

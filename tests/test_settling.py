@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import phases
-from jaxgrok.grid import make_sweep
-from jaxgrok.sweeping import Interrupted, sweep
-from jaxgrok.training import train
+from jaxgrok.store import events as phases
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.run import train
+from jaxgrok.training.sweep import Interrupted, sweep
 from tests.conftest import optimised
 from tests.on_disk import StopAt, curves, same_files
 

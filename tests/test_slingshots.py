@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import figures, slingshots
-from jaxgrok.checkpoint import Metrics, SweepFiles, write_json
+from jaxgrok import figures
 from jaxgrok.config import BadInput
 from jaxgrok.figures import style
 from jaxgrok.figures.slingshots import COLOURS, envelope
-from jaxgrok.grid import make_sweep
-from jaxgrok.loss import cross_entropy
-from jaxgrok.slingshots import FLOOR, of_curve
+from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.store.steps import Metrics, SweepFiles, write_json
+from jaxgrok.tables import slingshots
+from jaxgrok.tables.slingshots import FLOOR, of_curve
+from jaxgrok.training.grid import make_sweep
 from tests.test_figures import collisions, words
 
 EPOCHS = np.arange(2000)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxgrok import stats
+from jaxgrok.stats import survival as stats
 
 
 def kaplan_meier(times, reached):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import report, sweeping
 from jaxgrok.config import BadInput
-from jaxgrok.grid import make_sweep
-from jaxgrok.sweeping import Interrupted, Silent, compiled, prepare, sweep
-from jaxgrok.training import train
+from jaxgrok.tables import timing as report
+from jaxgrok.training import sweep as sweeping
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.run import train
+from jaxgrok.training.sweep import Interrupted, Silent, compiled, prepare, sweep
 from tests.on_disk import StopAt, curves, same_files
 
 # The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
@@ -93,8 +94,8 @@ def test_a_killed_sweep_goes_on_bit_for_bit(tmp_path):
     """SIGKILL at any moment: no handler runs, so this is what a crash or a lost node leaves."""
     program = (
         "import jax, sys, numpy as np; jax.config.update('jax_enable_x64', True)\n"
-        "from jaxgrok import sweeping\n"
-        "from jaxgrok.grid import make_sweep\n"
+        "from jaxgrok.training import sweep as sweeping\n"
+        "from jaxgrok.training.grid import make_sweep\n"
         "sweeping.SAVE_SECONDS = 0.05\n"
         f"sweeping.sweep(make_sweep({ {**SMALL, 'seeds': 4, 'epochs': 400, 'checkpoint_every': 40}!r}), sys.argv[1], batch_runs=2)\n"
     )
@@ -230,8 +231,8 @@ def test_eight_devices_give_the_same_as_one(tmp_path):
     """Eight virtual CPU devices, and more rows than runs."""
     program = (
         "import jax, sys; jax.config.update('jax_enable_x64', True)\n"
-        "from jaxgrok.grid import make_sweep\n"
-        "from jaxgrok.sweeping import sweep\n"
+        "from jaxgrok.training.grid import make_sweep\n"
+        "from jaxgrok.training.sweep import sweep\n"
         f"sweep(make_sweep({ {**SMALL, 'seeds': 11, 'epochs': 20}!r}), sys.argv[1], batch_runs=16)\n"
         f"sweep(make_sweep({ {**FRESH, 'seeds': 11, 'epochs': 20}!r}), sys.argv[2], batch_runs=16)\n"
     )

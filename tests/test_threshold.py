@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from jaxgrok import threshold
+from jaxgrok.stats import threshold
 
 
 def outcomes(table):

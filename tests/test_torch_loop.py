@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxgrok import fourier
 from jaxgrok.config import Config
+from jaxgrok.measures import fourier
 from jaxgrok.tasks import make_task
-from jaxgrok.training import train
+from jaxgrok.training.run import train
 from tests.reference import plain
 
 torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.loss import cross_entropy
-from jaxgrok.model import make_model
+from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_config, make_task
-from jaxgrok.training import make_hyper, make_train, sum_over_blocks, train
+from jaxgrok.training.run import make_hyper, make_train, sum_over_blocks, train
 from tests.reference import plain
 
 SMALL = Config(p=7, d_model=8, n_heads=2, dtype="float64")

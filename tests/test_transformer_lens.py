@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgrok import interop, weight_files
 from jaxgrok.config import Config
-from jaxgrok.model import make_model
+from jaxgrok.nets import interop, weight_files
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task
 from tests.test_interop import RELEASED, params_of
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from jaxgrok import interop
 from jaxgrok.config import BadInput
+from jaxgrok.nets import interop
 from tests.test_interop import SMALL, assert_same, params_of
 
 

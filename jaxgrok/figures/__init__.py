@@ -15,8 +15,7 @@ from jaxgrok.figures.circuits import (
     spectra_figure,
 )
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
-from jaxgrok.figures.parts import part_losses_figure, part_order_figure
-from jaxgrok.figures.progress import (
+from jaxgrok.figures.over_training import (
     alpha_over_training_figure,
     excluded_per_key_figure,
     gini_figure,
@@ -25,6 +24,7 @@ from jaxgrok.figures.progress import (
     spectra_over_training_figure,
     weights_figure,
 )
+from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.slingshots import slingshots_figure
 from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure

@@ -12,7 +12,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxgrok import fourier
 from jaxgrok.config import Config
 from jaxgrok.figures.style import (
     MOST_COLOURS,
@@ -25,7 +24,8 @@ from jaxgrok.figures.style import (
     styled,
     words_figure,
 )
-from jaxgrok.network import run_network
+from jaxgrok.measures import fourier
+from jaxgrok.measures.all_pairs import run_network
 
 UPRIGHT = {"rotation": 90, "ha": "center", "fontsize": 8}  # numbers above bars: those of neighbours do not meet
 MOST_PANELS = 6  # of panels with one key each: then those with the largest norms of W_L

@@ -7,10 +7,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxgrok import heads
 from jaxgrok.config import Config
 from jaxgrok.figures.style import MEDIAN, TEST, THIN, TRAIN, count_runs, make_figure, median_over_runs, styled, thinned
-from jaxgrok.head_tables import KINDS, NAMES, PREVIOUS, RunHeads, best_share, head_name
+from jaxgrok.measures import heads
+from jaxgrok.tables.heads import KINDS, NAMES, PREVIOUS, RunHeads, best_share, head_name
 from jaxgrok.tasks import make_task
 
 RAMPS = ("Blues", "Oranges", "Greens", "Purples")  # of a layer's heads

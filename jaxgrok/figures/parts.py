@@ -4,9 +4,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxgrok import order
 from jaxgrok.figures.style import MEDIAN, OTHER, THIN, count_runs, make_figure, median_over_runs, styled, thinned
-from jaxgrok.part_tables import Parts
+from jaxgrok.stats import order
+from jaxgrok.tables.parts import Parts
 
 MOST_NAMED = 12  # parts: more are named by a colour bar
 

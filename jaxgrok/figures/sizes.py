@@ -5,7 +5,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxgrok.figures.style import TEST, TRAIN, make_figure, styled
-from jaxgrok.size_tables import Sizes
+from jaxgrok.tables.sizes import Sizes
 
 
 @styled

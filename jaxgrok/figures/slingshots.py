@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from jaxgrok.config import CHOICES
 from jaxgrok.figures.style import MOST_POINTS, THIN, make_figure, styled
-from jaxgrok.report import name_of
-from jaxgrok.slingshots import FLOOR, Cell
+from jaxgrok.tables.slingshots import FLOOR, Cell
+from jaxgrok.tables.timing import name_of
 
 COLOURS = dict(zip(CHOICES["loss"], ("#2f7d5b", "#3b6fb6", "#c8553d")))
 LOWEST = 1e-14  # nats: an axis goes no lower

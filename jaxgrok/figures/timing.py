@@ -4,10 +4,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxgrok import stats
 from jaxgrok.figures.style import MEDIAN, TEST, THIN, TRAIN, make_figure, median_over_runs, styled, thinned
-from jaxgrok.released import Curves, shared
-from jaxgrok.report import Cell
+from jaxgrok.stats import survival as stats
+from jaxgrok.tables.released import Curves, shared
+from jaxgrok.tables.timing import Cell
 
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
 

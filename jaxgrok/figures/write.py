@@ -4,17 +4,18 @@ from pathlib import Path
 
 from flax.traverse_util import unflatten_dict
 
-from jaxgrok import analysis
 from jaxgrok.config import BadInput, Config
-from jaxgrok.figures import circuits, progress
+from jaxgrok.figures import circuits
+from jaxgrok.figures import over_training as progress
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
-from jaxgrok.head_tables import heads_of
-from jaxgrok.part_tables import Parts
-from jaxgrok.report import Cell
-from jaxgrok.size_tables import Sizes
+from jaxgrok.measures import checkpoints as analysis
+from jaxgrok.tables.heads import heads_of
+from jaxgrok.tables.parts import Parts
+from jaxgrok.tables.sizes import Sizes
+from jaxgrok.tables.timing import Cell
 
 OF_ONE_NETWORK = {
     "spectra": circuits.spectra_figure,

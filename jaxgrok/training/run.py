@@ -18,9 +18,9 @@ import numpy as np
 import optax
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.loss import cross_entropy, is_correct
-from jaxgrok.model import make_model
-from jaxgrok.schedule import default_eval_every, schedule
+from jaxgrok.nets.loss import cross_entropy, is_correct
+from jaxgrok.nets.model import make_model
+from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import Examples, make_task, step_examples
 
 # fold_in constants: a new consumer takes 5; 2 are listed examples (tasks/drawn.py), 4 the heads' sequences.

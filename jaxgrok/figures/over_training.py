@@ -25,7 +25,7 @@ from jaxgrok.figures.style import (
     styled,
     words_figure,
 )
-from jaxgrok.fourier import frequencies_of
+from jaxgrok.measures.fourier import frequencies_of
 
 STAGE_COLOURS = {
     "memorisation": "#4477aa",

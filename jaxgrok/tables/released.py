@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgrok import phases, weight_files
 from jaxgrok.config import BadInput
+from jaxgrok.nets import weight_files
+from jaxgrok.store import events as phases
 
 PARTS = ("train", "test")
 STRETCHES = (0, 100, 300, 1000, 3000, 10_000, 20_000, 40_000, 60_000, 80_000)  # epochs between which differences are told

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgrok.analysis import CIRCUITS, kind_of, of_kind
-from jaxgrok.checkpoint import replace_text
-from jaxgrok.fourier import frequencies_of
-from jaxgrok.report import Cell, markdown
-from jaxgrok.results import AXES, Results
+from jaxgrok.measures.checkpoints import CIRCUITS, kind_of, of_kind
+from jaxgrok.measures.fourier import frequencies_of
+from jaxgrok.store.results import AXES, Results
+from jaxgrok.store.steps import replace_text
+from jaxgrok.tables.timing import Cell, markdown
 
 WITHOUT_KEY = "ablation_loss/remove_key_from_neurons"
 RULES = ("W_L", "W_E", "neurons")

@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxgrok.config import BadInput
-from jaxgrok.schedule import schedule
+from jaxgrok.store.schedule import schedule
 
 VACANT = -1  # the run of a row that pads a batch, or whose run has ended
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from jaxgrok import phases, stats
-from jaxgrok.checkpoint import replace_text
-from jaxgrok.grid import UNLIMITED
-from jaxgrok.results import AXES, Results
+from jaxgrok.stats import survival as stats
+from jaxgrok.store import events as phases
+from jaxgrok.store.results import AXES, Results
+from jaxgrok.store.steps import replace_text
+from jaxgrok.training.grid import UNLIMITED
 
 MEASURED = ("memorised", "grokked", "delay", "width")  # what a cell's row gives the median of
 STAGE_BOUNDS = ("test_loss_peak", "restricted_10", "restricted_90", "drop_10", "drop_90", "stable")  # and once it was analysed

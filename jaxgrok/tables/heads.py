@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxgrok import heads, phases, stats
-from jaxgrok.analysis import HEADS, kind_of, of_kind
-from jaxgrok.checkpoint import replace_text
-from jaxgrok.circuit_tables import summary
-from jaxgrok.report import Cell, csv_text, field_values, markdown
-from jaxgrok.results import AXES, Results
+from jaxgrok.measures import heads
+from jaxgrok.measures.checkpoints import HEADS, kind_of, of_kind
+from jaxgrok.stats import survival as stats
+from jaxgrok.store import events as phases
+from jaxgrok.store.results import AXES, Results
+from jaxgrok.store.steps import replace_text
+from jaxgrok.tables.circuits import summary
+from jaxgrok.tables.timing import Cell, csv_text, field_values, markdown
 
 PREVIOUS, INDUCTION = KINDS = ("previous_token", "induction")
 NAMES = {PREVIOUS: "previous-token", INDUCTION: "induction"}

@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrok import fourier, interop
-from jaxgrok.ablations import Controls, ablations, draw_controls, median_and_range, of_singles, where_known
 from jaxgrok.config import Config
-from jaxgrok.loss import cross_entropy, is_correct
-from jaxgrok.network import Network, Split, losses, over_splits, run_network, split_of
+from jaxgrok.measures import fourier
+from jaxgrok.measures.ablations import Controls, ablations, draw_controls, median_and_range, of_singles, where_known
+from jaxgrok.measures.all_pairs import Network, Split, losses, over_splits, run_network, split_of
+from jaxgrok.nets import interop
+from jaxgrok.nets.loss import cross_entropy, is_correct
 from jaxgrok.tasks import make_task
 
 __all__ = ["Split", "all", "find_keys", "measure", "split_of", "to_json"]

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.config import Config
-from jaxgrok.grid import Run
 from jaxgrok.tasks import make_task, step_examples
+from jaxgrok.training.grid import Run
 
 # Read positions that pass through the network at once on a CPU (training.sum_over_blocks); elsewhere all do.
 CPU_BLOCK = 1024

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgrok import order, phases, stats
-from jaxgrok.checkpoint import replace_text
-from jaxgrok.report import Cell, csv_text, field_values, markdown
-from jaxgrok.results import AXES, Results
+from jaxgrok.stats import order
+from jaxgrok.stats import survival as stats
+from jaxgrok.store import events as phases
+from jaxgrok.store.results import AXES, Results
+from jaxgrok.store.steps import replace_text
+from jaxgrok.tables.timing import Cell, csv_text, field_values, markdown
 
 EVENTS = ("grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
 ORDERED = 16  # parts: of more, a matrix of who came before whom is left to the figure

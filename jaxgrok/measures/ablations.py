@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgrok import fourier
-from jaxgrok.network import Network, mean_loss
+from jaxgrok.measures import fourier
+from jaxgrok.measures.all_pairs import Network, mean_loss
 
 DRAWS = 10  # of each random control
 NARROW = 16  # directions: those of up to eight keys

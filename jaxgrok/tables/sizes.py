@@ -7,11 +7,12 @@ tables/crossover.md    the same to read, with the size at which half of the runs
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxgrok import stats, threshold
-from jaxgrok.checkpoint import replace_text
 from jaxgrok.config import BadInput
-from jaxgrok.report import csv_text, markdown
-from jaxgrok.results import Results, check_part
+from jaxgrok.stats import survival as stats
+from jaxgrok.stats import threshold
+from jaxgrok.store.results import Results, check_part
+from jaxgrok.store.steps import replace_text
+from jaxgrok.tables.timing import csv_text, markdown
 
 FINISHED = ("trained", "ended")  # of a run that is under way nothing is known yet
 LATE = 2  # a run groks, rather than learns, if it generalises at this many times the epoch at which it memorised, or later

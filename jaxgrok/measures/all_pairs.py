@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.config import Config
-from jaxgrok.loss import cross_entropy
-from jaxgrok.model import MLP, make_model
+from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.nets.model import MLP, make_model
 from jaxgrok.tasks import make_task
 
 

@@ -7,10 +7,12 @@ search goes on where it stopped, and one with more seeds or a wider range builds
 from contextlib import nullcontext
 from pathlib import Path
 
-from jaxgrok import size_tables, sweeping, threshold
 from jaxgrok.config import CONFIG_FIELDS, BadInput
-from jaxgrok.grid import Run, Sweep, make_sweep
-from jaxgrok.results import check_part, load
+from jaxgrok.stats import threshold
+from jaxgrok.store.results import check_part, load
+from jaxgrok.tables import sizes as size_tables
+from jaxgrok.training import sweep as sweeping
+from jaxgrok.training.grid import Run, Sweep, make_sweep
 
 NUMBERS = ("wd", "lr", "init_scale")  # of the grid: one value each in a search
 

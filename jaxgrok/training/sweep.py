@@ -24,14 +24,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxgrok
-from jaxgrok import interop, phases
-from jaxgrok.checkpoint import VACANT, Metrics, SweepFiles, write_json
 from jaxgrok.config import CONFIG_FIELDS, LATER, BadInput, Config
-from jaxgrok.grid import Run, Sweep
-from jaxgrok.plan import Batch, block_of, make_batches
-from jaxgrok.schedule import default_checkpoint_every, default_eval_every, schedule
+from jaxgrok.nets import interop
+from jaxgrok.store import events as phases
+from jaxgrok.store.schedule import default_checkpoint_every, default_eval_every, schedule
+from jaxgrok.store.steps import VACANT, Metrics, SweepFiles, write_json
 from jaxgrok.tasks import make_task
-from jaxgrok.training import cycle_of, make_hyper, make_train
+from jaxgrok.training.grid import Run, Sweep
+from jaxgrok.training.plan import Batch, block_of, make_batches
+from jaxgrok.training.run import cycle_of, make_hyper, make_train
 
 SAVE_SECONDS = 60  # between full saves: the most work that a killed process loses
 PENDING = 2  # intervals in flight before the host waits for the oldest

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxgrok import phases
-from jaxgrok.checkpoint import Metrics, SweepFiles
 from jaxgrok.config import CONFIG_FIELDS, LATER, BadInput, Config
+from jaxgrok.store import events as phases
+from jaxgrok.store.steps import Metrics, SweepFiles
 from jaxgrok.tasks import make_task
 
 KEYS = "key_frequencies/keys"  # the name of a run's keys among its measures

@@ -9,10 +9,16 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from jaxgrok import analysis, circuit_tables, head_tables, part_tables, phases, report, size_tables
-from jaxgrok.plan import checkpoint_bytes
-from jaxgrok.schedule import default_eval_every
+from jaxgrok.measures import checkpoints as analysis
+from jaxgrok.store import events as phases
+from jaxgrok.store.schedule import default_eval_every
+from jaxgrok.tables import circuits as circuit_tables
+from jaxgrok.tables import heads as head_tables
+from jaxgrok.tables import parts as part_tables
+from jaxgrok.tables import sizes as size_tables
+from jaxgrok.tables import timing as report
 from jaxgrok.tasks import make_task
+from jaxgrok.training.plan import checkpoint_bytes
 
 TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
 

@@ -19,9 +19,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import MODULAR, BadInput, Config
-from jaxgrok.model import make_model
+from jaxgrok.nets.model import make_model
+from jaxgrok.nets.weight_files import optional, read, write
 from jaxgrok.tasks import make_task
-from jaxgrok.weight_files import optional, read, write
 
 # name: (our dimensions, the authors', TransformerLens's); "D(HK)" is one axis of H times K.
 TABLE = {

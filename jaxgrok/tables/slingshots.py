@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from jaxgrok import phases, stats
-from jaxgrok.checkpoint import replace_text
 from jaxgrok.config import BadInput
-from jaxgrok.report import csv_text, field_values, markdown, name_of, shown_value, waiting
-from jaxgrok.results import AXES, Results
+from jaxgrok.stats import survival as stats
+from jaxgrok.store import events as phases
+from jaxgrok.store.results import AXES, Results
+from jaxgrok.store.steps import replace_text
+from jaxgrok.tables.timing import csv_text, field_values, markdown, name_of, shown_value, waiting
 from jaxgrok.tasks import make_task, step_examples
 
 FLOOR = 2.0**-23  # nats, 1.19e-7: the smallest loss above 0 that log_softmax gives in float32

@@ -17,9 +17,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxgrok import fourier, heads, interop, measures
 from jaxgrok.config import BadInput, Config
-from jaxgrok.results import KEYS, Results, load
+from jaxgrok.measures import circuits as measures
+from jaxgrok.measures import fourier, heads
+from jaxgrok.nets import interop
+from jaxgrok.store.results import KEYS, Results, load
 
 CIRCUITS, HEADS = "circuits", "heads"
 MEASURABLE = "induction, or a modular task with an MLP and residual factor 1"

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.loss import cross_entropy
-from jaxgrok.model import make_model
+from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task
 
 SCORES = (

@@ -1,0 +1,1 @@
+"""The commands: their flags, the live line, and what the terminal shows."""

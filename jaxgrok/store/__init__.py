@@ -1,0 +1,1 @@
+"""What a sweep leaves on disk: curves, checkpoints, records of runs, and when things happened in them."""

@@ -1,0 +1,1 @@
+"""Tables of results: rows for CSV files, and the same to read."""
