@@ -4,10 +4,13 @@ from math import factorial
 import numpy as np
 import pytest
 
-from jaxgrok.stats import order
-from jaxgrok.stats import survival as stats
+from jaxgrok import stats
+from jaxgrok.stats import Arrival, order
 
-CENSORED = np.array([[1, 2, 3], [1, 2, 2], [5, 1, 9], [4, 4, 3]]), np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
+CENSORED = (
+    np.array([[1, 2, 3], [1, 2, 2], [5, 1, 9], [4, 4, 3]]),
+    np.array([[1, 1, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool),
+)
 
 
 def textbook(ranks):
@@ -31,7 +34,8 @@ def test_before_counts_what_censoring_and_ties_leave_open():
 
 
 def test_ties_are_undecided():
-    pairs = order.before([[3, 3], [3, 3]], reached([[3, 3]] * 2))
+    ties = np.array([[3, 3], [3, 3]])
+    pairs = order.before(ties, reached(ties))
     assert not pairs.decided.any()
     assert np.isnan(pairs.share).all()
 
@@ -39,8 +43,8 @@ def test_ties_are_undecided():
 def test_before_agrees_with_the_sign_test():
     rng = np.random.default_rng(0)
     times, here = rng.integers(1, 9, (40, 2)), rng.random((40, 2)) < 0.6
-    cells = ({run: (times[run, part], here[run, part]) for run in range(40)} for part in range(2))
-    c, pairs = stats.compare(*cells), order.before(times, here)
+    cells = [{run: Arrival(times[run, part], here[run, part]) for run in range(40)} for part in range(2)]
+    c, pairs = stats.compare(cells[0], cells[1]), order.before(times, here)
     assert (pairs.first[0, 1], pairs.first[1, 0], 40 - pairs.decided[0, 1]) == (c.first, c.second, c.undecided)
 
 
@@ -53,11 +57,11 @@ def test_concordance_by_the_textbook(seed):
 
 
 def test_the_same_order_in_every_run_is_one_and_opposite_orders_are_zero():
-    same = [[1, 5, 9, 11], [100, 101, 102, 103], [2, 30, 31, 400]]
+    same = np.array([[1, 5, 9, 11], [100, 101, 102, 103], [2, 30, 31, 400]])
     c = order.concordance(same, reached(same), permutations=factorial(4) ** 3)
     # all shuffles are enumerated, and 4! of them give all runs one order
     assert (c.W, c.pvalue) == (pytest.approx(1), pytest.approx(factorial(4) / factorial(4) ** 3))
-    opposite = [[1, 2, 3], [3, 2, 1]]
+    opposite = np.array([[1, 2, 3], [3, 2, 1]])
     assert order.concordance(opposite, reached(opposite)) == order.Concordance(0, 1, 2)
 
 
@@ -65,7 +69,13 @@ def test_pvalue_is_that_of_all_shuffles():
     times = np.array([[1, 2, 3], [1, 3, 2], [1, 2, 2], [2, 1, 3]])
     ranks = np.array([[1, 2, 3], [1, 3, 2], [1, 2.5, 2.5], [2, 1, 3]])
     every = [list(permutations(row)) for row in ranks]
-    squares = [(np.add(np.add(a, b), np.add(c, d)) ** 2).sum() for a in every[0] for b in every[1] for c in every[2] for d in every[3]]
+    squares = [
+        (np.add(np.add(a, b), np.add(c, d)) ** 2).sum()
+        for a in every[0]
+        for b in every[1]
+        for c in every[2]
+        for d in every[3]
+    ]
     exact = np.mean(np.array(squares) >= (ranks.sum(0) ** 2).sum())
     assert order.concordance(times, reached(times)).pvalue == pytest.approx(exact)
     drawn = order.concordance(times, reached(times), permutations=1000).pvalue
@@ -94,25 +104,26 @@ def test_only_complete_rankings_count():
 
 def test_no_concordance_of_two_parts_one_run_or_ties_alone():
     for times in ([[1, 2], [1, 3]], [[1, 2, 3]], [[4, 4, 4], [5, 5, 5]], np.empty((0, 3))):
-        c = order.concordance(times, reached(times))
+        c = order.concordance(np.array(times), reached(times))
         assert np.isnan([c.W, c.pvalue]).all()
         assert c.runs == len(times)
 
 
 def test_spread_is_a_censored_time():
-    times = [[1, 5, 9], [2, 7, 4], [3, 8, 2], [6, 6, 6]]
+    times = np.array([[1, 5, 9], [2, 7, 4], [3, 8, 2], [6, 6, 6]])
     here = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
-    value, arrived = order.spread(times, here)
-    assert value.tolist() == [8, 5, 5, 0]
-    assert arrived.tolist() == [True, False, False, False]
-    assert stats.median(value, arrived).value == 8
+    spreads = order.spread(times, here)
+    assert spreads == [Arrival(8, True), Arrival(5, False), Arrival(5, False), Arrival(0, False)]
+    assert stats.median(spreads).value == 8
 
 
 def test_first_counts_share_ties_and_leave_out_what_is_open():
     # run 3: parts 0 and 1 are censored after part 2 arrived
     assert order.first_counts(*CENSORED).tolist() == [2, 1, 1]
-    assert order.first_counts([[4, 4, 9], [7, 7, 7]], reached([[1] * 3] * 2)) == pytest.approx([1 / 2 + 1 / 3] * 2 + [1 / 3])
+    ties = np.array([[4, 4, 9], [7, 7, 7]])
+    assert order.first_counts(ties, reached(ties)) == pytest.approx([1 / 2 + 1 / 3, 1 / 2 + 1 / 3, 1 / 3])
     # censored before, or as, the first arrives; nothing arrives
-    assert order.first_counts([[3, 2], [3, 3], [9, 9]], [[True, False], [True, False], [False, False]]).tolist() == [0, 0]
+    times, here = np.array([[3, 2], [3, 3], [9, 9]]), np.array([[True, False], [True, False], [False, False]])
+    assert order.first_counts(times, here).tolist() == [0, 0]
     times = np.random.default_rng(0).integers(1, 5, (50, 3))
     assert order.first_counts(times, reached(times)).sum() == pytest.approx(50)
