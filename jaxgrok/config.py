@@ -1,31 +1,36 @@
-"""What fixes a compiled program: every field that changes a shape or an operation.
+"""What a run is: its `Config`, which fixes the compiled program, and its numbers, which do not.
 
-The traced numbers of a run (seed, weight decay, learning rate) are not here: they are in `training.Hyper`, so that
-changing one compiles nothing.
+Every field that changes a shape or an operation is in `Config`. The numbers that differ between the runs of a sweep
+(seed, weight decay, learning rate, ...) are in `Run`; they reach the program as a `Hyper` pytree of traced scalars,
+so that changing one of them compiles nothing.
 """
 
 import dataclasses
 import hashlib
 import json
+import operator
 import re
 from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class BadInput(ValueError):
     """A value that a user gave and that is not accepted. `str()` is one clear line for the terminal.
 
-    Attributes: name (the field, flag or key), value (what was given), accepted (what would be).
+    name: the field, flag or key. value: what was given. accepted: what would be accepted, as a noun phrase.
     """
 
-    def __init__(self, name, value, accepted):
+    def __init__(self, name: str, value: Any, accepted: str):
         super().__init__(name, value, accepted)
         self.name, self.value, self.accepted = name, value, accepted
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name}: got {self.value!r}; accepted: {self.accepted}"
 
 
-MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # tasks whose examples are the p^2 pairs
+MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # the tasks whose examples are the p^2 pairs
 CHOICES = {
     "task": (*MODULAR, "addition<N>", "induction", "skip_trigram"),
     "arch": ("transformer", "attn_only", "mlp"),
@@ -36,14 +41,21 @@ CHOICES = {
     "dtype": ("float32", "float64"),
     "matmul_precision": ("default", "high", "highest"),
 }
-MOST_P = 2000  # p^2 pairs are listed and shuffled: a mistyped modulus is refused before it fills the memory
-MOST_DIGITS = 100
-MOST_EXAMPLES = 1_000_000  # train and test examples are drawn before training starts: the same for a mistyped number of them
+MAX_DIGITS = 100  # of addition<N>
 _SMALLEST = {
     **{"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0},
     **{"n_ctx": 1, "seq_len": 3, "repeat_len": 2, "n_repeats": 2, "n_tokens": 2, "batch_size": 1, "n_test": 1},
 }
-# What only some tasks have.
+MAX_EXAMPLES = 1_000_000  # train and test examples are drawn before training starts
+MAX_WIDTH = 1_000_000
+# A mistyped size is refused before it fills the memory or keeps the compiler busy for hours. p is small because the
+# p^2 pairs are listed and shuffled; layers and positions, because each one adds to the program or to every activation.
+_LARGEST = {
+    **{"p": 2000, "n_layers": 1000, "n_heads": MAX_WIDTH, "d_model": MAX_WIDTH, "d_mlp": MAX_WIDTH},
+    **{"n_ctx": 100_000, "seq_len": 100_000, "repeat_len": 100_000, "n_repeats": 100_000, "n_tokens": MAX_WIDTH},
+    **{"warmup_steps": 2**31 - 1, "batch_size": MAX_EXAMPLES, "n_test": MAX_EXAMPLES},
+}
+# Fields that only some tasks have.
 _OF_TASKS = {
     "seq_len": ("induction", "skip_trigram"),
     "repeat_len": ("induction",),
@@ -53,41 +65,67 @@ _OF_TASKS = {
 
 
 def digits_of(task: str) -> int | None:
-    """The N of `addition<N>`, 1 to MOST_DIGITS; None for another task."""
+    """The N of `addition<N>`, from 1 to MAX_DIGITS; None for any other task."""
     match = re.fullmatch(r"addition([1-9]\d{0,2})", task)
-    return int(match[1]) if match and int(match[1]) <= MOST_DIGITS else None
+    return int(match[1]) if match and int(match[1]) <= MAX_DIGITS else None
 
 
-def _is_choice(name: str, value) -> bool:
+def _is_choice(name: str, value: Any) -> bool:
     if name == "task" and isinstance(value, str) and digits_of(value):
         return True
     return value in CHOICES[name] and value != "addition<N>"
 
 
+def _whole(name: str, value: Any) -> int:
+    """A whole number within the field's bounds as an int; numpy's integers are accepted."""
+    least, most = _SMALLEST[name], _LARGEST[name]
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise BadInput(name, value, f"a whole number from {least:,} to {most:,}")
+    return number
+
+
+def _real(name: str, value: Any, accepted: str, test) -> float:
+    """A number that passes a test as a float; integers and numpy's numbers are accepted."""
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not is_number or not np.isfinite(value) or not test(value):
+        raise BadInput(name, value, accepted)
+    return float(value)
+
+
 @dataclass(frozen=True)
 class Config:
-    """One run's shapes and operations. The defaults are the post's mainline (spec: PUBLISHED.md).
+    """The shapes and operations of one run. The defaults are the post's mainline (spec: PUBLISHED.md).
 
-    task: the operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2), random (a drawn table); or
-    addition<N> (of N-digit numbers), induction (repeated subsequences), skip_trigram (find the one entry >= 10).
-    arch: `transformer` (no LayerNorm, learned positions, untied), `attn_only` (the same without MLPs) or `mlp`
-    (p -> d_mlp -> p on the sum of two one-hots; modular tasks).
-    d_mlp: hidden width; None means 4 d_model for the transformer and 256 for the MLP.
+    task: an operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2) or random (a random table);
+        or addition<N> (of N-digit numbers), induction (repeated subsequences), skip_trigram (find the one entry >= 10).
+    arch: `transformer` (no LayerNorm, learned positions, untied embeddings), `attn_only` (the same without MLPs), or
+        `mlp` (p -> d_mlp -> p on the sum of two one-hots; modular tasks only).
+    d_mlp: the hidden width. None means 4 d_model for the transformer and 256 for the MLP.
     act: relu, or gelu in its exact erf form.
-    residual_factor: every sublayer turns x into residual_factor * x + sublayer(x); 2 in the released induction networks.
-    dropout: share of each sublayer's output that a training step drops.
-    n_ctx: positions the network has, of tasks that draw their examples; None: as many as a sequence.
-    seq_len, repeat_len, n_repeats, n_tokens: of induction and skip_trigram (see their files); None: as published.
-    batch_size: examples a step; None: all train examples, or with unlimited data the task's own number.
-    n_test: held-out examples of a task that draws them; None: the task's own number.
-    optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 stand in the loss; the run's `wd` is the strength.
-    loss: `exact` in the parameters' own dtype, `float64` (cast, log_softmax: the authors'), `float32` (naive log_softmax).
+    residual_factor: every sublayer turns x into residual_factor * x + sublayer(x). It is 2 in the released induction
+        networks.
+    dropout: the share of each sublayer's output that a training step drops.
+    n_ctx: how many positions the network has, for tasks that draw their examples. None means as many as a sequence has.
+    seq_len, repeat_len, n_repeats, n_tokens: the sequences of induction and skip_trigram (see their files). None means
+        the published value.
+    batch_size: examples per step. None means all train examples, or the task's own number on unlimited data.
+    n_test: test examples of a task that draws them. None means the task's own number.
+    optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 are terms of the loss. The run's `weight_decay`
+    is
+        the strength of whichever regulariser there is.
+    loss: `exact` works in the parameters' own dtype, `float64` casts the logits and takes log_softmax as the authors
+    do,
+        `float32` takes log_softmax in float32.
     dtype: of parameters and activations.
-    matmul_precision: jax's name; `highest` keeps float32 products float32 on GPU and TPU.
-    b1, b2, eps, warmup_steps: AdamW; b1 is the momentum of sgd; the learning rate is multiplied by min(step / warmup_steps, 1),
-    step from 0.
+    matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU.
+    b1, b2, eps, warmup_steps: of AdamW; b1 is the momentum of sgd. The learning rate is multiplied by
+        min(step / warmup_steps, 1), where step counts from 0.
 
-    Raises BadInput for a value outside its range, naming the field.
+    Raises BadInput for a value outside its range, and names the field.
     """
 
     task: str = "add"
@@ -120,38 +158,36 @@ class Config:
     def __post_init__(self):
         for name in CHOICES:
             if not _is_choice(name, getattr(self, name)):
-                more = f" (N from 1 to {MOST_DIGITS} digits)" if name == "task" else ""
+                more = f" (N from 1 to {MAX_DIGITS} digits)" if name == "task" else ""
                 raise BadInput(name, getattr(self, name), " ".join(CHOICES[name]) + more)
-        for name, least in _SMALLEST.items():
-            value = getattr(self, name)
-            if value is None and name in MAY_BE_NONE:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise BadInput(name, value, f"a whole number, at least {least}")
+        # The dataclass is frozen, so that numbers are made plain int and float past its guard.
+        for name in _SMALLEST:
+            if getattr(self, name) is not None or name not in MAY_BE_NONE:
+                object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("b1", "b2", "eps", "dropout"):
+            number = _real(name, getattr(self, name), "a number in [0, 1)", lambda x: 0 <= x < 1)
+            object.__setattr__(self, name, number)
+        factor = _real("residual_factor", self.residual_factor, "a number > 0", lambda x: x > 0)
+        object.__setattr__(self, "residual_factor", factor)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
         for name, tasks in _OF_TASKS.items():
             if getattr(self, name) is not None and self.task not in tasks:
                 raise BadInput(name, getattr(self, name), f"with task {' or '.join(tasks)}")
-        for name, most in {"p": MOST_P, "batch_size": MOST_EXAMPLES, "n_test": MOST_EXAMPLES}.items():
-            if (getattr(self, name) or 0) > most:
-                raise BadInput(name, getattr(self, name), f"at most {most}")
         if self.arch == "mlp" and not self.modular:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
-        if self.n_ctx is not None and self.modular:
-            raise BadInput("n_ctx", self.n_ctx, "with task addition<N>, induction or skip_trigram; the others have three positions")
         if self.arch == "mlp" and self.dropout:
             raise BadInput("dropout", self.dropout, "0 with arch mlp")
+        if self.n_ctx is not None and self.modular:
+            accepted = "with task addition<N>, induction or skip_trigram; the others have three positions"
+            raise BadInput("n_ctx", self.n_ctx, accepted)
         if self.d_model % self.n_heads:
             raise BadInput("n_heads", self.n_heads, f"a divisor of d_model = {self.d_model}")
-        for name in ("b1", "b2", "eps", "dropout"):
-            value = getattr(self, name)
-            if not isinstance(value, float) or not 0 <= value < 1:
-                raise BadInput(name, value, "a number in [0, 1)")
-        if not isinstance(self.residual_factor, float) or not 0 < self.residual_factor < float("inf"):
-            raise BadInput("residual_factor", self.residual_factor, "a number > 0")
 
     @property
     def modular(self) -> bool:
-        """Whether the examples are the p^2 pairs, or drawn by the task."""
+        """Whether the examples are the p^2 pairs. The other tasks draw theirs."""
         return self.task in MODULAR
 
     @property
@@ -160,6 +196,7 @@ class Config:
 
     @property
     def mlp_width(self) -> int:
+        """The hidden width of each MLP; 0 in a network without MLPs."""
         if self.d_mlp is not None and self.arch != "attn_only":
             return self.d_mlp
         return {"transformer": 4 * self.d_model, "attn_only": 0, "mlp": 256}[self.arch]
@@ -168,21 +205,90 @@ class Config:
     def needs_x64(self) -> bool:
         return "float64" in (self.dtype, self.loss)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, record: dict) -> "Config":
-        """The config among the fields of a record; what it lacks, or has as None, is at its default."""
+    def from_dict(cls, record: dict[str, Any]) -> "Config":
+        """The config whose fields are among the record's. A field that is missing or None is at its default."""
         return cls(**{name: record[name] for name in CONFIG_FIELDS if record.get(name) is not None})
 
 
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 MAY_BE_NONE = {name for name, field in CONFIG_FIELDS.items() if field.default is None}
-# Fields that came later: at their defaults they stand in no directory's name and need not stand in its files.
+# Fields added after the first version. At their defaults they are in no directory's name and may be missing in its
+# files.
 LATER = tuple(CONFIG_FIELDS)[tuple(CONFIG_FIELDS).index("residual_factor") :]
 
+UNLIMITED = "unlimited"  # what commands and tables call n_train None
+# The names of a run's numbers on disk, in tables and in flags.
+COORDINATES = ("seed", "frac", "n_train", "wd", "lr", "init_scale", "split_seed")
 
-def fingerprint(fields: dict) -> str:
+
+class Hyper(NamedTuple):
+    """A run's traced numbers, each a scalar (or [rows] in a batch of runs).
+
+    seed: of the initial weights and of dropout (int32). data_seed: of fresh data (int32).
+    weight_decay: or the strength of another regulariser; lr: the learning rate; init_scale: multiplies every initial
+    weight; these three are in the config's dtype.
+    """
+
+    seed: Any
+    data_seed: Any
+    weight_decay: Any
+    lr: Any
+    init_scale: Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its config, and the numbers that place it in a grid.
+
+    frac: the share of the pairs that are trained on, for a modular task; None for any other.
+    n_train: the number of train examples; None means unlimited data.
+    split_seed: fixes the train/test split, or the stream of fresh data; None means the run's own seed.
+    """
+
+    config: Config
+    seed: int = 0
+    frac: float | None = None
+    n_train: int | None = None
+    weight_decay: float = 1.0
+    lr: float = 1e-3
+    init_scale: float = 1.0
+    split_seed: int | None = None
+
+    @property
+    def size(self) -> float | int | None:
+        """How much there is to train on, as the task counts it: a fraction of the pairs, or a number of examples."""
+        return self.frac if self.config.modular else self.n_train
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether every step draws fresh data, so that there is nothing to memorise."""
+        return self.n_train is None
+
+    def hyper(self) -> Hyper:
+        """The run's traced numbers, in its config's dtype."""
+        number = np.dtype(self.config.dtype).type
+        data_seed = self.seed if self.split_seed is None else self.split_seed
+        numbers = (number(x) for x in (self.weight_decay, self.lr, self.init_scale))
+        return Hyper(np.int32(self.seed), np.int32(data_seed), *numbers)
+
+    def coordinates(self) -> dict[str, Any]:
+        """Everything that tells this run from another, as plain values under the names used on disk."""
+        fields = self.config.to_dict() | ({} if self.config.modular else {"p": None})
+        numbers = (self.seed, self.frac, self.n_train, self.weight_decay, self.lr, self.init_scale, self.split_seed)
+        return fields | dict(zip(COORDINATES, numbers, strict=True))
+
+    @classmethod
+    def from_coordinates(cls, record: dict[str, Any]) -> "Run":
+        """The run with these coordinates. What an older file lacks is at its default."""
+        numbers = {name: record[name] for name in ("seed", "frac", "n_train", "lr", "split_seed")}
+        scale = record.get("init_scale", 1.0)
+        return cls(Config.from_dict(record), weight_decay=record["wd"], init_scale=scale, **numbers)
+
+
+def fingerprint(fields: dict[str, Any]) -> str:
     """Six hexadecimal digits that name a dictionary of plain values, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:6]

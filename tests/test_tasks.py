@@ -84,11 +84,11 @@ def test_a_fraction_near_one_leaves_a_test_pair():
     assert (len(train.tokens), len(test.tokens)) == (3, 1)
 
 
-# --- drawn tasks: every example against its task in plain Python ------------------------------------------------------------
+# --- drawn tasks: every example against its task in plain Python ------------------------------------------------------
 
 
 def known_addition(task, tokens):
-    """{position: (token, part)} of what the logits are to predict, from the tokens of one sequence alone."""
+    """{position: (token, part)} of what the logits are to predict, found from the tokens of one sequence alone."""
     n = task.digits
     text = "".join("0123456789+="[token] for token in tokens)
     x, y, z = text.replace("+", " ").replace("=", " ").split()
@@ -99,18 +99,22 @@ def known_addition(task, tokens):
 
 
 def places(task, tokens):
-    """[(offset in each block)] at which all blocks of a sequence hold the same repeat_len tokens."""
+    """The offsets, one in each block, at which all blocks of a sequence hold the same repeat_len tokens."""
     length, block = task.repeat_len, (len(tokens) - 1) // task.n_repeats
     blocks = [tokens[1 + i * block : 1 + (i + 1) * block] for i in range(task.n_repeats)]
     windows = [[tuple(b[at : at + length]) for at in range(block - length + 1)] for b in blocks]
     everywhere = set.intersection(*map(set, windows))
-    return [at for copy in everywhere for at in product(*([i for i, w in enumerate(of_block) if w == copy] for of_block in windows))]
+    return [
+        at
+        for copy in everywhere
+        for at in product(*([i for i, w in enumerate(of_block) if w == copy] for of_block in windows))
+    ]
 
 
 def known_induction(task, tokens):
     assert tokens[0] == 0
     assert all(0 < token < task.n_tokens for token in tokens[1:])
-    (offsets,) = places(task, tokens)  # one copy a block, and no second way to find it
+    (offsets,) = places(task, tokens)  # each block has one copy, and no other repetition can be taken for it
     block = (task.seq_len - 1) // task.n_repeats
     parts = dict.fromkeys(range(block + 2, task.seq_len), "outside")
     for copy in range(1, task.n_repeats):
@@ -127,7 +131,7 @@ def known_skip_trigram(task, tokens):
 
 
 KNOWN = {AdditionTask: known_addition, InductionTask: known_induction, SkipTrigramTask: known_skip_trigram}
-MANY_TOKENS = 10**6  # of induction: nothing repeats by chance
+MANY_TOKENS = 10**6  # of induction, so that nothing repeats by chance
 DRAWN = [
     *(AdditionTask(digits) for digits in (1, 2, 5, 15)),
     InductionTask(85, 16, 3, MANY_TOKENS),
@@ -160,8 +164,10 @@ def first(examples, n):
 
 @functools.cache
 def draw(task):
-    """10,000 examples, and of induction where each copy starts; compiling the sampler is what takes the time."""
-    sampler = jax.jit(lambda key: (task.sample(key, 10_000), task.draw(key, 10_000)[1] if isinstance(task, InductionTask) else None))
+    """10,000 examples and, for induction, where each copy starts. Cached, because compiling the sampler takes long."""
+    sampler = jax.jit(
+        lambda key: (task.sample(key, 10_000), task.draw(key, 10_000)[1] if isinstance(task, InductionTask) else None)
+    )
     return jax.tree.map(np.asarray, sampler(jax.random.key(0)))
 
 
@@ -171,11 +177,13 @@ def test_every_example_against_the_task_in_plain_python(task):
 
 
 def assert_uniform(*columns):
-    """Integers [N] of equally likely values, and where there are several columns every combination of them; the values seen
-    in all of N are those there are."""
+    """Assert that the values in a column [N] are equally likely; with several columns, that all combinations are.
+
+    A value that is in no row counts as one that does not exist.
+    """
     sizes = [len(np.unique(column)) for column in columns]
     cells = np.ravel_multi_index([column - column.min() for column in columns], sizes)
-    # One of some hundred such tests, on samples that do not change: a fair sampler passes them.
+    # There are some hundred such tests, on samples that do not change. A fair sampler passes them all at this level.
     assert chisquare(np.bincount(cells, minlength=np.prod(sizes))).pvalue > 1e-5
 
 
@@ -196,7 +204,14 @@ def test_all_digits_are_uniform_and_independent(digits):
 @pytest.mark.parametrize("digits", [1, 2, 5, 15])
 def test_a_carry_goes_through_all_digits(monkeypatch, digits):
     nines, one = [9] * digits, [0] * (digits - 1) + [1]
-    pairs = [(nines, one), (one, nines), (nines, nines), ([0] * digits, [0] * digits), ([4] * digits, [5] * digits), ([5] * digits,) * 2]
+    pairs = [
+        (nines, one),
+        (one, nines),
+        (nines, nines),
+        ([0] * digits, [0] * digits),
+        ([4] * digits, [5] * digits),
+        ([5] * digits,) * 2,
+    ]
     monkeypatch.setattr(jax.random, "randint", lambda *_: jnp.array(list(zip(*pairs)), jnp.int32))
     examples = jax.tree.map(np.asarray, AdditionTask(digits).sample(None, len(pairs)))
     assert_true_to_the_task(AdditionTask(digits), examples)
@@ -222,7 +237,7 @@ def test_the_tokens_of_induction_are_uniform_and_may_repeat_by_chance():
     (tokens, _, _), copies = draw(task)
     for column in tokens[:, 1:].T:
         assert_uniform(column)
-    # Where a copy is cannot be told from few tokens: what was drawn is one of the ways.
+    # With few tokens a sequence can be read in several ways. What was drawn is one of them.
     found = [places(task, of_tokens) for of_tokens in tokens[:300].tolist()]
     assert max(map(len, found)) > 1
     for ways, of_copies in zip(found, copies.tolist()):
@@ -243,7 +258,7 @@ def test_position_and_entry_of_a_skip_trigram_are_uniform(length):
 @pytest.mark.parametrize("task", [AdditionTask(5), InductionTask(11, 3, 2, 7), SkipTrigramTask()], ids=str)
 def test_chance_is_the_best_guess_without_looking(task):
     examples, _ = draw(task)
-    # The parts of skip trigrams are the targets themselves.
+    # The parts of skip trigrams are the targets themselves, so that a guess by part would know the answer.
     known = isinstance(task, SkipTrigramTask)
     for i, chance in enumerate(task.chance):
         targets = examples.targets if known else examples.targets[examples.part == i]
@@ -278,7 +293,7 @@ def test_worked_examples_of_the_drawn_tasks(monkeypatch):
     assert (examples.tokens, examples.targets) == ([20, 3, 9, 14, 0, 3, 21], [4])
 
 
-# --- drawn tasks: which examples a run has ----------------------------------------------------------------------------------
+# --- drawn tasks: which examples a run has ----------------------------------------------------------------------------
 
 SMALL = [(AdditionTask(1), 100), (SkipTrigramTask(4), 200), (InductionTask(7, 3, 2, 6), 125)]
 
@@ -306,7 +321,7 @@ def test_train_and_test_examples_are_all_different(task, universe, n_train):
     every = [example for part in (train, test) if part is not None for example in rows(part)]
     assert len(set(every)) == len(every)
     for part in (train, test):
-        if part is not None and not isinstance(task, InductionTask):  # six tokens repeat by chance
+        if part is not None and not isinstance(task, InductionTask):  # its six tokens repeat by chance
             assert_true_to_the_task(task, part)
 
 
@@ -321,7 +336,7 @@ def test_a_split_follows_from_its_seed(task):
     for again in (single, task.split(300, seed=8, split_seed=3)):
         jax.tree.map(np.testing.assert_array_equal, again, first)
     other = task.split(300, seed=4)
-    # Of millions of sequences none comes twice.
+    # There are millions of sequences, so that none is drawn twice by chance.
     assert not set(rows(other[0]) + rows(other[1])) & set(rows(first[0]) + rows(first[1]))
 
 

@@ -1,57 +1,96 @@
-"""The tasks: each file states one family, its examples and its split. `make_task` finds the one a config names."""
+"""The tasks. Each file states one family: its examples and its split. `make_task` makes the one that a config names."""
+
+from typing import Any
 
 from jaxgrok.config import MODULAR, BadInput, Config, digits_of
 from jaxgrok.tasks.addition import AdditionTask
-from jaxgrok.tasks.base import Examples, Task
+from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
+from jaxgrok.tasks.drawn import DrawnTask
 from jaxgrok.tasks.induction import InductionTask
 from jaxgrok.tasks.modular import ModularTask
 from jaxgrok.tasks.skip_trigram import SkipTrigramTask
 
-# What the published network of a task has other than the mainline (spec: EXPERIMENTS.md A2, A3).
-NETWORKS = {
+# How the published network of a task differs from the mainline (spec: EXPERIMENTS.md A2, A3).
+NETWORKS: dict[str, dict[str, Any]] = {
     "induction": {"arch": "attn_only", "n_layers": 2, "d_model": 48, "b2": 0.999},
     "skip_trigram": {"arch": "attn_only"},
 }
+SEQUENCE_FIELDS = ("seq_len", "repeat_len", "n_repeats", "n_tokens")
 
 
-def make_config(task: str = "add", **fields) -> Config:
-    """A config with the published network of a task where `fields` say nothing else. Raises BadInput as Config does."""
+def make_config(task: str = "add", **fields: Any) -> Config:
+    """The config of a task's published network, changed by `fields`. Raises BadInput as Config does."""
     return Config(**{"task": task, **NETWORKS.get(task, {}), **fields})
 
 
 def make_task(config: Config) -> Task:
-    """The task of a config. Raises BadInput for sequences that cannot be, or that do not fit into the network's context."""
-    if config.task in MODULAR:
-        task = ModularTask(config.task, config.p)
-    else:
-        given = {name: getattr(config, name) for name in ("seq_len", "repeat_len", "n_repeats", "n_tokens") if getattr(config, name)}
-        given |= {"test_examples": config.n_test} if config.n_test else {}
-        if config.task == "induction":
-            task = InductionTask(**given)
-        elif config.task == "skip_trigram":
-            task = SkipTrigramTask(**given)
-        else:
-            task = AdditionTask(digits_of(config.task), **given)
+    """The task of a config. Raises BadInput for sequences that cannot exist, or that are longer than the network's
+    context."""
+    task = ModularTask(config.task, config.p) if config.modular else _drawn_task(config)
     if config.n_ctx is not None and config.n_ctx < task.n_ctx:
         raise BadInput("n_ctx", config.n_ctx, f"at least {task.n_ctx}, the sequences of task {config.task}")
     return task
 
 
+def _drawn_task(config: Config) -> DrawnTask:
+    given = {name: getattr(config, name) for name in SEQUENCE_FIELDS if getattr(config, name) is not None}
+    if config.n_test is not None:
+        given["test_examples"] = config.n_test
+    if config.task == "induction":
+        return InductionTask(**given)
+    if config.task == "skip_trigram":
+        return SkipTrigramTask(**given)
+    digits = digits_of(config.task)
+    assert digits is not None  # Config accepts no other task
+    return AdditionTask(digits, **given)
+
+
+def modular_task(config: Config) -> ModularTask:
+    """The task of a config whose examples are the p^2 pairs. Raises BadInput for another."""
+    task = make_task(config)
+    if not isinstance(task, ModularTask):
+        raise BadInput("task", config.task, " ".join(MODULAR))
+    return task
+
+
+def induction_task(config: Config) -> InductionTask:
+    """The task of a config for repeated subsequences. Raises BadInput for another."""
+    task = make_task(config)
+    if not isinstance(task, InductionTask):
+        raise BadInput("task", config.task, "induction, whose sequences have copies to attend to")
+    return task
+
+
 def step_examples(config: Config, n_train: int | None) -> int:
-    """Examples that one step trains on; n_train None: unlimited data. Raises BadInput for a minibatch larger than the train set."""
-    if n_train is not None and (config.batch_size or 0) > n_train:
+    """How many examples one step trains on. n_train None means unlimited data.
+
+    Raises BadInput for a minibatch that is larger than the train set.
+    """
+    if n_train is not None and config.batch_size is not None and config.batch_size > n_train:
         raise BadInput("batch_size", config.batch_size, f"at most {n_train}, the train examples")
-    return config.batch_size or n_train or make_task(config).batch_size
+    if config.batch_size is not None:
+        return config.batch_size
+    if n_train is not None:
+        return n_train
+    task = make_task(config)
+    assert isinstance(task, DrawnTask)  # only these have unlimited data
+    return task.batch_size
 
 
 __all__ = [
+    "GENERALISED",
+    "NETWORKS",
     "AdditionTask",
+    "Criterion",
+    "DrawnTask",
     "Examples",
     "InductionTask",
     "ModularTask",
     "SkipTrigramTask",
     "Task",
+    "induction_task",
     "make_config",
     "make_task",
+    "modular_task",
     "step_examples",
 ]

@@ -1,8 +1,8 @@
 """Addition of n-digit numbers, digit by digit (spec: EXPERIMENTS.md A1).
 
 Worked example, 3 digits: 472 + 951 = 1423 is the tokens [4, 7, 2, +, 9, 5, 1, =, 1, 4, 2, 3], most significant digit
-first, "+" being 10 and "=" 11. The logits at "=" and at the answer's digits but the last are read: they predict the
-answer's n + 1 digits, and each digit is a part. Digit 0, the leading one, is 0 or 1.
+first, where "+" is 10 and "=" is 11. The logits are read at "=" and at every digit of the answer but the last. They
+predict the n + 1 digits of the answer, and each digit is a part. Digit 0, the leading one, is 0 or 1.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ from math import log
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
-from jaxgrok.tasks.base import Examples
+from jaxgrok.tasks.base import Criterion, Examples
 from jaxgrok.tasks.drawn import DrawnTask
 
 PLUS, EQUALS = 10, 11
@@ -19,14 +20,14 @@ PLUS, EQUALS = 10, 11
 
 @dataclass(frozen=True)
 class AdditionTask(DrawnTask):
-    """x + y = z with every digit of x and y uniform, leading zeros included."""
+    """x + y = z, where every digit of x and y is uniform, so that leading zeros occur."""
 
     digits: int
     test_examples: int = 1024
 
     batch_size = 256
     d_vocab, d_vocab_out = 12, 10
-    grokked_loss = log(10) / 2
+    criterion = Criterion(loss=log(10) / 2)
 
     @property
     def n_ctx(self) -> int:
@@ -48,13 +49,15 @@ class AdditionTask(DrawnTask):
     def counted(self) -> int:
         return self.digits + 1
 
-    n_counted = counted
+    @property
+    def n_counted(self) -> int:
+        return self.counted
 
     @property
     def universe(self) -> int:
         return 10 ** (2 * self.digits)
 
-    def sample(self, key, n: int) -> Examples:
+    def sample(self, key: Key[Array, ""], n: int) -> Examples:
         x, y = jax.random.randint(key, (2, n, self.digits), 0, 10, jnp.int32)
 
         def add(carry, digits):

@@ -1,28 +1,58 @@
 """What every task states about itself, and the examples it hands out."""
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Examples(NamedTuple):
-    """Tokens [N, S] and targets [N, Q], both int32: Q is the number of read positions. part [N, Q] int32: the number of each
-    target's part; None where the task has no parts."""
+    """Sequences and what is to be predicted at their read positions.
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    part: np.ndarray | None = None
+    tokens: the sequences. targets: the right class at each read position. part: the number of the part that each target
+    belongs to; None if the task has no parts.
+    """
+
+    tokens: Int[Array | np.ndarray, "N S"]
+    targets: Int[Array | np.ndarray, "N Q"]
+    part: Int[Array | np.ndarray, "N Q"] | None = None
 
 
-class Task(Protocol):
+@dataclass(frozen=True)
+class Criterion:
+    """What test examples must show before a network counts as having generalised (spec: MEASURES.md, Phase changes).
+
+    accuracy: the least test accuracy. loss: the test loss must lie below it. None means that nothing is asked of it.
+    """
+
+    accuracy: float | None = None
+    loss: float | None = None
+
+    def holds(self, accuracy: Float[np.ndarray, "T"], loss: Float[np.ndarray, "T"]) -> Bool[np.ndarray, "T"]:
+        """Whether the criterion holds at each evaluation."""
+        holds = np.ones(np.shape(accuracy), bool)
+        if self.accuracy is not None:
+            holds &= np.asarray(accuracy) >= self.accuracy
+        if self.loss is not None:
+            holds &= np.asarray(loss) < self.loss
+        return holds
+
+
+GENERALISED = 0.99  # the test accuracy from which a task counts as generalised, where its criterion is accuracy
+
+
+class Task(ABC):
     """A task: how many examples there are to train on, and which.
 
-    d_vocab: input tokens; d_vocab_out: classes; n_ctx: positions S; read: (start, stop) of the positions whose logits
-    are compared with the targets, the same for every example.
-    parts: names of the kinds of targets (digits, trigrams, ...) whose losses are told apart; () for none.
-    chance: the loss of the best guess without looking at the example, for each part. counted: the leading parts that the loss
-    counts; n_counted: targets of one example that it counts.
-    grokked_loss: the test loss below which the task is learned; None: its criterion is accuracy (spec: MEASURES.md).
+    d_vocab: the number of input tokens. d_vocab_out: the number of classes. n_ctx: the positions S of a sequence.
+    read: (start, stop) of the positions whose logits are compared with the targets, the same in every example.
+    parts: names of the kinds of targets (digits, trigrams, ...) whose losses are reported apart; () if there are none.
+    chance: the loss of the best guess that does not look at the example, for each part.
+    counted: how many of the parts, from the first, the loss counts. n_counted: how many targets of one example it
+    counts.
+    criterion: when the task counts as generalised.
     """
 
     d_vocab: int
@@ -33,14 +63,24 @@ class Task(Protocol):
     chance: tuple[float, ...]
     counted: int
     n_counted: int
-    grokked_loss: float | None
+    criterion: Criterion
 
+    def part_criterion(self, part: str) -> Criterion:
+        """When a part counts as learned: its test loss is below half of its own chance and, where the task's
+        criterion is accuracy, that accuracy holds too. Alone, accuracy would count a class that the network always
+        guesses."""
+        return Criterion(self.criterion.accuracy, self.chance[self.parts.index(part)] / 2)
+
+    @abstractmethod
     def n_train(self, size) -> int | None:
-        """Train examples at this size: of a modular task the fraction of its pairs, of another their number, or None for
-        unlimited data. Raises BadInput where no train or no test example would be left."""
+        """The number of train examples at this size: a fraction of the pairs for a modular task, a number of examples
+        for another, where None means unlimited data. Raises BadInput if no train or no test example would be left."""
 
+    @abstractmethod
     def n_test(self, size) -> int:
-        """Test examples at this size."""
+        """The number of test examples at this size."""
 
-    def split(self, size, seed: int, split_seed: int | None) -> tuple[Examples | None, Examples]:
-        """Train and test examples of the run with this seed; `split_seed` None means the run's own. Train is None for unlimited data."""
+    @abstractmethod
+    def split(self, size, seed: int, split_seed: int | None = None) -> tuple[Examples | None, Examples]:
+        """The train and test examples of the run with this seed. split_seed None means the run's own seed. Train is
+        None on unlimited data."""

@@ -1,13 +1,14 @@
 """Repeated subsequences, a task that needs induction heads (spec: EXPERIMENTS.md A2).
 
-A sequence is START (token 0) and then equal blocks of random tokens, each with a copy of the same random subsequence at
-an offset of its own. Worked example, 2 copies of [7, 3, 5] in blocks of 5:
+A sequence is START (token 0) followed by equal blocks of random tokens. Each block holds a copy of the same random
+subsequence, at an offset of its own. Worked example, 2 copies of [7, 3, 5] in blocks of 5:
 
     START  4 7 3 5 9  7 3 5 2 6      offsets 1 and 0
 
-The loss counts what can be known: the tokens of each later copy but its first, here the second 3 and 5. Each is a part,
-"copy 1 token 1" and "copy 1 token 2"; every other token from the second block on is the part "outside", which the loss does
-not count. As published: 85 positions, 3 copies of 16 tokens, 127 tokens beside START.
+The loss counts what can be predicted: the tokens of each later copy except its first, here the second 3 and 5. Each of
+them is a part, "copy 1 token 1" and "copy 1 token 2". Every other token from the second block on is in the part
+"outside", which the loss does not count. The published task has 85 positions, 3 copies of 16 tokens, and 127 tokens
+beside START.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from math import log
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
 
 from jaxgrok.config import BadInput
-from jaxgrok.tasks.base import Examples
+from jaxgrok.tasks.base import Criterion, Examples
 from jaxgrok.tasks.drawn import DrawnTask
 
 START = 0
@@ -25,9 +27,10 @@ START = 0
 
 @dataclass(frozen=True)
 class InductionTask(DrawnTask):
-    """seq_len positions, START among them; n_repeats copies of repeat_len tokens; token ids below n_tokens.
+    """Repeated subsequences.
 
-    Raises BadInput where a copy does not fit into its block.
+    seq_len: positions, START included. n_repeats: copies. repeat_len: tokens in each copy. n_tokens: token ids, START
+    included. Raises BadInput if a copy does not fit into its block.
     """
 
     seq_len: int = 85
@@ -40,19 +43,21 @@ class InductionTask(DrawnTask):
 
     def __post_init__(self):
         if self.block < self.repeat_len:
-            fits = f"at most {self.block}, a block of a sequence of {self.seq_len} in {self.n_repeats} repeats"
-            raise BadInput("repeat_len", self.repeat_len, fits)
+            accepted = f"at most {self.block}, a block of a sequence of {self.seq_len} in {self.n_repeats} repeats"
+            raise BadInput("repeat_len", self.repeat_len, accepted)
 
     @property
     def block(self) -> int:
-        """Positions of each block. What is left over at the end of the sequence is filler."""
+        """The positions in each block. Positions left over at the end of the sequence are random filler."""
         return (self.seq_len - 1) // self.n_repeats
 
     @property
     def d_vocab(self) -> int:
         return self.n_tokens
 
-    d_vocab_out = d_vocab
+    @property
+    def d_vocab_out(self) -> int:
+        return self.d_vocab
 
     @property
     def n_ctx(self) -> int:
@@ -66,11 +71,15 @@ class InductionTask(DrawnTask):
     def n_counted(self) -> int:
         return (self.n_repeats - 1) * (self.repeat_len - 1)
 
-    counted = n_counted
+    @property
+    def counted(self) -> int:
+        return self.n_counted
 
     @property
     def parts(self) -> tuple[str, ...]:
-        inside = (f"copy {copy} token {token}" for copy in range(1, self.n_repeats) for token in range(1, self.repeat_len))
+        inside = (
+            f"copy {copy} token {token}" for copy in range(1, self.n_repeats) for token in range(1, self.repeat_len)
+        )
         return (*inside, "outside")
 
     @property
@@ -78,16 +87,16 @@ class InductionTask(DrawnTask):
         return (log(self.n_tokens - 1),) * len(self.parts)
 
     @property
-    def grokked_loss(self) -> float:
-        return log(self.n_tokens - 1) / 2
+    def criterion(self) -> Criterion:
+        return Criterion(loss=log(self.n_tokens - 1) / 2)
 
     @property
     def universe(self) -> int:
-        """At least so many different sequences: those whose copies stand at one choice of places."""
+        """A lower bound: the sequences whose copies stand at one fixed choice of offsets."""
         return (self.n_tokens - 1) ** (self.seq_len - 1 - (self.n_repeats - 1) * self.repeat_len)
 
-    def draw(self, key, n: int):
-        """(tokens [n, seq_len], copies [n, n_repeats]): the sequences, and the position of each copy's first token."""
+    def draw(self, key: Key[Array, ""], n: int) -> tuple[Int[Array, "N S"], Int[Array, "N C"]]:
+        """(tokens, copies): n sequences, and the position of the first token of each of their C copies."""
         keys = jax.random.split(key, 3)
         length, block, repeats = self.seq_len - 1, self.block, self.n_repeats
         filler = jax.random.randint(keys[0], (n, length), 1, self.n_tokens, jnp.int32)
@@ -100,13 +109,14 @@ class InductionTask(DrawnTask):
         return jnp.where(token >= 0, inside, tokens), copies
 
     def _places(self, copies):
-        """(copy [n, S], token [n, S]): which copy each position is of, and which token of it; token -1 outside."""
+        """(copy [S], token [N, S]): the copy whose block each position is in, and the number of the copy's token that
+        stands there, -1 outside the copy."""
         position = jnp.arange(self.seq_len, dtype=jnp.int32)
         copy = jnp.clip((position - 1) // self.block, 0, self.n_repeats - 1)
         token = position - copies[:, copy]
         return copy, jnp.where((token >= 0) & (token < self.repeat_len), token, -1)
 
-    def sample(self, key, n: int) -> Examples:
+    def sample(self, key: Key[Array, ""], n: int) -> Examples:
         tokens, copies = self.draw(key, n)
         copy, token = self._places(copies)
         known = (copy > 0) & (token > 0)
