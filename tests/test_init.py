@@ -10,8 +10,8 @@ import jaxgrok
 from jaxgrok.config import BadInput, Config
 from jaxgrok.nets import interop
 from jaxgrok.training.grid import make_sweep
-from jaxgrok.training.run import make_hyper, make_train
 from jaxgrok.training.sweep import sweep
+from tests.test_interop import params_of
 
 GIVEN = {"p": 7, "d_model": 8, "n_heads": 2, "d_mlp": 5, "frac": 0.5, "seeds": 2, "epochs": 4, "eval_every": 2}
 GIVEN_CONFIG = Config(p=7, d_model=8, n_heads=2, d_mlp=5)
@@ -20,8 +20,7 @@ GIVEN_CONFIG = Config(p=7, d_model=8, n_heads=2, d_mlp=5)
 def weights_file(folder, seed=0, config=GIVEN_CONFIG):
     """A file weights.npz with a network of this config, and its parameters."""
     folder.mkdir(exist_ok=True)
-    shapes, rng = jax.eval_shape(make_train(config).init, make_hyper(config, 0, 0, 0)).params, np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+    params = params_of(config, seed)
     interop.save(folder / "weights.npz", config, params)
     return folder / "weights.npz", params
 
@@ -42,12 +41,13 @@ def assert_same(a, b):
 def test_every_run_starts_from_the_weights_of_a_file(given, tmp_path):
     path, file, params = given
     shutil.copytree(path, tmp_path / "runs")
-    # The same file under another path goes on, for more seeds too.
+    # The same file at another path resumes the sweep, and adds seeds to it.
     elsewhere = shutil.copy(file, tmp_path)
     results = jaxgrok.load(sweep(make_sweep({**GIVEN, "seeds": 4, "init": elsewhere}), tmp_path / "runs", batch_runs=2))
     for seed in range(4):
         assert_same(results.params(0, seed=seed), params)
-        assert results.curves(seed=seed)["train_loss"][-1] != results.curves(seed=seed)["train_loss"][0]
+        train_loss = results.curves(seed=seed).train_loss
+        assert train_loss[-1] != train_loss[0]
 
 
 def test_every_run_starts_from_what_torch_draws_for_its_seed(tmp_path):
@@ -58,7 +58,7 @@ def test_every_run_starts_from_what_torch_draws_for_its_seed(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["a file of the same name", "torch", None])
-def test_a_sweep_from_given_weights_is_extended_with_those_alone(given, tmp_path, other):
+def test_a_sweep_from_given_weights_is_extended_only_with_the_same_weights(given, tmp_path, other):
     if other == "torch":
         pytest.importorskip("torch")
     path, _, _ = given
@@ -72,7 +72,7 @@ def test_a_sweep_from_given_weights_is_extended_with_those_alone(given, tmp_path
     assert {entry: entry.stat().st_mtime_ns for entry in path.rglob("*")} == before
 
 
-def test_a_file_that_changed_meanwhile_is_another(given, tmp_path):
+def test_a_file_that_changed_in_the_meantime_is_refused(given, tmp_path):
     path, file, _ = given
     shutil.copytree(path, tmp_path / "runs")
     file = shutil.copy(file, tmp_path)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: names, shapes, every way a file can be wrong, and bit-exact round trips."""
+"""Import and export of weights: names, shapes, every way a file can be wrong, and bit-exact round trips."""
 
 import dataclasses
 
@@ -8,9 +8,9 @@ import pytest
 
 from jaxgrok.config import BadInput, Config
 from jaxgrok.nets import interop
-from jaxgrok.nets.model import make_model
+from jaxgrok.nets.model import context, make_model
 from jaxgrok.tasks import make_task
-from jaxgrok.training.run import make_train
+from jaxgrok.training.run import make_program
 from tests.reference import analysis
 
 # All sizes differ, so that no shape fits by accident: V 12, S 3, D 6, H 2, K 3, M 5, C 12.
@@ -20,15 +20,19 @@ MLP = Config(p=11, arch="mlp", d_mlp=5)
 REPEATS = {"seq_len": 13, "repeat_len": 3, "n_repeats": 3, "n_tokens": 11}
 OTHERS = {
     "addition": Config(task="addition2", n_layers=2, n_heads=2, d_model=6, d_mlp=5),
-    "induction": Config(task="induction", arch="attn_only", n_layers=2, n_heads=2, d_model=6, residual_factor=2.0, **REPEATS),
-    "skip trigrams, longer context": Config(task="skip_trigram", arch="attn_only", n_heads=3, d_model=6, seq_len=5, n_ctx=8),
+    "induction": Config(
+        task="induction", arch="attn_only", n_layers=2, n_heads=2, d_model=6, residual_factor=2.0, **REPEATS
+    ),
+    "skip trigrams, longer context": Config(
+        task="skip_trigram", arch="attn_only", n_heads=3, d_model=6, seq_len=5, n_ctx=8
+    ),
     "attention only": Config(p=11, arch="attn_only", n_heads=2, d_model=6, dtype="float64"),
 }
 RELEASED = "reference/published/wd_10-1_mod_addition_loss_curve.pth"
 
 
 def params_of(config, seed=0):
-    # Drawn, biases too, so that losing one would show.
+    # Random, biases too, so that the tests see a bias that is lost.
     task = make_task(config)
     tokens = np.zeros((1, task.n_ctx), np.int32)
     shapes = jax.eval_shape(make_model(config, task).init, jax.random.key(0), tokens)["params"]
@@ -53,7 +57,9 @@ def saved(tmp_path, state, name="weights.npz"):
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
 @pytest.mark.parametrize("names", ["authors", "transformer_lens"])
-@pytest.mark.parametrize("config", [SMALL, MLP, Config(p=11, n_heads=3, d_model=6, dtype="float64")], ids=["two layers", "mlp", "float64"])
+@pytest.mark.parametrize(
+    "config", [SMALL, MLP, Config(p=11, n_heads=3, d_model=6, dtype="float64")], ids=["two layers", "mlp", "float64"]
+)
 def test_export_then_import_is_bit_exact(tmp_path, config, names, suffix):
     pytest.importorskip({".safetensors": "safetensors", ".pth": "torch"}.get(suffix, "numpy"))
     params, path = params_of(config), tmp_path / f"weights{suffix}"
@@ -65,7 +71,7 @@ def test_export_then_import_is_bit_exact(tmp_path, config, names, suffix):
 
 
 def given_for(config):
-    """What `load` must be told of a config: no file says it."""
+    """The arguments that `load` needs for a config because no file holds them."""
     fields = {name: getattr(config, name) for name in REPEATS if getattr(config, name) is not None}
     return {"task": config.task, "residual_factor": config.residual_factor, **fields}
 
@@ -83,8 +89,8 @@ def test_networks_of_other_tasks_come_back_with_their_config(tmp_path, config, n
 
 
 @pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
-def test_the_mask_is_of_the_networks_context(config):
-    n_ctx = config.n_ctx or make_task(config).n_ctx
+def test_the_mask_has_the_networks_context(config):
+    n_ctx = context(config, make_task(config))
     for names in ("authors", "transformer_lens"):
         mask = interop.to_state(config, params_of(config), names)[f"blocks.{config.n_layers - 1}.attn.mask"]
         np.testing.assert_array_equal(mask, np.tril(np.ones((n_ctx, n_ctx))))
@@ -114,11 +120,12 @@ def test_the_authors_attention_only_names_are_read(per_head):
 def test_shapes_under_each_names():
     params = params_of(SMALL)
     authors, lens = (interop.to_state(SMALL, params, names) for names in ("authors", "transformer_lens"))
-    assert {name: authors[f"blocks.1.{name}"].shape for name in ("attn.W_Q", "attn.W_O", "mlp.W_in", "mlp.W_out", "attn.mask")} == {
+    weights = ("attn.W_Q", "attn.W_O", "mlp.W_in", "mlp.W_out")
+    assert {name: authors[f"blocks.1.{name}"].shape for name in (*weights, "attn.mask")} == {
         "attn.W_Q": (2, 3, 6), "attn.W_O": (6, 6), "mlp.W_in": (5, 6), "mlp.W_out": (6, 5), "attn.mask": (3, 3),
     }  # fmt: skip
     assert authors["embed.W_E"].shape == (6, 12)
-    assert {name: lens[f"blocks.1.{name}"].shape for name in ("attn.W_Q", "attn.W_O", "mlp.W_in", "mlp.W_out", "attn.b_Q")} == {
+    assert {name: lens[f"blocks.1.{name}"].shape for name in (*weights, "attn.b_Q")} == {
         "attn.W_Q": (2, 6, 3), "attn.W_O": (2, 3, 6), "mlp.W_in": (6, 5), "mlp.W_out": (5, 6), "attn.b_Q": (2, 3),
     }  # fmt: skip
     assert lens["embed.W_E"].shape == (12, 6)
@@ -151,7 +158,7 @@ def test_half_precision_becomes_float32():
 
 
 def test_square_shapes_ask_for_the_names():
-    # One head of the whole width, as many neurons as D, and V = D: later authors' shapes and TransformerLens's coincide.
+    # One head of the whole width, D neurons and V = D: the later authors' shapes are TransformerLens's too.
     config = Config(p=5, n_heads=1, d_model=6, d_mlp=6)
     params = params_of(config)
     state = interop.to_state(config, params, "transformer_lens")
@@ -172,7 +179,9 @@ def test_the_released_network(shared):
     for name, x in state.items():
         np.testing.assert_array_equal(exported[name], x)
     # The same function: our network's logits against a plain forward pass of the file's weights.
-    weights = {name.split(".")[-1]: x.astype(float) for name, x in interop.to_state(config, params, "transformer_lens").items()}
+    weights = {
+        name.split(".")[-1]: x.astype(float) for name, x in interop.to_state(config, params, "transformer_lens").items()
+    }
     pairs = np.random.default_rng(0).integers(113**2, size=50)
     tokens = make_task(config).pairs(pairs, 0).tokens
     logits, _ = make_model(config, make_task(config)).apply({"params": params}, tokens)
@@ -181,7 +190,7 @@ def test_the_released_network(shared):
     np.testing.assert_allclose(logits[:, 0], theirs, atol=2e-6 * np.abs(theirs).max())
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def broken(change):
@@ -216,17 +225,41 @@ def test_wrong_weights_are_named(change, said):
     ("name", "given", "said"),
     [
         ("addition", {"task": "add"}, r"pos_embed.W_pos: got \(9, 6\); accepted: a shape \(3, 6\)"),
-        ("addition", {"task": "addition3"}, r"pos_embed.W_pos: got \(9, 6\); accepted: a shape \(12, 6\) or longer, as in task addition3"),
-        ("addition", {"task": "skip_trigram"}, r"embed.W_E: got \(6, 12\); accepted: a shape \(6, 22\), as in task skip_trigram"),
-        ("addition", {"task": "skip_trigram", "names": "transformer_lens"}, r"embed.W_E: got \(12, 6\); accepted: a shape \(22, 6\)"),
-        ("addition", {"task": "addition2", "seq_len": 9}, "seq_len: got 9; accepted: with task induction or skip_trigram"),
+        (
+            "addition",
+            {"task": "addition3"},
+            r"pos_embed.W_pos: got \(9, 6\); accepted: a shape \(12, 6\) or longer, as in task addition3",
+        ),
+        (
+            "addition",
+            {"task": "skip_trigram"},
+            r"embed.W_E: got \(6, 12\); accepted: a shape \(6, 22\), as in task skip_trigram",
+        ),
+        (
+            "addition",
+            {"task": "skip_trigram", "names": "transformer_lens"},
+            r"embed.W_E: got \(12, 6\); accepted: a shape \(22, 6\)",
+        ),
+        (
+            "addition",
+            {"task": "addition2", "seq_len": 9},
+            "seq_len: got 9; accepted: with task induction or skip_trigram",
+        ),
         ("addition", {"task": "addition"}, "task: got 'addition'; accepted: add subtract"),
         ("induction", {"n_tokens": 10}, r"embed.W_E: got \(6, 11\); accepted: a shape \(6, 10\), as in task induction"),
         ("induction", {"seq_len": 16}, r"pos_embed.W_pos: got \(13, 6\); accepted: a shape \(16, 6\) or longer"),
         ("induction", {"repeat_len": 5}, "repeat_len: got 5; accepted: at most 4"),
         ("induction", {"residual_factor": 0.0}, "residual_factor: got 0.0"),
-        ("skip trigrams, longer context", {"seq_len": 9}, r"pos_embed.W_pos: got \(8, 6\); accepted: a shape \(9, 6\) or longer"),
-        ("attention only", {"task": "addition1"}, r"unembed.W_U: got \(6, 12\); accepted: a shape \(6, 10\), as in task addition1"),
+        (
+            "skip trigrams, longer context",
+            {"seq_len": 9},
+            r"pos_embed.W_pos: got \(8, 6\); accepted: a shape \(9, 6\) or longer",
+        ),
+        (
+            "attention only",
+            {"task": "addition1"},
+            r"unembed.W_U: got \(6, 12\); accepted: a shape \(6, 10\), as in task addition1",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_the_task_are_named(name, given, said):
@@ -244,7 +277,10 @@ def test_weights_of_the_mlp_are_for_modular_tasks():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s.update({"attn_blocks.0.attn.W_Q": s["blocks.0.attn.W_Q"]}), "attn_blocks.0.attn.W_Q beside blocks.0"),
+        (
+            lambda s: s.update({"attn_blocks.0.attn.W_Q": s["blocks.0.attn.W_Q"]}),
+            "attn_blocks.0.attn.W_Q beside blocks.0",
+        ),
         (lambda s: s.pop("blocks.1.attn.W_O"), "no blocks.1.attn.W_O"),
         (lambda s: s.update({"blocks.1.mlp.b_in": np.ones(5, np.float32)}), "no blocks.0.mlp.W_in"),
         (lambda s: s.update({"blocks.1.attn.W_O": np.ones((6, 4), np.float32)}), "blocks.1.attn.W_O"),
@@ -266,7 +302,13 @@ def test_parameters_of_another_architecture_are_not_exported():
         interop.to_state(SMALL, params_of(OTHERS["attention only"]))
 
 
-# --- weights to start from ----------------------------------------------------------------------------------------------------
+def test_an_export_has_the_constants_of_every_layer_of_the_parameters():
+    """Also if the config has another number of layers: a file never holds a layer without its mask."""
+    state = interop.to_state(dataclasses.replace(SMALL, n_layers=1), params_of(SMALL), "transformer_lens")
+    assert state.keys() == interop.to_state(SMALL, params_of(SMALL), "transformer_lens").keys()
+
+
+# --- initial weights --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -286,16 +328,15 @@ def test_torch_draws_what_the_authors_code_draws(seed):
 
 @pytest.mark.parametrize("name", ["addition", "induction", "skip trigrams, longer context"])
 def test_torch_draws_what_the_authors_later_code_draws(name):
-    """Theirs for sequences has W_O per head."""
+    """Their code for sequences has W_O per head."""
     torch = pytest.importorskip("torch")
     from tests.reference.torch_loop import SequenceNet
 
     config = dataclasses.replace(OTHERS[name], d_mlp=None)  # 4 d_model, as theirs
     task, attn_only = make_task(config), config.arch == "attn_only"
     torch.manual_seed(1)
-    net = SequenceNet(
-        task.d_vocab, task.d_vocab_out, config.n_ctx or task.n_ctx, config.n_layers, config.d_model, config.n_heads, attn_only
-    )
+    sizes = (task.d_vocab, task.d_vocab_out, context(config, task), config.n_layers, config.d_model, config.n_heads)
+    net = SequenceNet(*sizes, attn_only)
     state = {name: weight.detach().numpy() for name, weight in net.named_parameters()}
     drawn = interop.draw_with_torch(config, 1)
     assert_same(drawn, interop.from_state(state, names="authors", **given_for(config))[1])
@@ -303,9 +344,12 @@ def test_torch_draws_what_the_authors_later_code_draws(name):
 
 
 def test_torch_draws_attention_only_in_the_same_order():
-    """Up to the first MLP weight the draws of a network are those of the same without MLPs."""
+    """A network and the same network without MLPs draw the same weights up to the first MLP weight."""
     pytest.importorskip("torch")
-    whole, without = (interop.draw_with_torch(Config(p=11, n_heads=2, d_model=6, arch=arch), 3) for arch in ("transformer", "attn_only"))
+    whole, without = (
+        interop.draw_with_torch(Config(p=11, n_heads=2, d_model=6, arch=arch), 3)
+        for arch in ("transformer", "attn_only")
+    )
     assert set(without) == {"embed", "pos_embed", "blocks_0", "unembed"}
     assert set(without["blocks_0"]) == {"attn"}
     for block in ("embed", "pos_embed"):
@@ -315,15 +359,15 @@ def test_torch_draws_attention_only_in_the_same_order():
 
 
 def test_the_released_run_starts_where_ours_does(shared):
-    """The first losses of the authors' curves, from torch's weights and the split of seed 1."""
+    """Torch's weights and the split of seed 1 give the first losses of the authors' curves."""
     torch = pytest.importorskip("torch")
     released = torch.load(shared / RELEASED, map_location="cpu", weights_only=True)
     config = Config(loss="float64")
     params = interop.initial_weights("torch")(config, 1)
-    evaluate = jax.jit(make_train(config).evaluate)
+    evaluate = jax.jit(make_program(config).evaluate)
     for part, name in zip(make_task(config).split(0.3, 1), ("train_losses", "test_losses"), strict=True):
         # Their float32 logits and ours round differently; over thousands of examples the means come within 1.5e-9.
-        assert float(evaluate(params, part)[0]) == pytest.approx(float(released[name][0]), abs=1e-8)
+        assert float(evaluate(params, part).loss) == pytest.approx(float(released[name][0]), abs=1e-8)
 
 
 def test_every_seed_starts_from_the_weights_of_a_file(tmp_path):
@@ -347,7 +391,11 @@ def test_a_file_is_read_whatever_the_task(tmp_path, config, names):
     ("config", "found", "wanted"),
     [
         (Config(n_layers=2, n_heads=2, d_model=6, d_mlp=5, p=11), "pos_embed.W_pos (9, 6)", "pos_embed.W_pos (3, 6)"),
-        (Config(task="addition3", n_layers=2, n_heads=2, d_model=6, d_mlp=5), "pos_embed.W_pos (9, 6)", "pos_embed.W_pos (12, 6)"),
+        (
+            Config(task="addition3", n_layers=2, n_heads=2, d_model=6, d_mlp=5),
+            "pos_embed.W_pos (9, 6)",
+            "pos_embed.W_pos (12, 6)",
+        ),
         (dataclasses.replace(OTHERS["addition"], n_ctx=10), "pos_embed.W_pos (9, 6)", "pos_embed.W_pos (10, 6)"),
         (dataclasses.replace(OTHERS["addition"], arch="attn_only"), "blocks.0.mlp.W_in (6, 5)", "no blocks.0.mlp.W_in"),
     ],
@@ -390,7 +438,8 @@ def test_files_without_a_network_are_refused_as_init(tmp_path):
     state = interop.to_state(SMALL, params_of(SMALL))
     del state["embed.W_E"]
     saved(tmp_path, state, "part.npz")
-    for name, said in {"weights.txt": ".npz", "weights.npz": "damaged", "part.npz": "no embed.W_E", "nothing.npz": "exists"}.items():
+    refusals = {"weights.txt": ".npz", "weights.npz": "damaged", "part.npz": "no embed.W_E", "nothing.npz": "exists"}
+    for name, said in refusals.items():
         with pytest.raises(BadInput) as caught:
             interop.initial_weights(str(tmp_path / name))
         assert (caught.value.name, caught.value.value) == ("init", str(tmp_path / name))
@@ -399,5 +448,6 @@ def test_files_without_a_network_are_refused_as_init(tmp_path):
 
 
 def test_torch_draws_no_mlp():
-    with pytest.raises(BadInput, match="init: got 'torch'; accepted: with arch transformer; the authors' code draws no mlp"):
+    said = "init: got 'torch'; accepted: with arch transformer; the authors' code draws no mlp"
+    with pytest.raises(BadInput, match=said):
         interop.initial_weights("torch")(MLP, 0)

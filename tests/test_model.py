@@ -1,10 +1,14 @@
+"""The networks against a plain float64 forward pass, and their parameters' names, shapes and initial values."""
+
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgrok.config import Config
-from jaxgrok.nets.model import Transformer, make_model
+from jaxgrok.nets.model import Transformer, context, make_model
 from jaxgrok.tasks import make_task
 from tests.reference import plain
 
@@ -16,7 +20,7 @@ def network(read=(2, 3), n_ctx=3, **fields):
     config = Config(**{"p": 11, "d_model": 12, "n_heads": 3, "dtype": "float64", **fields})
     model = Transformer(config, d_vocab=12, d_vocab_out=7, n_ctx=n_ctx, read=read)
     params = model.init(jax.random.key(1), jnp.zeros((1, n_ctx), jnp.int32))["params"]
-    # Biases start at zero; moved, so that a forgotten one is seen.
+    # Biases start at zero. They are moved, so that the tests see a bias that is not added.
     params = jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), params)
     return model, params
 
@@ -42,9 +46,10 @@ def test_logits_and_activations_are_those_of_the_plain_forward(act, n_layers, n_
 
 
 @pytest.mark.parametrize(
-    ("arch", "n_layers", "factor"), [("attn_only", 1, 1.0), ("attn_only", 2, 2.0), ("transformer", 1, 2.0), ("transformer", 2, 0.5)]
+    ("arch", "n_layers", "factor"),
+    [("attn_only", 1, 1.0), ("attn_only", 2, 2.0), ("transformer", 1, 2.0), ("transformer", 2, 0.5)],
 )
-def test_attention_alone_and_residual_factors_are_those_of_the_plain_forward(arch, n_layers, factor, rng):
+def test_attn_only_and_residual_factors_are_those_of_the_plain_forward(arch, n_layers, factor, rng):
     model, params = network((2, 5), 6, arch=arch, n_layers=n_layers, residual_factor=factor)
     assert ("mlp" in params["blocks_0"]) == (arch == "transformer")
     tokens = rng.integers(12, size=(9, 6))
@@ -74,6 +79,12 @@ def test_a_context_longer_than_the_sequence_has_positions_that_nothing_reads(rng
     assert (np.abs(slopes).sum(axis=1) > 0).tolist() == [True] * 5 + [False] * 3
 
 
+@pytest.mark.parametrize(("n_ctx", "positions"), [(None, 5), (5, 5), (8, 8), (0, 0)])
+def test_the_context_is_the_sequence_only_if_the_config_has_none(n_ctx, positions):
+    """Config refuses 0, so that a stand-in is needed to see that 0 is not read as missing."""
+    assert context(SimpleNamespace(n_ctx=n_ctx), SimpleNamespace(n_ctx=5)) == positions
+
+
 def test_no_position_sees_a_later_one(rng):
     model, params = network((0, 5), 5, n_layers=2)
     tokens = rng.integers(12, size=(1, 5))
@@ -88,7 +99,7 @@ def test_no_position_sees_a_later_one(rng):
         assert (sensitivity[position + 1 :] == 0).all()
 
 
-def test_parameters_bear_the_fields_names_and_shapes():
+def test_parameters_have_the_fields_names_and_shapes():
     config = Config()
     task = make_task(config)
     shapes = jax.eval_shape(make_model(config, task).init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
@@ -120,7 +131,9 @@ def test_float64_starts_from_the_float32_weights():
     weights = []
     for dtype in ("float32", "float64"):
         config = Config(p=7, d_model=8, dtype=dtype)
-        weights.append(make_model(config, make_task(config)).init(jax.random.key(3), jnp.zeros((1, 3), jnp.int32))["params"])
+        weights.append(
+            make_model(config, make_task(config)).init(jax.random.key(3), jnp.zeros((1, 3), jnp.int32))["params"]
+        )
     single, double = (jax.tree.leaves(w) for w in weights)
     for a, b in zip(single, double):
         assert (a.dtype, b.dtype) == (np.float32, np.float64)

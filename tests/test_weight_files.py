@@ -87,11 +87,29 @@ def test_names_and_places(tmp_path):
         interop.to_state(SMALL, params_of(SMALL), "huggingface")
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, suffix):
+    pytest.importorskip({".safetensors": "safetensors", ".pth": "torch"}.get(suffix, "numpy"))
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"old")
+
+    def no_space(source, target):
+        assert source.stat().st_size > 0
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", no_space)
+    with pytest.raises(BadInput, match="No space left on device"):
+        interop.save(path, SMALL, params_of(SMALL))
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
 @pytest.mark.parametrize(("module", "suffix"), [("torch", ".pth"), ("safetensors.numpy", ".safetensors")])
 def test_a_missing_package_is_named(tmp_path, monkeypatch, module, suffix):
     monkeypatch.setitem(sys.modules, module, None)
     path, package = tmp_path / f"weights{suffix}", module.split(".")[0]
-    said = re.escape(f"file: got '{path}'; accepted: only with {package}, which must be installed: pip install \"jaxgrok[{package}]\"")
+    accepted = f'only with {package}, which must be installed: pip install "jaxgrok[{package}]"'
+    said = re.escape(f"file: got '{path}'; accepted: {accepted}")
     with pytest.raises(BadInput, match=said):
         interop.save(path, SMALL, params_of(SMALL))
     assert list(tmp_path.iterdir()) == []

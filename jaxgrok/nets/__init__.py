@@ -1,1 +1,1 @@
-"""The networks and their loss, and files of weights in this project's names and in others'."""
+"""The networks and their loss, and files of weights under this project's names and others'."""

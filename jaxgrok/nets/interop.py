@@ -1,56 +1,81 @@
-"""Weights from elsewhere and for elsewhere: .pth, .safetensors and .npz, under the authors' names or TransformerLens's.
+"""Reads and writes weights as .pth, .safetensors and .npz files, under the authors' names or TransformerLens's.
 
     imported = interop.load("weights.pth")                  # imported.config, imported.params, imported.recorded
     interop.save("out.safetensors", config, params, names="transformer_lens")
 
-The names are the same in both worlds (`blocks.0.attn.W_Q`); the shapes differ, and tell them apart. TABLE below states
-them, one letter a dimension: V input vocabulary, S positions, D residual, H heads, K head width, M neurons, C classes,
-P residue. A network without MLP weights is `attn_only`. Of what a network is for, its task and its residual factor, a file
-says nothing.
+Both use the same names (`blocks.0.attn.W_Q`). The shapes differ, and tell the two apart. TABLE states them with one
+letter per dimension: V input vocabulary, S positions, D residual, H heads, K head width, M neurons, C classes, P
+residue. A network without MLP weights is `attn_only`. A file does not say what a network is for: the caller gives its
+task and its residual factor.
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from os import PathLike
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import MODULAR, BadInput, Config
-from jaxgrok.nets.model import make_model
-from jaxgrok.nets.weight_files import optional, read, write
+from jaxgrok.nets.model import context, make_model
+from jaxgrok.nets.weight_files import State, optional, read, write
 from jaxgrok.tasks import make_task
 
-# name: (our dimensions, the authors', TransformerLens's); "D(HK)" is one axis of H times K.
+Params = dict[str, Any]  # a tree of arrays, nested as Flax has it
+Sizes = dict[str, int]  # the size of each letter
+
+
+class Layout(Enum):
+    """Whose shapes an array has. The values are words for messages.
+
+    TRANSFORMER_LENS: TransformerLens's shapes, which are also ours.
+    AUTHORS: the shapes of the authors' code for the modular tasks.
+    AUTHORS_LATER: those of their later code, for the other tasks, which keeps W_O per head. They are read, and drawn
+        for the tasks of that code, but never written.
+    """
+
+    AUTHORS = "authors"
+    TRANSFORMER_LENS = "transformer_lens"
+    AUTHORS_LATER = "authors, W_O per head"
+
+
+OURS = Layout.TRANSFORMER_LENS
+NAMES = ("authors", "transformer_lens")  # what a caller may give as `names`
+
+# kind of weight: (our dimensions, the authors'). "D(HK)" has one axis of size H times K. {} is the layer.
+W_O = "blocks.{}.attn.W_O"
 TABLE = {
-    "embed.W_E": ("VD", "DV", "VD"),
-    "pos_embed.W_pos": ("SD", "SD", "SD"),
-    "blocks.{}.attn.W_Q": ("HDK", "HKD", "HDK"),
-    "blocks.{}.attn.W_K": ("HDK", "HKD", "HDK"),
-    "blocks.{}.attn.W_V": ("HDK", "HKD", "HDK"),
-    "blocks.{}.attn.W_O": ("HKD", "D(HK)", "HKD"),
-    "blocks.{}.mlp.W_in": ("DM", "MD", "DM"),
-    "blocks.{}.mlp.b_in": ("M", "M", "M"),
-    "blocks.{}.mlp.W_out": ("MD", "DM", "MD"),
-    "blocks.{}.mlp.b_out": ("D", "D", "D"),
-    "unembed.W_U": ("DC", "DC", "DC"),
+    "embed.W_E": ("VD", "DV"),
+    "pos_embed.W_pos": ("SD", "SD"),
+    "blocks.{}.attn.W_Q": ("HDK", "HKD"),
+    "blocks.{}.attn.W_K": ("HDK", "HKD"),
+    "blocks.{}.attn.W_V": ("HDK", "HKD"),
+    W_O: ("HKD", "D(HK)"),
+    "blocks.{}.mlp.W_in": ("DM", "MD"),
+    "blocks.{}.mlp.b_in": ("M", "M"),
+    "blocks.{}.mlp.W_out": ("MD", "DM"),
+    "blocks.{}.mlp.b_out": ("D", "D"),
+    "unembed.W_U": ("DC", "DC"),
 }
-# The MLP has no names but its own, and one shape in every world.
-MLP_TABLE = {"W_in": ("PM",) * 3, "b_in": ("M",) * 3, "W_out": ("MP",) * 3, "b_out": ("P",) * 3}
-TABLES = {
-    "transformer": TABLE,
-    "attn_only": {name: dims for name, dims in TABLE.items() if ".mlp." not in name},
-    "mlp": MLP_TABLE,
+W_O_PER_HEAD = "HDK"  # in AUTHORS_LATER, which is otherwise AUTHORS
+# The one-hot MLP has names of its own, and the same shapes everywhere.
+MLP_TABLE = {"W_in": ("PM", "PM"), "b_in": ("M", "M"), "W_out": ("MP", "MP"), "b_out": ("P", "P")}
+# The kinds of weights of each architecture.
+KINDS = {
+    "transformer": tuple(TABLE),
+    "attn_only": tuple(kind for kind in TABLE if ".mlp." not in kind),
+    "mlp": tuple(MLP_TABLE),
 }
-LAYOUTS = {"authors": 1, "transformer_lens": 2}
-# The authors' later class keeps W_O per head. Read, and drawn for the tasks of that class; never written.
-PER_HEAD_W_O = {"blocks.{}.attn.W_O": "HDK"}
-# Their attention-only class has another name for its blocks. Read, never written.
+# The authors' attention-only class gives its blocks this prefix. It is read, never written.
 ATTN_BLOCKS = "attn_blocks."
 
-# What others have and our network lacks: read where it is zero, and written as zero for TransformerLens.
+# Biases that others have and our networks lack. They must be zero in a file that is read, and are written as zero for
+# TransformerLens.
 ZERO_BIASES = {
     "blocks.{}.attn.b_Q": "HK",
     "blocks.{}.attn.b_K": "HK",
@@ -58,35 +83,54 @@ ZERO_BIASES = {
     "blocks.{}.attn.b_O": "D",
     "unembed.b_U": "C",
 }
-BUFFERS = ("blocks.{}.attn.mask", "blocks.{}.attn.IGNORE")
+BUFFERS = ("blocks.{}.attn.mask", "blocks.{}.attn.IGNORE")  # others' constants: ignored where they are read
 
 
 class Imported(NamedTuple):
-    """A network from a file: config (task, activation function and residual factor as the caller says), params (numpy, in our
-    shapes), and recorded, the plain numbers and settings that a .pth held beside its weights (train_loss, config, ...)."""
+    """A network from a file.
+
+    config: its sizes are the file's; the task, activation function and residual factor are those that the caller gave.
+    params: numpy arrays in our shapes.
+    recorded: the plain numbers and settings that a .pth held beside its weights (train_loss, config, ...).
+    """
 
     config: Config
-    params: dict
-    recorded: dict
+    params: Params
+    recorded: dict[str, Any]
 
 
 class Weights(NamedTuple):
-    """A network as names and shapes tell it, whatever its task: arch, arrays {name: our shape}, dims {name: the dimensions in the
-    file} and sizes {letter: size}."""
+    """A network as its names and shapes describe it, whatever its task.
+
+    arrays: the weights in our shapes, by name. dims: the dimensions that each had in the file.
+    """
 
     arch: str
-    arrays: dict[str, np.ndarray]
+    arrays: State
     dims: dict[str, str]
-    sizes: dict[str, int]
+    sizes: Sizes
 
 
-# --- names and shapes -------------------------------------------------------------------------------------------------------
+# --- names and shapes -------------------------------------------------------------------------------------------------
 
 
-def _layer_of(name: str) -> tuple[str, int | None]:
-    """`blocks.3.attn.W_Q` -> (`blocks.{}.attn.W_Q`, 3)."""
+def _split_name(name: str) -> tuple[str, int | None]:
+    """The kind and the layer: `blocks.3.attn.W_Q` -> (`blocks.{}.attn.W_Q`, 3). Without a layer: (name, None)."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     return (f"blocks.{{}}.{match[2]}", int(match[1])) if match else (name, None)
+
+
+def _dims(names: Iterable[str], layout: Layout) -> dict[str, str]:
+    """The dimensions of each of these weights in a layout."""
+    found = {}
+    for name in names:
+        kind, _ = _split_name(name)
+        ours, authors = (TABLE | MLP_TABLE)[kind]
+        if layout is Layout.AUTHORS_LATER and kind == W_O:
+            found[name] = W_O_PER_HEAD
+        else:
+            found[name] = ours if layout is OURS else authors
+    return found
 
 
 def _axes(dims: str) -> list[str]:
@@ -94,61 +138,74 @@ def _axes(dims: str) -> list[str]:
     return [group.strip("()") for group in re.findall(r"\(\w+\)|\w", dims)]
 
 
-def _rearrange(x, source: str, target: str, sizes: dict):
-    """x with dimensions `source` as an array with dimensions `target`, both as TABLE states them."""
+def _shape(dims: str, sizes: Sizes) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[letter] for letter in axis) for axis in _axes(dims))
+
+
+def _rearrange(x: np.ndarray, source: str, target: str, sizes: Sizes) -> np.ndarray:
+    """x, whose dimensions are `source`, as an array whose dimensions are `target`."""
     letters = "".join(_axes(source))
     split = x.reshape([sizes[letter] for letter in letters])
     moved = split.transpose([letters.index(letter) for letter in "".join(_axes(target))])
-    return np.ascontiguousarray(moved.reshape([int(np.prod([sizes[letter] for letter in axis])) for axis in _axes(target)]))
+    return np.ascontiguousarray(moved.reshape(_shape(target, sizes)))
 
 
-def _sizes(shapes: dict, table: dict) -> dict:
-    """{letter: size} that gives every name its shape; table {name: dimensions}. Raises BadInput for the first that does not fit."""
-    sizes = {}
+def _sizes(arrays: State, dims: dict[str, str]) -> Sizes:
+    """The size of each letter. Raises BadInput for the first array whose shape fits none."""
+    sizes: Sizes = {}
     # Plain axes first, so that a product of two is only ever checked.
-    for name in sorted(table, key=lambda name: "(" in table[name]):
-        axes, shape = _axes(table[name]), shapes[name]
+    for name in sorted(dims, key=lambda name: "(" in dims[name]):
+        axes, shape = _axes(dims[name]), arrays[name].shape
         expected = ", ".join("*".join(str(sizes.get(letter, letter)) for letter in axis) for axis in axes)
         if len(axes) != len(shape):
             raise BadInput(name, shape, f"a shape ({expected})")
         for axis, size in zip(axes, shape, strict=True):
-            known = sizes.setdefault(axis, size) if len(axis) == 1 else int(np.prod([sizes[letter] for letter in axis]))
+            known = sizes.setdefault(axis, size) if len(axis) == 1 else math.prod(sizes[letter] for letter in axis)
             if known != size:
                 raise BadInput(name, shape, f"a shape ({expected})")
     return sizes
 
 
-def _candidates(table: dict, names) -> dict[str, dict]:
-    """{layout: {name: dimensions}} for these names; a third for the authors' later W_O."""
-    layouts = {layout: {name: table[_layer_of(name)[0]][column] for name in names} for layout, column in LAYOUTS.items()}
-    later = {name: PER_HEAD_W_O.get(_layer_of(name)[0], dims) for name, dims in layouts["authors"].items()}
-    return layouts | ({} if table is MLP_TABLE else {"authors, W_O per head": later})
+def _check_names(names: str) -> None:
+    if names not in NAMES:
+        raise BadInput("names", names, " or ".join(NAMES))
 
 
-def _fit(shapes: dict, table: dict, names: str | None) -> tuple[dict, dict]:
-    """(dimensions of each name, sizes) of the layout that fits all shapes. Raises BadInput where none does, or two say different things."""
+def _fit(arrays: State, names: str | None) -> tuple[dict[str, str], Sizes]:
+    """The dimensions of each array, and the sizes, in the layout that fits all shapes.
+
+    Raises BadInput if no layout fits, or if several do and disagree about the dimensions.
+    """
     fitting, refusals = {}, {}
-    for layout, dims in _candidates(table, shapes).items():
-        if names is not None and not layout.startswith(names):
+    for layout in Layout:
+        if names is not None and not layout.value.startswith(names):
             continue
+        dims = _dims(arrays, layout)
         try:
-            fitting[layout] = dims, _sizes(shapes, dims)
+            fitting[layout] = dims, _sizes(arrays, dims)
         except BadInput as error:
             refusals[layout] = error
     if not fitting:
-        # W_E says which world the file is of, so that the message is about what is odd in it.
-        of_D = shapes["pos_embed.W_pos"][-1:] if "pos_embed.W_pos" in shapes else ()
-        likely = "transformer_lens" if shapes.get("embed.W_E", ())[-1:] == of_D else "authors"
-        raise refusals.get(likely) or next(iter(refusals.values()))
-    if len(fitting) > 1 and table is not MLP_TABLE:
-        raise BadInput("names", "shapes that fit both " + " and ".join(fitting), "the names argument: " + " or ".join(LAYOUTS))
-    return next(iter(fitting.values()))
+        likely = _likely_layout(arrays)
+        raise refusals[likely] if likely in refusals else next(iter(refusals.values()))
+    found = list(fitting.values())
+    if any(dims != found[0][0] for dims, _ in found):
+        both = " and ".join(layout.value for layout in fitting)
+        raise BadInput("names", f"shapes that fit both {both}", f"the names argument: {' or '.join(NAMES)}")
+    return found[0]
 
 
-# --- state dictionaries -------------------------------------------------------------------------------------------------------
+def _likely_layout(arrays: State) -> Layout:
+    """Whose file this is, judged by W_E alone, so that a message names what is odd in the other weights."""
+    if "embed.W_E" not in arrays or "pos_embed.W_pos" not in arrays:
+        return OURS
+    return OURS if arrays["embed.W_E"].shape[-1:] == arrays["pos_embed.W_pos"].shape[-1:] else Layout.AUTHORS
 
 
-def _as_float(name: str, x) -> np.ndarray:
+# --- state dictionaries -----------------------------------------------------------------------------------------------
+
+
+def _as_float(name: str, x: Any) -> np.ndarray:
     x = np.asarray(x)
     if x.dtype == np.float16:
         return x.astype(np.float32)
@@ -157,133 +214,186 @@ def _as_float(name: str, x) -> np.ndarray:
     return x
 
 
-def _weights_of(state: dict, table: dict) -> dict[str, np.ndarray]:
-    """The arrays that TABLE names. Raises BadInput for a missing or unknown name, or a bias of ours that is not zero there."""
-    layers = {layer for name in state if (layer := _layer_of(name)[1]) is not None}
-    if layers and sorted(layers) != list(range(len(layers))):
-        raise BadInput("layers", sorted(layers), "blocks.0, blocks.1, ... without a gap")
-    wanted = [name.format(layer) for name in table for layer in (sorted(layers or {0}) if "{}" in name else [0])]
+def _weights_of(state: Mapping[str, Any], arch: str) -> State:
+    """The weights that this architecture has, all in one dtype.
+
+    Raises BadInput for a missing or an unknown name, for a dtype that is not a float's, and for a bias that our
+    networks lack and that is not zero.
+    """
+    kinds = KINDS[arch]
+    layers = sorted({layer for name in state if (layer := _split_name(name)[1]) is not None})
+    if layers != list(range(len(layers))):
+        raise BadInput("layers", layers, "blocks.0, blocks.1, ... without a gap")
+    # A state without blocks lacks blocks.0, and the message says so. A kind without {} has one weight.
+    wanted = [kind.format(layer) for kind in kinds for layer in (range(max(len(layers), 1)) if "{}" in kind else [0])]
     for name in wanted:
         if name not in state:
-            raise BadInput("weights", f"no {name}", "all of " + " ".join(table))
-    for name, x in state.items():
-        general = _layer_of(name)[0]
-        if general in ZERO_BIASES and table is not MLP_TABLE:
-            if np.any(np.asarray(x)):
-                raise BadInput(name, "a bias that is not zero", "zeros: this network has no such bias")
-        elif general not in table and (table is MLP_TABLE or general not in BUFFERS):
-            raise BadInput("weights", name, "only " + " ".join(table))
+            raise BadInput("weights", f"no {name}", "all of " + " ".join(kinds))
+    _check_extra_names(state, arch)
     arrays = {name: _as_float(name, state[name]) for name in wanted}
     dtype = np.result_type(*arrays.values())
     return {name: x.astype(dtype) for name, x in arrays.items()}
 
 
-def _nest(flat: dict) -> dict:
+def _check_extra_names(state: Mapping[str, Any], arch: str) -> None:
+    tolerated = () if arch == "mlp" else (*ZERO_BIASES, *BUFFERS)
+    for name, x in state.items():
+        kind, _ = _split_name(name)
+        if kind in KINDS[arch]:
+            continue
+        if kind not in tolerated:
+            raise BadInput("weights", name, "only " + " ".join(KINDS[arch]))
+        if kind in ZERO_BIASES and np.any(np.asarray(x)):
+            raise BadInput(name, "a bias that is not zero", "zeros: this network has no such bias")
+
+
+def _nest(flat: State) -> Params:
     """{"blocks.0.attn.W_Q": x} -> {"blocks_0": {"attn": {"W_Q": x}}}, as Flax has it."""
     return unflatten_dict({re.sub(r"blocks\.(\d+)", r"blocks_\1", name): x for name, x in flat.items()}, sep=".")
 
 
-def by_name(params: dict) -> dict:
-    """{"blocks_0": {"attn": {"W_Q": x}}} -> {"blocks.0.attn.W_Q": x}: parameters under TransformerLens's names."""
+def by_name(params: Params) -> dict[str, Any]:
+    """Parameters under TransformerLens's names: {"blocks_0": {"attn": {"W_Q": x}}} -> {"blocks.0.attn.W_Q": x}."""
     return {name.replace("blocks_", "blocks."): x for name, x in flatten_dict(params, sep=".").items()}
 
 
-def _renamed(state: dict) -> dict:
-    """The same arrays with `attn_blocks.N` as `blocks.N`. Raises BadInput for a state with both."""
+def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arrays with `attn_blocks.N` as `blocks.N`. Raises BadInput for a state that has both."""
     older = [name for name in state if name.startswith(ATTN_BLOCKS)]
-    both = [name for name in state if name.startswith("blocks.")] if older else []
-    if both:
-        raise BadInput("weights", f"{older[0]} beside {both[0]}", "blocks of one name")
+    current = [name for name in state if name.startswith("blocks.")]
+    if older and current:
+        raise BadInput("weights", f"{older[0]} beside {current[0]}", "blocks of one name")
     return {name.removeprefix("attn_") if name in older else name: x for name, x in state.items()}
 
 
-def _weights_from(state: dict, names: str | None = None) -> Weights:
-    """The network of a state dictionary. Raises BadInput for names or shapes that are none of TABLES."""
-    if names is not None and names not in LAYOUTS:
-        raise BadInput("names", names, " or ".join(LAYOUTS))
+def _arch_of(names: Iterable[str]) -> str:
+    if "W_in" in names:
+        return "mlp"
+    return "transformer" if any(".mlp." in name for name in names) else "attn_only"
+
+
+def _weights_from(state: Mapping[str, Any], names: str | None = None) -> Weights:
+    """The network of a state dictionary. Raises BadInput if its names or shapes are not a network's."""
+    if names is not None:
+        _check_names(names)
     state = _renamed(state)
-    arch = "mlp" if "W_in" in state else "transformer" if any(".mlp." in name for name in state) else "attn_only"
-    table = TABLES[arch]
-    arrays = _weights_of(state, table)
-    dims, sizes = _fit({name: x.shape for name, x in arrays.items()}, table, names)
-    ours = {name: _rearrange(x, dims[name], table[_layer_of(name)[0]][0], sizes) for name, x in arrays.items()}
+    arch = _arch_of(state)
+    arrays = _weights_of(state, arch)
+    dims, sizes = _fit(arrays, names)
     if arch != "mlp" and sizes["H"] * sizes["K"] != sizes["D"]:
         H, D, K = (sizes[letter] for letter in "HDK")
         raise BadInput("blocks.0.attn.W_Q", (H, D, K), f"heads times head width equal to d_model = {D}")
-    return Weights(arch, ours, dims, sizes)
+    ours = _dims(arrays, OURS)
+    arrays = {name: _rearrange(x, dims[name], ours[name], sizes) for name, x in arrays.items()}
+    return Weights(arch, arrays, dims, sizes)
 
 
-def _config_of(weights: Weights, task: str, fields: dict) -> Config:
-    """The config with these fields of a network for a task. Raises BadInput where its sizes are not the task's."""
+def _n_layers(state: State) -> int:
+    return sum(name.endswith("attn.W_Q") for name in state)
+
+
+def _config_of(weights: Weights, task: str, fields: dict[str, Any]) -> Config:
+    """The config, with these fields, of a network for a task. Raises BadInput if the sizes are not the task's."""
     sizes = weights.sizes
     fields = {**fields, "task": task, "arch": weights.arch, "dtype": str(next(iter(weights.arrays.values())).dtype)}
     if weights.arch == "mlp":
         return Config(**fields, p=sizes["P"], d_mlp=sizes["M"])
+    fields |= {
+        "n_layers": _n_layers(weights.arrays),
+        "n_heads": sizes["H"],
+        "d_model": sizes["D"],
+        "d_mlp": sizes.get("M"),
+    }
+    return _modular_config(sizes, fields) if task in MODULAR else _drawn_config(weights, fields)
+
+
+def _modular_config(sizes: Sizes, fields: dict[str, Any]) -> Config:
     V, S, D, C = (sizes[letter] for letter in "VSDC")
-    layers = sum(name.endswith("attn.W_Q") for name in weights.arrays)
-    fields |= {"n_layers": layers, "n_heads": sizes["H"], "d_model": D, "d_mlp": sizes.get("M")}
-    if task in MODULAR:
-        if S != 3:
-            raise BadInput("pos_embed.W_pos", (S, D), f'a shape (3, {D}): x, y and "=", as in the modular tasks')
-        if C not in (V, V - 1):
-            raise BadInput("unembed.W_U", (D, C), f'a shape ({D}, {V}) or ({D}, {V - 1}): the {V - 1} numbers, with or without "="')
-        return Config(**fields, p=V - 1)
-    config = Config(**fields)
-    made = make_task(config)
-    names, least = ("embed.W_E", "unembed.W_U", "pos_embed.W_pos"), (made.d_vocab, made.d_vocab_out, made.n_ctx)
-    for name, letter, wanted, more in zip(names, "VCS", least, ("", "", " or longer")):
-        if sizes[letter] < wanted or (sizes[letter] > wanted and not more):
-            shape, fitting = (tuple(known[axis] for axis in weights.dims[name]) for known in (sizes, sizes | {letter: wanted}))
-            raise BadInput(name, shape, f"a shape {fitting}{more}, as in task {task}")
-    return config if made.n_ctx == S else dataclasses.replace(config, n_ctx=S)
+    if S != 3:
+        raise BadInput("pos_embed.W_pos", (S, D), f'a shape (3, {D}): x, y and "=", as in the modular tasks')
+    if C not in (V, V - 1):
+        accepted = f'a shape ({D}, {V}) or ({D}, {V - 1}): the {V - 1} numbers, with or without "="'
+        raise BadInput("unembed.W_U", (D, C), accepted)
+    return Config(**fields, p=V - 1)
+
+
+def _drawn_config(weights: Weights, fields: dict[str, Any]) -> Config:
+    config, sizes = Config(**fields), weights.sizes
+    task = make_task(config)
+    for name, letter, wanted in (
+        ("embed.W_E", "V", task.d_vocab),
+        ("unembed.W_U", "C", task.d_vocab_out),
+        ("pos_embed.W_pos", "S", task.n_ctx),
+    ):
+        may_be_longer = letter == "S"
+        if sizes[letter] < wanted or (sizes[letter] > wanted and not may_be_longer):
+            dims, more = weights.dims[name], " or longer" if may_be_longer else ""
+            accepted = f"a shape {_shape(dims, sizes | {letter: wanted})}{more}, as in task {config.task}"
+            raise BadInput(name, _shape(dims, sizes), accepted)
+    return config if task.n_ctx == sizes["S"] else dataclasses.replace(config, n_ctx=sizes["S"])
 
 
 def from_state(
-    state: dict, *, task: str = "add", act: str = "relu", names: str | None = None, residual_factor: float = 1.0, **task_fields
-) -> tuple[Config, dict]:
-    """(config, params) of a state dictionary {name: array}; sizes come from the shapes, float16 becomes float32.
+    state: Mapping[str, Any],
+    *,
+    task: str = "add",
+    act: str = "relu",
+    names: str | None = None,
+    residual_factor: float = 1.0,
+    **task_fields: int,
+) -> tuple[Config, Params]:
+    """The config and the parameters of a state dictionary {name: array}.
 
-    names: `authors` or `transformer_lens`; None: whichever the shapes fit. task_fields: seq_len, repeat_len, n_repeats, n_tokens,
-    where a task's sequences are not as published. For a modular task W_U may have p classes or p + 1: params keep what the file
-    has. For another, W_pos may be longer than its sequences. Raises BadInput for names or shapes that are not a network for the task.
+    Sizes come from the shapes, and float16 becomes float32. For a modular task W_U may have p classes or p + 1: the
+    parameters keep what the file has. For another task W_pos may be longer than the task's sequences.
+
+    names: `authors` or `transformer_lens`. None means whichever the shapes fit.
+    task_fields: seq_len, repeat_len, n_repeats or n_tokens, if the task's sequences are not as published.
+
+    Raises BadInput for names or shapes that are not those of a network for the task.
     """
     weights = _weights_from(state, names)
     config = _config_of(weights, task, {"act": act, "residual_factor": residual_factor, **task_fields})
     return config, _nest(weights.arrays)
 
 
-def to_state(config: Config, params: dict, names: str = "authors") -> dict[str, np.ndarray]:
-    """{name: array} under the authors' shapes or TransformerLens's; loads in their classes as a whole, buffers and zero biases too.
+def to_state(config: Config, params: Params, names: str = "authors") -> State:
+    """A state dictionary {name: array} in the authors' shapes or TransformerLens's.
 
-    The residual factor is not in it; TransformerLens has none but 1. Raises BadInput for an unknown `names`, or parameters that
-    are not of the config's shapes.
+    Their classes load it with strict checks, because it also has their buffers and their biases, as zeros. It does not
+    hold the residual factor; TransformerLens has none but 1.
+
+    Raises BadInput for an unknown `names`, and for parameters that are not a network of the config's architecture.
     """
-    if names not in LAYOUTS:
-        raise BadInput("names", names, " or ".join(LAYOUTS))
-    table = TABLES[config.arch]
-    flat = _weights_of({name: np.asarray(x) for name, x in by_name(params).items()}, table)
-    ours = {name: table[_layer_of(name)[0]][0] for name in flat}
-    sizes = _sizes({name: x.shape for name, x in flat.items()}, ours)
-    if config.arch == "mlp":
-        return flat
-    state = {name: _rearrange(x, ours[name], table[_layer_of(name)[0]][LAYOUTS[names]], sizes) for name, x in flat.items()}
-    causal, dtype = np.tril(np.ones((sizes["S"], sizes["S"]))), flat["embed.W_E"].dtype
-    for layer in range(config.n_layers):
-        state[f"blocks.{layer}.attn.mask"] = causal.astype(np.float32 if names == "authors" else bool)
-    if names == "transformer_lens":
-        for layer in range(config.n_layers):
-            state[f"blocks.{layer}.attn.IGNORE"] = np.array(-np.inf, np.float32)
-        for name, dims in ZERO_BIASES.items():
-            for layer in range(config.n_layers if "{}" in name else 1):
-                state[name.format(layer)] = np.zeros([sizes[letter] for letter in dims], dtype)
+    _check_names(names)
+    layout = Layout(names)
+    flat = _weights_of(by_name(params), config.arch)
+    ours, theirs = _dims(flat, OURS), _dims(flat, layout)
+    sizes = _sizes(flat, ours)
+    state = {name: _rearrange(x, ours[name], theirs[name], sizes) for name, x in flat.items()}
+    if config.arch != "mlp":
+        state |= _constants(_n_layers(state), sizes, layout, flat["embed.W_E"].dtype)
     return state
 
 
-# --- files ------------------------------------------------------------------------------------------------------------------
+def _constants(n_layers: int, sizes: Sizes, layout: Layout, dtype: np.dtype) -> State:
+    """What a transformer of theirs has beside our weights: the causal masks and, in TransformerLens, zero biases."""
+    causal = np.tril(np.ones((sizes["S"], sizes["S"])))
+    mask_dtype = np.float32 if layout is Layout.AUTHORS else bool
+    state: State = {f"blocks.{layer}.attn.mask": causal.astype(mask_dtype) for layer in range(n_layers)}
+    if layout is Layout.TRANSFORMER_LENS:
+        state |= {f"blocks.{layer}.attn.IGNORE": np.array(-np.inf, np.float32) for layer in range(n_layers)}
+        for kind, dims in ZERO_BIASES.items():
+            for layer in range(n_layers if "{}" in kind else 1):
+                state[kind.format(layer)] = np.zeros(_shape(dims, sizes), dtype)
+    return state
 
 
-def _settings(beside: dict) -> dict:
-    """The plain numbers, strings and dictionaries of these among what a .pth held beside its weights."""
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _settings(beside: dict[str, Any]) -> dict[str, Any]:
+    """The plain numbers, strings and dictionaries of them among what a .pth held beside its weights."""
     found = {}
     for name, x in beside.items():
         if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0:
@@ -295,69 +405,87 @@ def _settings(beside: dict) -> dict:
     return found
 
 
-def load(path, *, task: str = "add", act: str = "relu", names: str | None = None, residual_factor: float = 1.0, **task_fields) -> Imported:
-    """A network from a file; `weight_files.read` and `from_state` say what is accepted. Raises BadInput, naming the trouble."""
+def load(
+    path: str | PathLike[str],
+    *,
+    task: str = "add",
+    act: str = "relu",
+    names: str | None = None,
+    residual_factor: float = 1.0,
+    **task_fields: int,
+) -> Imported:
+    """The network in a file. `weight_files.read` and `from_state` say what is accepted.
+
+    Raises BadInput, which names what is wrong.
+    """
     state, beside = read(path)
     network = from_state(state, task=task, act=act, names=names, residual_factor=residual_factor, **task_fields)
     return Imported(*network, _settings(beside))
 
 
-def save(path, config: Config, params: dict, names: str = "authors") -> None:
-    """Write a network's weights as .pth, .safetensors or .npz; the file is replaced whole. Raises BadInput as `to_state` does, and for
-    a place that cannot be written."""
+def save(path: str | PathLike[str], config: Config, params: Params, names: str = "authors") -> None:
+    """Write a network's weights to a .pth, .safetensors or .npz file. The file is replaced atomically.
+
+    Raises BadInput as `to_state` does, and for a place that cannot be written.
+    """
     write(path, to_state(config, params, names))
 
 
-# --- weights to start from ----------------------------------------------------------------------------------------------
+# --- initial weights --------------------------------------------------------------------------------------------------
 
 
-def draw_with_torch(config: Config, seed: int) -> dict:
+def draw_with_torch(config: Config, seed: int) -> Params:
     """The initial weights that the authors' code draws from torch's CPU generator with this seed, in our shapes.
 
-    Their order: W_E, W_pos, then per layer W_K, W_Q, W_V, W_O, W_in, W_out, then W_U; each standard normal, in their
-    shape, over sqrt(d_model), W_U over sqrt(classes); biases zero (spec: EXPERIMENTS.md A0). Their shape of W_O is flat for the
-    modular tasks, and per head, as in their later code, for the others. Raises BadInput for the MLP, which their code does not
-    have, and without torch.
+    The order is W_E, W_pos, then per layer W_K, W_Q, W_V, W_O, W_in, W_out, then W_U. Each is drawn in the authors'
+    shape as standard normal numbers divided by sqrt(d_model), W_U by sqrt(classes). Biases are zero (spec:
+    EXPERIMENTS.md A0). The authors' W_O is flat for the modular tasks. For the others it is per head, as in their later
+    code.
+
+    Raises BadInput for the MLP, which the authors' code does not have, and if torch is not installed.
     """
     if config.arch == "mlp":
         raise BadInput("init", "torch", f"with arch transformer; the authors' code draws no {config.arch}")
-    torch, task, table = optional("torch", "init", "torch"), make_task(config), TABLES[config.arch]
-    sizes = {"V": task.d_vocab, "S": config.n_ctx or task.n_ctx, "D": config.d_model, "H": config.n_heads, "K": config.d_head}
-    sizes |= {"M": config.mlp_width, "C": task.d_vocab_out}
-    later = {} if config.modular else PER_HEAD_W_O
+    torch, task, kinds = optional("torch", "init", "torch"), make_task(config), KINDS[config.arch]
+    sizes = {"V": task.d_vocab, "S": context(config, task), "C": task.d_vocab_out}
+    sizes |= {"D": config.d_model, "H": config.n_heads, "K": config.d_head, "M": config.mlp_width}
+    theirs = _dims(kinds, Layout.AUTHORS if config.modular else Layout.AUTHORS_LATER)
+    ours = _dims(kinds, OURS)
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(name, n):
-        ours, theirs = table[name][0], later.get(name, table[name][LAYOUTS["authors"]])
-        shape = [int(np.prod([sizes[letter] for letter in axis])) for axis in _axes(theirs)]
-        drawn = torch.randn(shape, generator=generator) / np.sqrt(n)
-        return _rearrange(drawn.numpy(), theirs, ours, sizes).astype(config.dtype)
+    def draw(kind: str, n: int) -> np.ndarray:
+        drawn = torch.randn(_shape(theirs[kind], sizes), generator=generator) / np.sqrt(n)
+        return _rearrange(drawn.numpy(), theirs[kind], ours[kind], sizes).astype(config.dtype)
 
-    in_order = [f"blocks.{{}}.{name}" for name in ("attn.W_K", "attn.W_Q", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")]
-    biases = [name for name in ("blocks.{}.mlp.b_in", "blocks.{}.mlp.b_out") if name in table]
-    flat = {name: draw(name, config.d_model) for name in ("embed.W_E", "pos_embed.W_pos")}
+    weights = ("attn.W_K", "attn.W_Q", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")
+    in_order = [kind for kind in (f"blocks.{{}}.{weight}" for weight in weights) if kind in kinds]
+    biases = [kind for kind in ("blocks.{}.mlp.b_in", "blocks.{}.mlp.b_out") if kind in kinds]
+    flat = {kind: draw(kind, config.d_model) for kind in ("embed.W_E", "pos_embed.W_pos")}
     for layer in range(config.n_layers):
-        flat |= {name.format(layer): draw(name, config.d_model) for name in in_order if name in table}
-        flat |= {name.format(layer): np.zeros(sizes[table[name][0]], config.dtype) for name in biases}
+        flat |= {kind.format(layer): draw(kind, config.d_model) for kind in in_order}
+        flat |= {kind.format(layer): np.zeros(_shape(ours[kind], sizes), config.dtype) for kind in biases}
     return _nest(flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
 
 
-def initial_weights(init: str) -> Callable[[Config, int], dict]:
-    """What runs start from, a function of config and seed: `torch`, or a file, which is read here, once, and gives every seed the same.
+def initial_weights(init: str) -> Callable[[Config, int], Params]:
+    """A function of a config and a seed that returns the weights a run starts from.
 
-    Raises BadInput, named init, for a file that holds no network; the function does for a config that the weights do not fit.
+    init: `torch`, for `draw_with_torch`, or a file of weights. The file is read once, here, and every seed starts from
+        it.
+
+    Raises BadInput, named init, if the file holds no network. The function that is returned raises it for a config that
+    the file's weights do not fit.
     """
     if init == "torch":
         return draw_with_torch
     try:
         given = _weights_from(read(init)[0]).arrays
     except BadInput as error:
-        raise BadInput("init", init, error.accepted if error.name == "file" else f"the weights of a network ({error})") from None
+        accepted = error.accepted if error.name == "file" else f"the weights of a network ({error})"
+        raise BadInput("init", init, accepted) from None
 
-    def weights(config: Config, seed: int) -> dict:
-        task = make_task(config)
-        tokens = np.zeros((1, task.n_ctx), np.int32)
-        wanted = by_name(jax.eval_shape(make_model(config, task).init, jax.random.key(0), tokens)["params"])
+    def weights(config: Config, seed: int) -> Params:
+        wanted = _shapes_of(config)
         for name in sorted({*given, *wanted}):
             theirs, ours = (f"{name} {x[name].shape}" if name in x else f"no {name}" for x in (given, wanted))
             if theirs != ours:
@@ -365,3 +493,9 @@ def initial_weights(init: str) -> Callable[[Config, int], dict]:
         return _nest({name: x.astype(config.dtype) for name, x in given.items()})
 
     return weights
+
+
+def _shapes_of(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    task = make_task(config)
+    tokens = np.zeros((1, task.n_ctx), np.int32)
+    return by_name(jax.eval_shape(make_model(config, task).init, jax.random.key(0), tokens)["params"])

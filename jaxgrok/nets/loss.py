@@ -1,26 +1,33 @@
-"""Cross-entropy, exact in float32, and the two forms of the post's loss.
+"""Cross-entropy that is accurate in float32, and the two forms of it that the post compares.
 
-Float32 log_softmax rounds losses below 1.19e-7 to zero and their gradients with them: the post's explanation of
-slingshots. softplus(logsumexp of the wrong logits - the right logit) has no such floor (spec: PUBLISHED.md, Precision).
+In float32, log_softmax rounds losses below 1.19e-7 to zero, and their gradients with them. This is the post's
+explanation of slingshots. The form softplus(logsumexp of the wrong logits - the right logit) has no such floor
+(spec: PUBLISHED.md, Precision).
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 
-def _right_and_wrong(logits, targets):
-    """The right class's logit [...] and the logits [..., C] with that class at -inf."""
+def _right_and_wrong(
+    logits: Float[Array | np.ndarray, "... C"], targets: Int[Array | np.ndarray, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "... C"]]:
+    """The right class's logit, and all logits with the right one replaced by -inf."""
     is_right = jnp.arange(logits.shape[-1]) == targets[..., None]
     right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return right, jnp.where(is_right, -jnp.inf, logits)
 
 
-def cross_entropy(logits, targets, mode: str = "exact"):
-    """Negative log-probability of each target, in nats.
+def cross_entropy(
+    logits: Float[Array | np.ndarray, "... C"], targets: Int[Array | np.ndarray, "..."], mode: str = "exact"
+) -> Float[Array, "..."]:
+    """The negative log-probability of each target, in nats.
 
-    logits [..., C], targets [...] int; returns [...]: in the logits' dtype, or float64 for `float64`.
-    mode: `exact` keeps about 1e-6 relative accuracy in float32 at any margin; `float64` casts and takes log_softmax, as
-    the authors' runs do (it needs x64); `float32` takes log_softmax in float32, as their low-precision run does.
+    mode: `exact` works in the logits' dtype, and in float32 keeps about 1e-6 relative accuracy at any margin.
+        `float64` casts the logits and takes log_softmax, as the authors' runs do. It needs x64.
+        `float32` takes log_softmax in float32, as the authors' low-precision run does.
     """
     if mode == "exact":
         right, wrong = _right_and_wrong(logits, targets)
@@ -29,7 +36,9 @@ def cross_entropy(logits, targets, mode: str = "exact"):
     return -jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
 
 
-def is_correct(logits, targets):
-    """Whether each target's logit beats every other; ties are wrong. logits [..., C], targets [...] -> bool [...]."""
+def is_correct(
+    logits: Float[Array | np.ndarray, "... C"], targets: Int[Array | np.ndarray, "..."]
+) -> Bool[Array, "..."]:
+    """Whether each target's logit is larger than every other logit. A tie is wrong."""
     right, wrong = _right_and_wrong(logits, targets)
     return right > wrong.max(axis=-1)

@@ -1,11 +1,13 @@
-"""Files of named arrays: .pth, .safetensors and .npz, read as data and written whole.
+"""Reads and writes files of named arrays: .pth, .safetensors and .npz.
 
-Nothing in a file is executed. torch (for .pth) and safetensors are optional.
+Nothing in a file is executed. torch (for .pth) and safetensors are optional dependencies.
 """
 
 import importlib
 import os
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +15,21 @@ from jaxgrok.config import BadInput
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
 
+State = dict[str, np.ndarray]  # a state dictionary: named arrays
 
-def optional(module: str, name: str, value):
-    """An optional dependency. Where it is missing, raises BadInput for the named value that asks for it, and says how to install it."""
+
+def optional(module: str, name: str, value: Any) -> ModuleType:
+    """An optional dependency, imported.
+
+    Raises BadInput if it is missing. The message names the field `name`, whose value asks for the dependency, and says
+    how to install it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.split(".")[0]
-        raise BadInput(name, value, f'only with {package}, which must be installed: pip install "jaxgrok[{package}]"') from None
+        accepted = f'only with {package}, which must be installed: pip install "jaxgrok[{package}]"'
+        raise BadInput(name, value, accepted) from None
 
 
 def _suffix(path: Path) -> str:
@@ -29,77 +38,100 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-def _read_torch(path: Path) -> dict:
+def _read_torch(path: Path) -> Any:
+    """The content of a .pth with its tensors, also those under `model`, as numpy arrays."""
     torch = optional("torch", "file", str(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
 
-    def plain(x):
-        if isinstance(x, torch.Tensor):
-            x = x.detach()
-            return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
-        return x
+    def plain(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        x = x.detach()
+        return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
 
-    def all_plain(content):
+    def all_plain(content: Any) -> Any:
         return {name: plain(x) for name, x in content.items()} if isinstance(content, dict) else content
 
-    content = all_plain(content)
-    return content | {"model": all_plain(content["model"])} if isinstance(content, dict) and "model" in content else content
+    content = all_plain(torch.load(path, map_location="cpu", weights_only=True))
+    if isinstance(content, dict) and "model" in content:
+        content["model"] = all_plain(content["model"])
+    return content
 
 
-def _read_npz(path: Path) -> dict:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+def _read_any(path: Path) -> Any:
+    """The content of a file, whatever its kind. A damaged file can raise nearly any exception."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    if path.suffix == ".safetensors":
+        return optional("safetensors.numpy", "file", str(path)).load_file(path)
+    return _read_torch(path)
 
 
-def read(path) -> tuple[dict, dict]:
-    """(state dictionary {name: numpy}, what stood beside it) of a .pth, .safetensors or .npz file.
+def read(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]]:
+    """The state dictionary in a .pth, .safetensors or .npz file, and what was stored beside it.
 
-    A .pth holds a state dictionary, or a dictionary with one under `model`. Read as data: a pickle that names anything
-    but tensors and plain values is refused, and nothing in it runs. Raises BadInput for whatever cannot be read.
+    A .pth holds a state dictionary, or a dictionary with one under `model`. It is read as data: a pickle that names
+    anything but tensors and plain values is refused, and nothing in it runs.
+
+    Raises BadInput for a file that cannot be read or that holds no state dictionary.
     """
     path = Path(path)
     suffix = _suffix(path)
     if not path.is_file():
         raise BadInput("file", str(path), "a file that exists")
     try:
-        if suffix == ".npz":
-            content = _read_npz(path)
-        elif suffix == ".safetensors":
-            content = optional("safetensors.numpy", "file", str(path)).load_file(path)
-        else:
-            content = _read_torch(path)
+        content = _read_any(path)
     except BadInput:
         raise
-    except Exception as error:  # each reader has its own, and a damaged file can raise nearly any of them
-        if type(error).__name__ == "UnpicklingError" or "pickle" in str(error).lower():
-            raise BadInput("file", str(path), "tensors and plain values alone; this pickle is damaged or wants to run code") from None
-        raise BadInput("file", str(path), f"a whole {suffix} file; this one is damaged or cut short ({type(error).__name__})") from None
+    except Exception as error:
+        kind = type(error).__name__
+        if kind == "UnpicklingError" or "pickle" in str(error).lower():
+            accepted = "tensors and plain values alone; this pickle is damaged or wants to run code"
+        else:
+            accepted = f"a whole {suffix} file; this one is damaged or cut short ({kind})"
+        raise BadInput("file", str(path), accepted) from None
     beside = {}
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         beside = {name: x for name, x in content.items() if name != "model"}
         content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(name, str) and isinstance(x, np.ndarray) for name, x in content.items()):
+    if not _is_state(content):
         raise BadInput("file", str(path), "a state dictionary of named tensors, or one under `model`")
     return content, beside
 
 
-def write(path, state: dict) -> None:
-    """Write a state dictionary {name: numpy} as .pth, .safetensors or .npz; the file is replaced whole. Raises BadInput for a place
-    that cannot be written."""
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(x, np.ndarray) for name, x in content.items()
+    )
+
+
+def _write_any(path: Path, suffix: str, state: State, named: str) -> None:
+    """Write a file of the kind that the suffix tells. named: the path in messages."""
+    if suffix == ".npz":
+        with open(path, "wb") as file:
+            np.savez(file, **state)  # pyright: ignore[reportArgumentType]  (its flag allow_pickle is no array's name)
+    elif suffix == ".safetensors":
+        optional("safetensors.numpy", "file", named).save_file(state, path)
+    else:
+        torch = optional("torch", "file", named)
+        torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, path)
+
+
+def write(path: str | os.PathLike[str], state: State) -> None:
+    """Write a state dictionary to a .pth, .safetensors or .npz file. The file is replaced atomically.
+
+    Raises BadInput for a place that cannot be written. A failure leaves the old file as it was, and no other file.
+    """
     path = Path(path)
     suffix = _suffix(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        if suffix == ".npz":
-            with open(temporary, "wb") as file:
-                np.savez(file, **state)
-        elif suffix == ".safetensors":
-            optional("safetensors.numpy", "file", str(path)).save_file(state, temporary)
-        else:
-            torch = optional("torch", "file", str(path))
-            torch.save({name: torch.from_numpy(x.copy()) for name, x in state.items()}, temporary)
+        _write_any(temporary, suffix, state, str(path))
         os.replace(temporary, path)
     except BadInput:
         raise
     except Exception as error:  # each writer has its own
-        raise BadInput("file", str(path), f"a place that can be written ({getattr(error, 'strerror', None) or error})") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadInput("file", str(path), f"a place that can be written ({reason})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
