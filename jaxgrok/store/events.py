@@ -1,23 +1,37 @@
-"""When things happen in a run: events from its curves, its outcome, and whether it has settled (spec: MEASURES.md).
+"""When things happen in a run: the events in its curves, its outcome, and whether it has settled (spec: MEASURES.md).
 
-Plain numpy on one run's curves. An event is the first evaluation at which its criterion holds and goes on holding for
-the next 5, or to the end of the run; it is kept as a bracket (after, by]: not yet at `after`, there at `by`.
+Plain numpy on the curves of one run. An event is the first evaluation at which its criterion holds and keeps holding
+for the next 5 evaluations, or to the end of the run. It is stored as a bracket (after, by]: not yet at `after`, there
+at `by`.
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from scipy.ndimage import median_filter
 
-HOLD = 5  # evaluations that an event must go on holding for
-WINDOW = 11  # evaluations of the running median that finds the test-loss peak
-FLOOR = 1e-12  # losses below this count as this, in the fall of the log loss
-ACCURACIES = {"memorised": ("train", 0.99), "grokked_90": ("test", 0.90), "grokked_95": ("test", 0.95), "grokked": ("test", 0.99)}
-EVENTS = ("memorised", "grokked_90", "grokked_95", "grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
-# The same of the restricted loss, and when both have fallen: only where checkpoints were analysed.
+from jaxgrok.stats import Arrival
+from jaxgrok.store.curves import RunCurves
+from jaxgrok.tasks import Criterion
+
+HOLD = 5  # evaluations for which an event must keep holding
+PEAK_WINDOW = 11  # evaluations of the running median that finds the test-loss peak
+LAST = 10  # evaluations whose median is the bottom of a fall of the test loss
+FLOOR = 1e-12  # losses below this count as this in a fall of the log loss
+MEMORISED_ACCURACY = 0.99
+SENSITIVITY = {"grokked_90": 0.90, "grokked_95": 0.95}  # test accuracies reported beside `grokked`
+SHARES = (10, 50, 90)  # per cent of a fall
+EVENTS = (
+    *("memorised", "grokked_90", "grokked_95", "grokked", "lost"),
+    *("test_loss_peak", "drop_10", "drop_50", "drop_90"),
+)
+# The falls of the restricted loss, and when both losses have fallen: known only once the checkpoints were analysed.
 CIRCUIT_EVENTS = ("restricted_10", "restricted_50", "restricted_90", "stable")
-FALLS = ("drop_", "restricted_", "stable")  # events that only a grokked and settled run has
-# stage: (the event it starts with, the event it ends with); None: the start or the end of the run
+FALLS = ("drop_10", "drop_50", "drop_90", *CIRCUIT_EVENTS)  # events that are known only of settled runs
+# stage: (the event it starts with, the event it ends with). None: the start or the end of the run.
 STAGES = {
     "memorisation": (None, "test_loss_peak"),
     "interpolation": ("test_loss_peak", "restricted_10"),
@@ -25,38 +39,90 @@ STAGES = {
     "clean-up": ("drop_10", "drop_90"),
     "stability": ("stable", None),
 }
-OUTCOMES = ("grokked", "memorised only", "not memorised", "learned", "not learned", "diverged")  # learned: on unlimited data
+SETTLED_FACTOR, SETTLED_EPOCHS = 1.5, 2000
+
+Bracket = tuple[int, int]  # (after, by] in epochs
+
+
+class Outcome(StrEnum):
+    """What became of a run by its last epoch. `learned` is what `grokked` is called on unlimited data."""
+
+    GROKKED = "grokked"
+    LOST = "lost"
+    MEMORISED_ONLY = "memorised only"
+    NOT_MEMORISED = "not memorised"
+    LEARNED = "learned"
+    NOT_LEARNED = "not learned"
+    DIVERGED = "diverged"
+
+
+class RestrictedLoss(NamedTuple):
+    """The restricted loss over all pairs at a run's checkpoints."""
+
+    epoch: Int[np.ndarray, "C"]
+    loss: Float[np.ndarray, "C"]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One run, timed. events: {event: (after, by)} in epochs, absent where the event was not reached.
+    """When the events of one run happened.
 
-    last_epoch: updates done, and the censoring time of what was not reached; for a diverged run its last finite
-    evaluation. width: drop_90 - drop_10 in epochs, None unless the run grokked and settled.
+    events: {event: its bracket}, without the events that the run did not reach.
+    last_epoch: updates done, and so the censoring time of what was not reached; for a diverged run, its last finite
+    evaluation.
     """
 
-    outcome: str
+    outcome: Outcome
     last_epoch: int
     settled: bool
-    events: dict[str, tuple[int, int]] = field(default_factory=dict)
+    unlimited: bool = False
+    events: dict[str, Bracket] = field(default_factory=dict)
 
     def by(self, event: str) -> int | None:
+        """The upper end of an event's bracket; None if the run did not reach it."""
         return self.events[event][1] if event in self.events else None
+
+    def arrival(self, event: str) -> Arrival | None:
+        """When the run reached an event, or how long it was watched without reaching it. None if that cannot be known:
+        the falls of the loss are known only of settled runs, and on unlimited data nothing is memorised."""
+        by = self.by(event)
+        if by is not None:
+            return Arrival(by, True)
+        if event in FALLS or (event == "memorised" and self.unlimited):
+            return None
+        return self._not_reached(self.last_epoch)
+
+    def _not_reached(self, watched: int) -> Arrival:
+        return Arrival(watched, False, ruled_out=self.outcome is Outcome.DIVERGED)
 
     @property
     def delay(self) -> int | None:
         """Epochs from memorised to grokked."""
-        if "memorised" in self.events and "grokked" in self.events:
-            return self.by("grokked") - self.by("memorised")
+        memorised, grokked = self.by("memorised"), self.by("grokked")
+        return None if memorised is None or grokked is None else grokked - memorised
 
     @property
-    def width(self) -> int | None:
-        if "drop_10" in self.events and "drop_90" in self.events:
-            return self.by("drop_90") - self.by("drop_10")
+    def delay_arrival(self) -> Arrival | None:
+        """The delay, or how long the run was watched after it memorised. None for a run that never memorised."""
+        memorised = self.by("memorised")
+        if memorised is None:
+            return None
+        return self._not_reached(self.last_epoch - memorised) if self.delay is None else Arrival(self.delay, True)
+
+    @property
+    def drop_width(self) -> int | None:
+        """Epochs from drop_10 to drop_90. None unless the run has settled."""
+        start, end = self.by("drop_10"), self.by("drop_90")
+        return None if start is None or end is None else end - start
+
+    @property
+    def watched(self) -> int | None:
+        """Epochs that the run was trained after it grokked."""
+        grokked = self.by("grokked")
+        return None if grokked is None else self.last_epoch - grokked
 
     def stages(self) -> dict[str, tuple[int, int]]:
-        """{stage: (start, end)} in epochs, of the stages whose bounds are known; they may overlap."""
+        """{stage: (start, end)} in epochs, for the stages whose bounds are known. Stages may overlap."""
         bounds = {
             stage: (0 if start is None else self.by(start), self.last_epoch if end is None else self.by(end))
             for stage, (start, end) in STAGES.items()
@@ -64,8 +130,8 @@ class Timing:
         return {stage: (start, end) for stage, (start, end) in bounds.items() if start is not None and end is not None}
 
 
-def first_held(holds: np.ndarray) -> int | None:
-    """The first index from which `holds` [T] is true for HOLD more entries or to the end; None if there is none."""
+def first_held(holds: Bool[np.ndarray, "T"]) -> int | None:
+    """The first index from which `holds` is true for HOLD more entries, or to the end; None if there is none."""
     n = len(holds)
     stops = np.append(np.flatnonzero(~holds), n)  # each stretch of true entries ends before one of these
     starts = np.append(0, stops[:-1] + 1)
@@ -73,38 +139,54 @@ def first_held(holds: np.ndarray) -> int | None:
     return int(starts[np.argmax(held)]) if held.any() else None
 
 
+def _lost_index(holds: Bool[np.ndarray, "T"]) -> int | None:
+    """The first index from which `holds` is false to the end, if that is for at least HOLD entries; else None."""
+    held = np.flatnonzero(holds)
+    first = int(held[-1]) + 1 if len(held) else 0
+    return first if len(holds) - first >= HOLD else None
+
+
 def settled_epoch(grokked_by: int) -> float:
-    """A run that grokked here has settled once trained to this epoch."""
-    return max(1.5 * grokked_by, grokked_by + 2000)
+    """A run that grokked by this epoch has settled once it has trained to the returned one."""
+    return max(SETTLED_FACTOR * grokked_by, grokked_by + SETTLED_EPOCHS)
 
 
-def _bracket(epochs, index) -> tuple[int, int]:
+def _bracket(epochs: np.ndarray, index: int) -> Bracket:
     return int(epochs[max(index - 1, 0)]), int(epochs[index])
 
 
-def _peak(test_loss, before: int) -> tuple[int, float] | None:
-    """Index and height of the largest running median before an index; None within the last HOLD evaluations of the curve."""
+def _peak(test_loss: np.ndarray, before: int) -> tuple[int, float] | None:
+    """The index and height of the largest running median before an index. None if it is within the curve's last HOLD
+    evaluations, where it may not be the peak yet."""
     if not before:
         return None
-    smooth = median_filter(test_loss, WINDOW, mode="nearest")
+    smooth = median_filter(test_loss, PEAK_WINDOW, mode="nearest")
     index = int(np.argmax(smooth[:before]))
     return None if index >= len(test_loss) - HOLD else (index, float(smooth[index]))
 
 
-def _falls(name, epochs, loss, index, top, bottom) -> dict:
+def _falls(name: str, epochs, loss, index: int, top: float, bottom: float) -> dict[str, Bracket]:
     """{name_10, name_50, name_90}: when the log loss has fallen by these shares from `top`, at `index`, to `bottom`."""
     top, bottom, log_loss = (np.log(np.maximum(x, FLOOR)) for x in (top, bottom, loss))
     events = {}
-    for share in (10, 50, 90):
+    for share in SHARES:
         held = first_held(log_loss[index + 1 :] <= top - share / 100 * (top - bottom))
         if top > bottom and held is not None:
             events[f"{name}_{share}"] = _bracket(epochs, index + 1 + held)
     return events
 
 
-def _restricted_falls(epochs, loss, grokked_by: int) -> dict:
-    """Of the restricted loss at checkpoints. They stand tens of evaluations apart on a smooth curve, so the peak is its
-    largest value and the bottom its last: a running median over 11 checkpoints would span whole stages."""
+def _drop(epochs, test_loss, index: int, top: float) -> dict[str, Bracket]:
+    """The fall of the test loss from its peak, at `index`, to the geometric median of its last evaluations."""
+    bottom = np.exp(np.median(np.log(np.maximum(test_loss[-LAST:], FLOOR))))
+    return _falls("drop", epochs, test_loss, index, top, bottom)
+
+
+def _restricted_falls(restricted: RestrictedLoss, grokked_by: int) -> dict[str, Bracket]:
+    """The fall of the restricted loss at checkpoints. They are tens of evaluations apart on a smooth curve, so the
+    peak is
+    its largest value and the bottom its last: a running median over 11 checkpoints would span whole stages."""
+    epochs, loss = restricted
     before = int(np.searchsorted(epochs, grokked_by))
     if not before or not np.isfinite(loss).all():
         return {}
@@ -114,7 +196,8 @@ def _restricted_falls(epochs, loss, grokked_by: int) -> dict:
 
 @dataclass(frozen=True)
 class Spike:
-    """A slingshot: epochs start to end (the last above) and the peak of the train loss in it, and its height over the level before."""
+    """A slingshot. start, end: its first and last epoch above the threshold. peak, peak_epoch: the largest train loss
+    in it. factor: the peak over the level before the spike."""
 
     start: int
     end: int
@@ -123,79 +206,73 @@ class Spike:
     factor: float
 
 
-def spikes(epochs, train_loss, window: int = 50, factor: float = 10) -> list[Spike]:
-    """Where the train loss is above `factor` times the median of the `window` entries before; stretches no more than a window
-    apart are one spike. epochs, train_loss [T], one entry an epoch; a window of them must come first."""
+SPIKE_WINDOW, SPIKE_FACTOR = 50, 10  # entries of the level before a spike, and how far above it a spike is
+
+
+def spikes(epochs: Int[np.ndarray, "T"], train_loss: Float[np.ndarray, "T"]) -> list[Spike]:
+    """The slingshots of a train loss with one entry an epoch: where it is above SPIKE_FACTOR times the median of the
+    SPIKE_WINDOW entries before. Stretches no more than a window apart are one spike."""
     loss = np.asarray(train_loss)
-    if len(loss) <= window:
+    if len(loss) <= SPIKE_WINDOW:
         return []
-    before = np.median(np.lib.stride_tricks.sliding_window_view(loss, window)[:-1], axis=1)
-    high = window + np.flatnonzero(loss[window:] > factor * before)
+    before = np.median(np.lib.stride_tricks.sliding_window_view(loss, SPIKE_WINDOW)[:-1], axis=1)
+    high = SPIKE_WINDOW + np.flatnonzero(loss[SPIKE_WINDOW:] > SPIKE_FACTOR * before)
     found = []
-    for stretch in np.split(high, np.flatnonzero(np.diff(high) > window) + 1) if len(high) else []:
+    for stretch in np.split(high, np.flatnonzero(np.diff(high) > SPIKE_WINDOW) + 1) if len(high) else []:
         peak = stretch[np.argmax(loss[stretch])]
-        level = before[stretch[0] - window]
-        bounds = (int(epochs[i]) for i in (stretch[0], stretch[-1], peak))
-        found.append(Spike(*bounds, float(loss[peak]), float(loss[peak] / level)))
+        level = before[stretch[0] - SPIKE_WINDOW]
+        start, end, peak_epoch = (int(epochs[i]) for i in (stretch[0], stretch[-1], peak))
+        found.append(Spike(start, end, peak_epoch, float(loss[peak]), float(loss[peak] / level)))
     return found
 
 
-def has_learned(test_acc, test_loss, grokked_loss: float | None) -> np.ndarray:
-    """Whether the criterion of `grokked` holds: test accuracy, or for a task with a `grokked_loss` a test loss below it."""
-    return test_acc >= ACCURACIES["grokked"][1] if grokked_loss is None else test_loss < grokked_loss
-
-
 def time_run(
-    epoch_eval,
-    train_acc,
-    test_acc,
-    test_loss,
-    last_epoch: int,
-    train_loss=(),
-    epoch_train=(),
-    restricted: tuple | None = None,
-    grokked_loss: float | None = None,
-    unlimited: bool = False,
+    curves: RunCurves, criterion: Criterion, *, unlimited: bool = False, restricted: RestrictedLoss | None = None
 ) -> Timing:
-    """The events of one run, from its curves up to last_epoch (`checkpoint.Metrics.of_run`); or of one part of its task.
+    """The events of one run, or of one part of its task (`RunCurves.of_part`).
 
-    epoch_eval, train_acc, test_acc, test_loss: [evaluations]; train_loss [*]: a non-finite value means divergence;
-    last_epoch: updates done. restricted: (epochs, restricted loss over all pairs) [checkpoints], where they were analysed.
-    grokked_loss: see `has_learned`. unlimited: of data; then nothing can be memorised.
+    criterion: when it counts as grokked. unlimited: whether the data were, so that nothing can be memorised.
+    restricted: the restricted loss, if the run's checkpoints were analysed. A non-finite loss means divergence.
     """
-    epochs = np.asarray(epoch_eval)
-    finite = np.isfinite(test_loss) & np.isfinite(train_acc)
-    diverged = not finite.all() or not np.isfinite(train_loss).all()
-    if not finite.all():
-        stop = int(np.argmin(finite))
-        epochs, train_acc, test_acc, test_loss = (x[:stop] for x in (epochs, train_acc, test_acc, test_loss))
-    if diverged:
-        last_epoch = int(epochs[-1]) if len(epochs) else 0
-    if not len(epochs):
-        return Timing("diverged" if diverged else "not learned" if unlimited else "not memorised", last_epoch, False)
+    finite = np.isfinite(curves.test_loss) & np.isfinite(curves.train_acc)
+    diverged = not finite.all() or not np.isfinite(curves.train_loss).all()
+    stop = len(finite) if finite.all() else int(np.argmin(finite))
+    epochs, test_loss = np.asarray(curves.epoch_eval)[:stop], curves.test_loss[:stop]
+    train_acc, test_acc = curves.train_acc[:stop], curves.test_acc[:stop]
+    last_epoch = (int(epochs[-1]) if stop else 0) if diverged else curves.last_epoch
 
-    holds = {event: (train_acc if curve == "train" else test_acc) >= least for event, (curve, least) in ACCURACIES.items()}
-    holds["grokked"] = has_learned(test_acc, test_loss, grokked_loss)
-    if unlimited:
-        del holds["memorised"]
-    events = {}
+    events, grokking = {}, criterion.holds(test_acc, test_loss)
+    holds = {name: test_acc >= accuracy for name, accuracy in SENSITIVITY.items()} | {"grokked": grokking}
+    if not unlimited:
+        holds = {"memorised": train_acc >= MEMORISED_ACCURACY} | holds
     for event, held in holds.items():
-        index = first_held(held)
-        if index is not None:
+        if (index := first_held(held)) is not None:
             events[event] = _bracket(epochs, index)
-    settled = not diverged and "grokked" in events and last_epoch >= settled_epoch(events["grokked"][1])
-    before = int(np.searchsorted(epochs, events["grokked"][1])) if "grokked" in events else len(epochs)
-    peak = _peak(test_loss, before)
+    grokked = events["grokked"][1] if "grokked" in events else None
+    lost = None if grokked is None or diverged else _lost_index(grokking)
+    if lost is not None:
+        events["lost"] = _bracket(epochs, lost)
+    settled = not diverged and grokked is not None and lost is None and last_epoch >= settled_epoch(grokked)
+
+    peak = _peak(test_loss, len(epochs) if grokked is None else int(np.searchsorted(epochs, grokked)))
     if peak is not None:
         events["test_loss_peak"] = _bracket(epochs, peak[0])
         if settled:
-            events |= _falls("drop", epochs, test_loss, *peak, np.exp(np.median(np.log(np.maximum(test_loss[-10:], FLOOR)))))
-    if settled and restricted is not None:
-        events |= _restricted_falls(*restricted, events["grokked"][1])
+            events |= _drop(epochs, test_loss, *peak)
+    if settled and grokked is not None and restricted is not None:
+        events |= _restricted_falls(restricted, grokked)
         if "drop_90" in events and "restricted_90" in events:
             events["stable"] = max((events["drop_90"], events["restricted_90"]), key=lambda bracket: bracket[1])
+    return Timing(_outcome(events, diverged, unlimited), last_epoch, settled, unlimited, events)
+
+
+def _outcome(events: dict[str, Bracket], diverged: bool, unlimited: bool) -> Outcome:
+    if diverged:
+        return Outcome.DIVERGED
+    if "lost" in events:
+        return Outcome.LOST
     if unlimited:
-        reached = "learned" if "grokked" in events else "not learned"
-    else:
-        reached = "grokked" if "grokked" in events else "memorised only" if "memorised" in events else "not memorised"
-    return Timing("diverged" if diverged else reached, last_epoch, settled, events)
+        return Outcome.LEARNED if "grokked" in events else Outcome.NOT_LEARNED
+    if "grokked" in events:
+        return Outcome.GROKKED
+    return Outcome.MEMORISED_ONLY if "memorised" in events else Outcome.NOT_MEMORISED

@@ -1,8 +1,12 @@
-"""At which epochs a run is looked at and saved (spec: MEASURES.md, Epochs)."""
+"""The epochs at which a run is evaluated and saved (spec: MEASURES.md, Epochs)."""
+
+MOST_EVAL_EVERY = 10  # epochs between evaluations by default
+SHARE = 100  # an interval between evaluations or checkpoints is at most a SHARE-th of the run by default
 
 
 def schedule(total: int, every: int, first: int = 1) -> list[int]:
-    """Epochs below `total` to look at: 0, then first, 2 first, 4 first, ... below `every`, then each multiple of `every`."""
+    """Epochs below `total`, in order: 0, then first, 2 first, 4 first, ... below `every`, then each multiple of
+    `every`."""
     early = []
     epoch = first
     while epoch < min(every, total):
@@ -12,10 +16,10 @@ def schedule(total: int, every: int, first: int = 1) -> list[int]:
 
 
 def default_eval_every(epochs: int) -> int:
-    """10 epochs, and never more than 1 % of the run."""
-    return min(10, max(1, epochs // 100))
+    """Epochs between evaluations: 10, but never more than 1 % of the run."""
+    return min(MOST_EVAL_EVERY, max(1, epochs // SHARE))
 
 
 def default_checkpoint_every(planned: int, eval_every: int) -> int:
-    """Epochs between checkpoints: 1 % of the planned ones, a multiple of eval_every."""
-    return max(eval_every, planned // 100 // eval_every * eval_every)
+    """Epochs between checkpoints: 1 % of the planned epochs, rounded to a multiple of eval_every."""
+    return max(eval_every, planned // SHARE // eval_every * eval_every)

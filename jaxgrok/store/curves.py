@@ -1,0 +1,180 @@
+"""The curves of a sweep: losses and accuracies of every run over training.
+
+`SweepCurves` holds all runs as arrays [run, time] and is what metrics.npz stores. `RunCurves` is one run's part of
+it, up to the last epoch that the run has trained.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxgrok.config import BadInput
+from jaxgrok.store.atomic import replace_file
+from jaxgrok.store.schedule import schedule
+
+CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
+PART_CURVES = ("test_answer_acc", "test_part_loss", "test_part_acc")
+# What numpy raises for a file that is damaged, cut short, or not its own.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """One run's curves up to its last epoch. Entry e of a curve is the value after e updates.
+
+    epoch_train, train_loss: at every recorded epoch. epoch_eval, test_loss, train_acc, test_acc: at every evaluation.
+    test_answer_acc: the share of test examples whose counted targets are all right. test_part_loss, test_part_acc: of
+    each part of the task. These three are None in a sweep whose tasks have no parts. last_epoch: updates done.
+    """
+
+    epoch_train: Int[np.ndarray, "T"]
+    train_loss: Float[np.ndarray, "T"]
+    epoch_eval: Int[np.ndarray, "E"]
+    test_loss: Float[np.ndarray, "E"]
+    train_acc: Float[np.ndarray, "E"]
+    test_acc: Float[np.ndarray, "E"]
+    last_epoch: int
+    test_answer_acc: Float[np.ndarray, "E"] | None = None
+    test_part_loss: Float[np.ndarray, "E parts"] | None = None
+    test_part_acc: Float[np.ndarray, "E parts"] | None = None
+
+    def of_part(self, number: int) -> "RunCurves":
+        """The same curves with the test loss and accuracy of one part in place of the whole's."""
+        assert self.test_part_loss is not None
+        assert self.test_part_acc is not None
+        return replace(self, test_loss=self.test_part_loss[:, number], test_acc=self.test_part_acc[:, number])
+
+
+class SweepCurves:
+    """The curves of every run of a sweep. Values that were not recorded are NaN.
+
+    train_loss [R, epochs / train_every]; test_loss, train_acc, test_acc [R, evaluations]; last_epoch [R]: updates done;
+    ended [R]: whether a run has settled or diverged and trains no further. In a sweep whose tasks have at most
+    n_parts > 0 parts also test_answer_acc [R, evaluations] and test_part_loss, test_part_acc [R, evaluations, n_parts].
+    """
+
+    def __init__(
+        self, n_runs: int, epochs: int, eval_every: int, train_every: int, dtype: str = "float32", n_parts: int = 0
+    ):
+        self.eval_every, self.train_every, self.n_parts = eval_every, train_every, n_parts
+        self.epoch_train = np.arange(0, epochs, train_every)
+        self.epoch_eval = np.array(schedule(epochs, eval_every))
+        self._eval_index = {int(epoch): i for i, epoch in enumerate(self.epoch_eval)}
+        self.names = (*CURVES, *PART_CURVES) if n_parts else CURVES
+        for name in self.names:
+            setattr(self, name, np.full((n_runs, *self._shape_of(name)), np.nan, dtype))
+        self.last_epoch = np.zeros(n_runs, np.int64)
+        self.ended = np.zeros(n_runs, bool)
+
+    train_loss: Float[np.ndarray, "R T"]
+    test_loss: Float[np.ndarray, "R E"]
+    train_acc: Float[np.ndarray, "R E"]
+    test_acc: Float[np.ndarray, "R E"]
+    test_answer_acc: Float[np.ndarray, "R E"]
+    test_part_loss: Float[np.ndarray, "R E parts"]
+    test_part_acc: Float[np.ndarray, "R E parts"]
+    last_epoch: Int[np.ndarray, "R"]
+    ended: Bool[np.ndarray, "R"]
+
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of one run's curve."""
+        if name == "train_loss":
+            return (len(self.epoch_train),)
+        return (len(self.epoch_eval), self.n_parts) if name.startswith("test_part_") else (len(self.epoch_eval),)
+
+    def record(
+        self,
+        runs: Int[np.ndarray, "live"],
+        rows: Int[np.ndarray, "live"],
+        epoch: int,
+        train_loss: Float[np.ndarray, "rows steps"],
+        train_acc: Float[np.ndarray, "rows"],
+        evaluation: Any,
+    ) -> None:
+        """Record one interval, which starts at `epoch`, for the runs that the given rows of a batch hold.
+
+        train_acc: at the start of the interval. evaluation: the `Scores` of the test examples there, [row], or None.
+        """
+        steps = train_loss.shape[1]
+        first = -(-epoch // self.train_every)
+        at = np.arange(first, -(-(epoch + steps) // self.train_every))
+        if len(at):
+            self.train_loss[np.ix_(runs, at)] = train_loss[rows][:, at * self.train_every - epoch]
+        if evaluation is not None:
+            index = self._eval_index[epoch]
+            self.train_acc[runs, index] = train_acc[rows]
+            loss, accuracy, answers, *parts = (np.asarray(x)[rows] for x in evaluation)
+            self.test_loss[runs, index], self.test_acc[runs, index] = loss, accuracy
+            if self.n_parts:
+                self.test_answer_acc[runs, index] = answers
+                for curve, values in zip((self.test_part_loss, self.test_part_acc), parts, strict=True):
+                    curve[runs, index, : values.shape[1]] = values
+        self.last_epoch[runs] = epoch + steps
+
+    def rewind(self, runs: Int[np.ndarray, "live"], epoch: int) -> None:
+        """Forget what these runs recorded at or after an epoch."""
+        for name in self.names:
+            epochs = self.epoch_train if name == "train_loss" else self.epoch_eval
+            getattr(self, name)[np.ix_(runs, np.flatnonzero(epochs >= epoch))] = np.nan
+        self.last_epoch[runs] = epoch
+
+    def of_run(self, run: int) -> RunCurves:
+        """One run's curves up to its last epoch, as views of these arrays."""
+        last = int(self.last_epoch[run])
+        trained, evaluated = (int(np.searchsorted(epochs, last)) for epochs in (self.epoch_train, self.epoch_eval))
+        evaluations = [name for name in self.names if name != "train_loss"]
+        return RunCurves(
+            epoch_train=self.epoch_train[:trained],
+            train_loss=self.train_loss[run, :trained],
+            epoch_eval=self.epoch_eval[:evaluated],
+            last_epoch=last,
+            **{name: getattr(self, name)[run, :evaluated] for name in evaluations},
+        )
+
+    def save(self, path: Path, coordinates: dict[str, np.ndarray]) -> None:
+        """Replace metrics.npz atomically. coordinates: {axis: [R]}, stored beside the curves."""
+        stored = (*self.names, "epoch_train", "epoch_eval", "last_epoch", "ended")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in stored} | coordinates
+        replace_file(path, lambda temporary: np.savez(temporary, **arrays))
+
+    def copy_from(self, path: Path) -> None:
+        """Take over the curves in a file written by `save`, as far as both know the same runs and epochs.
+
+        Raises BadInput, and names the file, if it is missing, damaged or not such a file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                self._take(stored)
+        except FileNotFoundError:
+            raise _unusable(path, "this one is missing") from None
+        except UNREADABLE as error:
+            raise _unusable(path, f"this one is damaged ({type(error).__name__}: {error})") from None
+
+    def _take(self, stored: Any) -> None:
+        theirs = {name: stored[name] for name in ("epoch_train", "epoch_eval", "last_epoch", "ended")}
+        if any(np.ndim(x) != 1 for x in theirs.values()) or len(theirs["ended"]) != len(theirs["last_epoch"]):
+            raise ValueError("its axes are not lists")
+        n = min(len(theirs["last_epoch"]), len(self.last_epoch))
+        for name in self.names:
+            if name not in stored and name in PART_CURVES:
+                continue
+            axis = "epoch_train" if name == "train_loss" else "epoch_eval"
+            values = stored[name]
+            if values.shape[:2] != (len(theirs["last_epoch"]), len(theirs[axis])) or values.dtype.kind != "f":
+                raise ValueError(f"{name} has shape {values.shape} and dtype {values.dtype}")
+            _, here, there = np.intersect1d(getattr(self, axis), theirs[axis], return_indices=True)
+            before = values[:n, there]
+            getattr(self, name)[(slice(n), here, *(slice(size) for size in before.shape[2:]))] = before
+        if (theirs["last_epoch"] < 0).any():
+            raise ValueError("an epoch is negative")
+        self.last_epoch[:n], self.ended[:n] = theirs["last_epoch"][:n], theirs["ended"][:n]
+
+
+def _unusable(path: Path, why: str) -> BadInput:
+    accepted = f"a whole file of curves; {why}. Restore it from a copy, or remove the directory and train again"
+    return BadInput("metrics.npz", str(path), accepted)
