@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrok.config import Run
 from jaxgrok.nets.model import make_model, with_dropout
 from jaxgrok.tasks import Examples, make_config, make_task
-from jaxgrok.training.run import FRESH_STREAM, make_hyper, make_train, train
+from jaxgrok.training.run import FRESH_STREAM, make_program, train
 from tests.reference import plain
 
 NETWORK = {"arch": "attn_only", "n_layers": 1, "d_model": 8, "n_heads": 2, "dtype": "float64", "batch_size": 6}
@@ -27,13 +28,13 @@ SEED, DATA_SEED = 3, 8
 @functools.cache
 def programs(config, block=None):
     """(init, advance, evaluate) of one run, compiled once for all tests."""
-    trainer = make_train(config, STEPS, block)
-    return jax.jit(trainer.init), jax.jit(trainer.advance), jax.jit(trainer.evaluate)
+    program = make_program(config, STEPS, block)
+    return jax.jit(program.init), jax.jit(program.advance), jax.jit(program.evaluate)
 
 
 def start(config, lr=1e-2, seed=SEED, data_seed=DATA_SEED):
     """(state, hyper) at epoch 0. With lr 0 the weights stay as they are, and the curve shows which examples came."""
-    hyper = make_hyper(config, seed, 0.5, lr, data_seed)
+    hyper = Run(config, seed, weight_decay=0.5, lr=lr, split_seed=data_seed).hyper()
     return programs(config)[0](hyper), hyper
 
 
@@ -60,7 +61,7 @@ def stacked(items):
     return jax.tree.map(lambda *rows: np.stack(rows), *items)
 
 
-# --- which examples a step has ----------------------------------------------------------------------------------------------
+# --- which examples a step has ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -93,9 +94,13 @@ def test_minibatches_of_many_examples_late_in_a_run():
     config, n, epoch = CONFIGS["skip_trigram"], 70_000, 69_999
     examples = jax.jit(make_task(config).sample, static_argnums=1)(jax.random.key(0), n)
     state, hyper = start(config, lr=0)
-    _, losses, _ = programs(dataclasses.replace(config, batch_size=40_000))[1](state._replace(epoch=jnp.int32(epoch)), examples, hyper, 1)
+    _, losses, _ = programs(dataclasses.replace(config, batch_size=40_000))[1](
+        state._replace(epoch=jnp.int32(epoch)), examples, hyper, 1
+    )
     rows = (epoch * 40_000 + np.arange(40_000)) % n
-    assert losses[0] == pytest.approx(mean_loss(config, state.params, jax.tree.map(lambda x: x[rows], examples)), rel=1e-10)
+    assert losses[0] == pytest.approx(
+        mean_loss(config, state.params, jax.tree.map(lambda x: x[rows], examples)), rel=1e-10
+    )
 
 
 def test_entry_e_is_on_the_examples_of_step_e_after_e_updates():
@@ -120,14 +125,16 @@ def test_the_data_seed_alone_decides_what_comes():
 
 def test_train_takes_the_data_of_the_split_seed():
     config = CONFIGS["skip_trigram"]
-    _, curves = train(config, seed=SEED, weight_decay=0.5, lr=1e-2, epochs=STEPS, split_seed=DATA_SEED, eval_every=STEPS)
+    _, curves = train(
+        config, seed=SEED, weight_decay=0.5, lr=1e-2, epochs=STEPS, split_seed=DATA_SEED, eval_every=STEPS
+    )
     state, hyper = start(config)
     _, losses, _ = programs(config)[1](state, None, hyper, STEPS)
     np.testing.assert_allclose(curves.train_loss, losses, rtol=1e-11)  # compiled for other intervals
     _, test = make_task(config).split(None, DATA_SEED)
     assert curves.test_loss[0] == pytest.approx(mean_loss(config, state.params, test), rel=1e-11)
     assert curves.test_part_loss.shape == curves.test_part_acc.shape == (len(curves.epoch_eval), 10)
-    assert make_hyper(config, SEED, 0.5, 1e-2).data_seed == SEED
+    assert Run(config, SEED).hyper().data_seed == SEED
 
 
 @pytest.mark.parametrize(
@@ -136,17 +143,23 @@ def test_train_takes_the_data_of_the_split_seed():
 )
 def test_vmapped_is_single(name, n_train, batch_size):
     config = dataclasses.replace(CONFIGS[name], batch_size=batch_size)
-    starts = [start(CONFIGS[name], lr, seed, data_seed) for lr, seed, data_seed in ((1e-2, 0, 0), (1e-3, 1, 5), (0.1, 2, 5))]
+    starts = [
+        start(CONFIGS[name], lr, seed, data_seed) for lr, seed, data_seed in ((1e-2, 0, 0), (1e-3, 1, 5), (0.1, 2, 5))
+    ]
     sets = [make_task(config).split(n_train, seed)[0] for seed in range(3)]
     advance = programs(config)[1]
     states, hypers = (stacked(items) for items in zip(*starts))
-    together = jax.jit(jax.vmap(make_train(config, STEPS).advance, (0, 0, 0, None)))(states, stacked(sets), hypers, STEPS)
+    together = jax.jit(jax.vmap(make_program(config, STEPS).advance, (0, 0, 0, None)))(
+        states, stacked(sets), hypers, STEPS
+    )
     alone = stacked([advance(state, data, hyper, STEPS) for (state, hyper), data in zip(starts, sets)])
     # The same float64 sums in another order, grown over seven steps.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), together, alone)
 
 
-@pytest.mark.parametrize(("config", "n_train"), [(CONFIGS["induction"], None), (WITH_DROPOUT, 6)], ids=["fresh data", "dropout"])
+@pytest.mark.parametrize(
+    ("config", "n_train"), [(CONFIGS["induction"], None), (WITH_DROPOUT, 6)], ids=["fresh data", "dropout"]
+)
 def test_fresh_data_and_dropout_do_not_depend_on_blocks_or_interruptions(config, n_train):
     data, _ = make_task(config).split(n_train, 0)
     state, hyper = start(config)
@@ -161,7 +174,7 @@ def test_fresh_data_and_dropout_do_not_depend_on_blocks_or_interruptions(config,
     jax.tree.map(np.testing.assert_array_equal, late, whole[0])
 
 
-# --- dropout ----------------------------------------------------------------------------------------------------------------
+# --- dropout ----------------------------------------------------------------------------------------------------------
 
 
 def test_dropout_keeps_the_expectation_and_drops_its_share():
@@ -225,7 +238,7 @@ def test_nothing_is_dropped_in_an_evaluation_or_at_rate_zero():
     np.testing.assert_array_equal(with_dropout(x, 0.3, None, 0), x)
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------------
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "block"), [*((name, None) for name in CONFIGS), ("induction", 9)])
@@ -268,6 +281,8 @@ def test_what_the_loss_does_not_count_changes_no_step():
     state, hyper = start(config)
     advance = programs(config)[1]
     scrambled = Examples(data.tokens, np.where(outside, (data.targets + 3) % 11, data.targets), data.part)
-    jax.tree.map(np.testing.assert_array_equal, advance(state, data, hyper, STEPS), advance(state, scrambled, hyper, STEPS))
+    jax.tree.map(
+        np.testing.assert_array_equal, advance(state, data, hyper, STEPS), advance(state, scrambled, hyper, STEPS)
+    )
     scrambled = scrambled._replace(targets=np.where(outside, data.targets, (data.targets + 3) % 11))
     assert advance(state, scrambled, hyper, 1)[1][0] != advance(state, data, hyper, 1)[1][0]

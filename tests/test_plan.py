@@ -1,11 +1,28 @@
+import time
+
 import jax
 import pytest
 
-from jaxgrok.config import Config
+from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.store.steps import KEPT_STATES
 from jaxgrok.tasks import make_config, make_task
-from jaxgrok.training.grid import Run, make_sweep
-from jaxgrok.training.plan import batch_size, epoch_flops, forward_flops, make_batches, run_bytes
-from jaxgrok.training.run import make_hyper, make_train
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.layout import prepare
+from jaxgrok.training.plan import (
+    batch_size,
+    check_memory,
+    checkpoint_bytes,
+    describe,
+    device_memory,
+    epoch_flops,
+    forward_flops,
+    make_batches,
+    n_test,
+    run_bytes,
+    run_memory,
+)
+from jaxgrok.training.run import make_program
+from jaxgrok.training.sweep import sweep as run_sweep
 
 
 def test_the_mainline_step_costs_what_architecture_says():
@@ -25,17 +42,18 @@ def test_the_mainline_step_costs_what_architecture_says():
 )
 def test_flops_and_memory_against_the_compiler(fields, size):
     config = make_config(**fields)
-    trainer, task = make_train(config), make_task(config)
+    program, task, hyper = make_program(config), make_task(config), Run(config).hyper()
     train, test = task.split(size, 0)
-    params = jax.eval_shape(trainer.init, make_hyper(config, 0, 1.0, 1e-3)).params
-    evaluate = jax.jit(trainer.evaluate).lower(params, train).compile()
+    assert train is not None
+    state = jax.eval_shape(program.init, hyper)
+    evaluate = jax.jit(program.evaluate).lower(state.params, train).compile()
     cost = evaluate.cost_analysis()
     # The compiler also counts what is not a product: exponentials, sums, the loss.
     assert 1 <= cost["flops"] / forward_flops(config, len(train.tokens)) < 1.5
-    state = jax.eval_shape(trainer.init, make_hyper(config, 0, 1.0, 1e-3))
-    advance = jax.jit(trainer.advance).lower(state, train, make_hyper(config, 0, 1.0, 1e-3), 10).compile()
+    advance = jax.jit(program.advance).lower(state, train, hyper, 10).compile()
     needed = advance.memory_analysis().temp_size_in_bytes
-    assert 0.6 < run_bytes(config, len(train.tokens), len(test.tokens)) / needed < 2.5
+    assert n_test(config, len(train.tokens)) == len(test.tokens)
+    assert 0.6 < run_bytes(config, len(train.tokens)) / needed < 2.5
 
 
 def runs(**settings):
@@ -64,13 +82,13 @@ class FakeGPU:
 
 
 def test_batches_fill_an_accelerators_memory_and_a_cpus_cache():
-    assert batch_size(Config(), 3830, 8939, jax.devices("cpu")[:1]) == 1
-    tiny = batch_size(Config(p=13, d_model=16), 80, 89, jax.devices("cpu")[:1])
+    assert batch_size(Config(), 3830, jax.devices("cpu")[:1]) == 1
+    tiny = batch_size(Config(p=13, d_model=16), 80, jax.devices("cpu")[:1])
     assert 16 <= tiny <= 256
-    on_gpu = batch_size(Config(), 3830, 8939, [FakeGPU()])
-    assert on_gpu * run_bytes(Config(), 3830, 8939) <= 0.8 * 80e9 < (on_gpu + 1) * run_bytes(Config(), 3830, 8939)
-    assert batch_size(Config(), 3830, 8939, [FakeGPU()] * 4) == 4 * on_gpu
-    assert batch_size(Config(d_model=4096, n_heads=4), 3830, 8939, jax.devices("cpu")[:1]) == 1
+    on_gpu = batch_size(Config(), 3830, [FakeGPU()])
+    assert on_gpu * run_bytes(Config(), 3830) <= 0.8 * 80e9 < (on_gpu + 1) * run_bytes(Config(), 3830)
+    assert batch_size(Config(), 3830, [FakeGPU()] * 4) == 4 * on_gpu
+    assert batch_size(Config(d_model=4096, n_heads=4), 3830, jax.devices("cpu")[:1]) == 1
 
 
 def test_a_run_is_hashable_and_knows_its_size():
@@ -78,3 +96,100 @@ def test_a_run_is_hashable_and_knows_its_size():
     (run,) = sweep.runs()
     assert run == Run(Config(p=5), 0, 0.5, 12, 1.0, 1e-3)
     assert hash(run) == hash(*sweep.runs())
+
+
+# --- sizes out of reason: a plan answers, a sweep is refused ----------------------------------------------------------
+
+
+class SmallGPU(FakeGPU):
+    def memory_stats(self):
+        return {"bytes_limit": 4e9}
+
+
+class SilentGPU(FakeGPU):
+    def memory_stats(self):
+        return None
+
+
+TOO_LARGE = [
+    ({"d_model": 100_000}, "d_model", 100_000),
+    ({"d_mlp": 1_000_000}, "d_mlp", 1_000_000),
+    ({"n_layers": 1000}, "n_layers", 1000),
+    ({"task": "skip_trigram", "seq_len": 100_000}, "seq_len", 100_000),
+    ({"task": "induction", "seq_len": 100_000, "n_train": 50}, "seq_len", 100_000),
+    ({"task": "induction", "n_tokens": 1_000_000}, "n_tokens", 1_000_000),
+    ({"task": "addition5", "n_train": 1_000_000}, "n_train", 1_000_000),
+    ({"task": "addition5", "batch_size": 1_000_000}, "batch_size", 1_000_000),
+    ({"task": "addition5", "n_test": 1_000_000}, "n_test", 1_000_000),
+    ({"p": 2000}, "p", 2000),
+]
+
+
+@pytest.mark.parametrize(("settings", "field", "value"), TOO_LARGE)
+def test_a_run_that_does_not_fit_names_the_size_that_is_to_blame(settings, field, value):
+    numbered, epochs = runs(**settings, seeds=1)
+    batches = make_batches(numbered, epochs, [SmallGPU()])
+    with pytest.raises(BadInput) as error:
+        check_memory(batches, [SmallGPU()])
+    assert (error.value.name, error.value.value) == (field, value)
+    assert "4.0 GB available" in str(error.value)
+    check_memory(batches, [SilentGPU()])
+
+
+def test_a_run_that_fits_is_not_refused():
+    numbered, epochs = runs(seeds=2)
+    for device in (FakeGPU(), SmallGPU(), jax.devices("cpu")[0]):
+        check_memory(make_batches(numbered, epochs, [device]), [device])
+
+
+def test_the_memory_of_a_device():
+    assert device_memory([FakeGPU()]) == 80e9
+    assert device_memory([SilentGPU()]) is None
+    one = device_memory(jax.devices("cpu")[:1])
+    assert one is None or one > 1e9
+    assert one is None or device_memory(jax.devices("cpu")[:1] * 4) == one // 4
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"d_model": 100_000},
+        {"d_mlp": 1_000_000},
+        {"n_layers": 1000},
+        {"task": "induction", "seq_len": 100_000},
+        {"task": "induction", "n_tokens": 1_000_000},
+        {"arch": "mlp", "d_mlp": 1_000_000},
+    ],
+)
+def test_a_plan_answers_within_seconds_for_any_size(settings, tmp_path):
+    start = time.monotonic()
+    plan = prepare(make_sweep({**settings, "seeds": 1}), tmp_path / "runs")
+    (cost,) = describe(plan)
+    assert time.monotonic() - start < 30  # seconds on an idle machine
+    assert cost.flops > 0
+    assert 0 < cost.seconds < float("inf")
+    assert cost.memory == run_memory(cost.config, cost.n_train, plan.devices)
+    available = device_memory(plan.devices)
+    assert cost.fits is (None if available is None else cost.memory <= available)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(device_memory(jax.devices("cpu")[:1]) is None, reason="the machine does not tell its memory")
+@pytest.mark.parametrize(
+    ("settings", "field"), [({"d_model": 100_000}, "d_model"), ({"task": "induction", "seq_len": 100_000}, "seq_len")]
+)
+def test_a_sweep_that_does_not_fit_is_refused_before_anything_is_written(settings, field, tmp_path):
+    sweep = make_sweep({**settings, "seeds": 1})
+    assert [cost.fits for cost in describe(prepare(sweep, tmp_path / "runs"))] == [False]
+    with pytest.raises(BadInput, match=rf"^{field}: .* GB available") as error:
+        run_sweep(sweep, tmp_path / "runs")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_disk_holds_the_checkpoints_and_the_states_that_are_kept(tmp_path):
+    plan = prepare(make_sweep({"p": 13, "d_model": 8, "seeds": 3, "epochs": 100}), tmp_path / "runs")
+    (cost,) = describe(plan)
+    saved = len(plan.checkpoints(plan.batches[0])) + 3 * KEPT_STATES  # parameters and Adam's two moments
+    assert cost.disk == 3 * saved * checkpoint_bytes(cost.config)
+    assert (cost.runs, cost.epochs, cost.fits) == (3, 100, True)

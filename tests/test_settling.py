@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok.store import events as phases
+from jaxgrok.store import events
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import train
 from jaxgrok.training.sweep import Interrupted, sweep
@@ -18,7 +18,7 @@ LONGER = 300  # 2,000 epochs after grokking, in earnest (test_phases.py): too lo
 @pytest.fixture(scope="module", autouse=True)
 def settling_soon():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "settled_epoch", lambda grokked: max(1.5 * grokked, grokked + LONGER))
+        patch.setattr(events, "settled_epoch", lambda grokked: max(1.5 * grokked, grokked + LONGER))
         yield
 
 
@@ -46,20 +46,20 @@ def test_settled_runs_leave_and_the_batch_halves(settled):
     assert [layout["from"] for layout in layouts] == [0, *ends]
     # A run that has left is in no later row, and its last parameters are those it left with.
     for record, timing in zip(results.runs, timings):
-        assert all(record["run"] not in layout["rows"] for layout in layouts if layout["from"] >= timing.last_epoch)
-        assert results.checkpoint_epochs(seed=record["seed"])[-1] == timing.last_epoch
+        assert all(record.number not in layout["rows"] for layout in layouts if layout["from"] >= timing.last_epoch)
+        assert results.checkpoint_epochs(record)[-1] == timing.last_epoch
 
 
 def test_across_a_halving_runs_agree_to_rounding(settled):
     results = jaxgrok.load(settled)
-    last = max(results.runs, key=lambda record: record["last_epoch"])
-    _, curve = train(results.config(last), seed=last["seed"], frac=0.9, lr=5e-3, epochs=300, eval_every=10)
+    last = max(results.runs, key=lambda record: record.last_epoch)
+    _, curve = train(last.config, seed=last.seed, frac=0.9, lr=5e-3, epochs=300, eval_every=10)
     # float32 over 300 epochs, in batches of another size
-    np.testing.assert_allclose(results.curves(seed=last["seed"])["train_loss"][:300], curve.train_loss, rtol=5e-3)
+    np.testing.assert_allclose(results.curves(seed=last.seed).train_loss[:300], curve.train_loss, rtol=5e-3)
 
 
 @pytest.mark.slow
-def test_an_interrupted_settling_sweep_goes_on_bit_for_bit(settled, tmp_path):
+def test_an_interrupted_settling_sweep_resumes_bit_for_bit(settled, tmp_path):
     path = tmp_path / "runs"
     trained = curves(settled)["last_epoch"]
     for stop in (int(trained.sum() * 0.5), int(trained.sum() * 0.45)):
@@ -74,11 +74,11 @@ def test_more_max_epochs_train_only_what_had_not_settled(settled, tmp_path):
     shorter = int(curves(settled)["last_epoch"].max()) - 60
     sweep(make_sweep({**SETTLING, "max_epochs": shorter}), path, batch_runs=3)
     first = jaxgrok.load(path)
-    open_runs = [record["seed"] for record in first.runs if not first.timing(record).settled]
+    open_runs = [record.seed for record in first.runs if not first.timing(record).settled]
     assert 0 < len(open_runs) < 3
     sweep(make_sweep(SETTLING), path, batch_runs=3)
     longer = jaxgrok.load(path)
     for record in longer.runs:
         assert longer.timing(record).settled
-        if record["seed"] not in open_runs:
-            assert record["last_epoch"] == first.select(seed=record["seed"])[0]["last_epoch"]
+        if record.seed not in open_runs:
+            assert record.last_epoch == first.record(seed=record.seed).last_epoch

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok.config import BadInput, Config
+from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.nets.loss import cross_entropy
 from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_config, make_task
-from jaxgrok.training.run import make_hyper, make_train, sum_over_blocks, train
+from jaxgrok.training.run import make_program, sum_over_blocks, train
 from tests.reference import plain
 
 SMALL = Config(p=7, d_model=8, n_heads=2, dtype="float64")
@@ -89,9 +89,9 @@ SLOPES = {"l2": lambda w: w, "l1": np.sign}  # of w^2 / 2 and |w|; biases start 
 def test_steps_against_the_optimiser_written_out(optimizer, regulariser, fields):
     base = dataclasses.replace(SMALL, **fields)
     config, wd, lr = dataclasses.replace(base, optimizer=optimizer, regulariser=regulariser), 0.7, 0.01
-    trainer, hyper = make_train(config, 3), make_hyper(config, 5, wd, lr)
+    program, hyper = make_program(config, 3), Run(config, 5, weight_decay=wd, lr=lr).hyper()
     data, _ = make_task(config).split(0.5, 5)
-    state = jax.jit(trainer.init)(hyper)
+    state = jax.jit(program.init)(hyper)
     slope = SLOPES.get(regulariser, np.zeros_like)
     decay = wd if regulariser == "weight_decay" else 0
 
@@ -110,16 +110,18 @@ def test_steps_against_the_optimiser_written_out(optimizer, regulariser, fields)
             v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
             towards = jax.tree.map(lambda m, v: m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8), m, v)  # noqa: B023
         params = jax.tree.map(lambda p, u: p - rate * (u + decay * p), params, towards)  # noqa: B023
-    ours, recorded, _ = jax.jit(trainer.advance)(state, data, hyper, 3)
+    ours, recorded, _ = jax.jit(program.advance)(state, data, hyper, 3)
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params)):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(recorded, losses, rtol=1e-12)  # without what the regulariser adds
 
 
 def test_the_initial_scale_is_a_factor_of_every_weight():
-    init = jax.jit(make_train(SMALL).init)
-    once, thrice = (init(make_hyper(SMALL, 4, 1.0, 1e-3, init_scale=scale)).params for scale in (1.0, 3.0))
-    drawn = jax.jit(make_model(SMALL, make_task(SMALL)).init)(jax.random.fold_in(jax.random.key(4), 0), jnp.zeros((1, 3), jnp.int32))
+    init = jax.jit(make_program(SMALL).init)
+    once, thrice = (init(Run(SMALL, 4, init_scale=scale).hyper()).params for scale in (1.0, 3.0))
+    drawn = jax.jit(make_model(SMALL, make_task(SMALL)).init)(
+        jax.random.fold_in(jax.random.key(4), 0), jnp.zeros((1, 3), jnp.int32)
+    )
     jax.tree.map(np.testing.assert_array_equal, once, drawn["params"])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(3 * np.asarray(a), b), once, thrice)
 
@@ -140,7 +142,7 @@ def test_entry_e_is_the_loss_after_e_updates():
     for epoch in (8, 20):
         early, _ = train(SMALL, epochs=epoch, eval_every=10)
         train_set, test_set = make_task(SMALL).split(0.3, 0)
-        evaluate = jax.jit(make_train(SMALL).evaluate)
+        evaluate = jax.jit(make_program(SMALL).evaluate)
         assert curves.train_loss[epoch] == pytest.approx(float(evaluate(early.params, train_set)[0]), rel=1e-12)
         assert curves.train_acc[epoch] == pytest.approx(float(evaluate(early.params, train_set)[1]))
         at = curves.epoch_eval.tolist().index(epoch)
@@ -160,18 +162,18 @@ def stacked(items):
 @pytest.mark.parametrize("fields", [{"arch": "mlp", "task": "random", "p": 6}, {"act": "gelu"}])
 def test_vmapped_is_single_and_a_permutation_permutes(fields):
     config = Config(**{**SMALL.to_dict(), **fields})
-    trainer, task = make_train(config), make_task(config)
+    program, task = make_program(config), make_task(config)
     runs = [(0, 1.0, 1e-3), (1, 0.1, 1e-3), (2, 0.0, 1e-2)]
-    hypers = [make_hyper(config, *run) for run in runs]
+    hypers = [Run(config, seed, weight_decay=wd, lr=lr).hyper() for seed, wd, lr in runs]
     sets = [task.split(0.5, seed)[0] for seed, _, _ in runs]
-    advance = jax.jit(jax.vmap(trainer.advance, (0, 0, 0, None)))
+    advance = jax.jit(jax.vmap(program.advance, (0, 0, 0, None)))
 
     def batch(order):
         hyper = stacked([hypers[i] for i in order])
-        return advance(jax.jit(jax.vmap(trainer.init))(hyper), stacked([sets[i] for i in order]), hyper, 10)
+        return advance(jax.jit(jax.vmap(program.init))(hyper), stacked([sets[i] for i in order]), hyper, 10)
 
     state, losses, _ = batch([0, 1, 2])
-    init, single = jax.jit(trainer.init), jax.jit(trainer.advance)
+    init, single = jax.jit(program.init), jax.jit(program.advance)
     for i in range(3):
         alone, loss, _ = single(init(hypers[i]), sets[i], hypers[i], 10)
         # The same float64 sums in another order.
@@ -183,11 +185,11 @@ def test_vmapped_is_single_and_a_permutation_permutes(fields):
 
 
 def test_traced_numbers_and_interval_lengths_compile_nothing_new():
-    trainer, task = make_train(SMALL), make_task(SMALL)
-    init, advance = jax.jit(trainer.init), jax.jit(trainer.advance)
+    program, task = make_program(SMALL), make_task(SMALL)
+    init, advance = jax.jit(program.init), jax.jit(program.advance)
     train_set, _ = task.split(0.5, 0)
     for seed, wd, lr, steps in [(0, 1.0, 1e-3, 10), (1, 0.1, 1e-2, 3), (2, 0.0, 1.0, 0)]:
-        hyper = make_hyper(SMALL, seed, wd, lr)
+        hyper = Run(SMALL, seed, weight_decay=wd, lr=lr).hyper()
         advance(init(hyper), train_set, hyper, steps)
     assert init._cache_size() == advance._cache_size() == 1
 
@@ -196,9 +198,9 @@ def test_traced_numbers_and_interval_lengths_compile_nothing_new():
 def test_blocks_sum_to_the_whole(block):
     train_set, _ = make_task(SMALL).split(0.5, 0)
     assert len(train_set.tokens) == 24
-    whole, blocked = make_train(SMALL), make_train(SMALL, block=block)
-    hyper = make_hyper(SMALL, 0, 1.0, 1e-2)
-    results = [jax.jit(t.advance)(jax.jit(t.init)(hyper), train_set, hyper, 10) for t in (whole, blocked)]
+    whole, blocked = make_program(SMALL), make_program(SMALL, block=block)
+    hyper = Run(SMALL, lr=1e-2).hyper()
+    results = [jax.jit(p.advance)(jax.jit(p.init)(hyper), train_set, hyper, 10) for p in (whole, blocked)]
     np.testing.assert_allclose(results[1][1], results[0][1], rtol=1e-11)
 
 
@@ -216,7 +218,7 @@ def test_every_example_is_in_one_block_and_none_is_larger_than_asked(block):
 
 
 def test_given_parameters_survive_the_training_that_starts_from_them():
-    params = jax.jit(make_train(SMALL).init)(make_hyper(SMALL, 0, 1.0, 1e-3)).params
+    params = jax.jit(make_program(SMALL).init)(Run(SMALL).hyper()).params
     train(SMALL, params=params, epochs=2, eval_every=1)
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params))
 
@@ -236,18 +238,22 @@ def test_sizes_that_do_not_fit_the_task_are_refused(config, size, said):
 
 
 def test_float64_is_refused_without_x64():
-    make_train.cache_clear()
+    make_program.cache_clear()
     with jax.enable_x64(False), pytest.raises(BadInput, match="x64"):
-        make_train(Config(p=7, d_model=8, loss="float64"))
+        make_program(Config(p=7, d_model=8, loss="float64"))
 
 
 def test_accuracy_counts_read_positions():
-    trainer = make_train(SMALL)
-    params = jax.jit(trainer.init)(make_hyper(SMALL, 0, 1.0, 1e-3)).params
+    program = make_program(SMALL)
+    params = jax.jit(program.init)(Run(SMALL).hyper()).params
     train_set, _ = make_task(SMALL).split(0.9, 0)
-    scores = jax.jit(trainer.evaluate)(params, train_set)
+    scores = jax.jit(program.evaluate)(params, train_set)
     logits, _ = plain.transformer(jax.tree.map(np.asarray, params), train_set.tokens)
     logits = logits[:, 2:3]
     assert float(scores.loss) == pytest.approx(plain.cross_entropy(logits, train_set.targets).mean(), rel=1e-12)
-    assert float(scores.accuracy) == float(scores.answer_accuracy) == pytest.approx((logits.argmax(axis=-1) == train_set.targets).mean())
+    assert (
+        float(scores.accuracy)
+        == float(scores.answer_accuracy)
+        == pytest.approx((logits.argmax(axis=-1) == train_set.targets).mean())
+    )
     assert scores.part_loss.shape == scores.part_accuracy.shape == (0,)

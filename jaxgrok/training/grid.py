@@ -1,89 +1,96 @@
-"""What a sweep trains: the fields that hold for all of it, the axes of its grid, and the runs that follow.
+"""What a sweep trains: the fields that hold for all of it, the axes of its grid, and the runs that follow from them.
 
-A `Sweep` comes from keyword arguments, from a TOML file (`sweeps/`), or from both; every value is checked here, before
-jax starts, and a bad one raises BadInput with the name it was given under.
+A `Sweep` is made from keyword arguments (`make_sweep`), from a TOML file in `sweeps/`, or from a file and flags
+(`sweep_from`). Every value is checked here, before jax starts. A bad value raises BadInput, which names the field as
+the user named it: `--wd`, or `key 'wd' in FILE`.
 """
 
 import hashlib
 import itertools
 import math
+import operator
 import os
 import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from jaxgrok.config import CHOICES, CONFIG_FIELDS, LATER, MAY_BE_NONE, BadInput, Config, fingerprint
+from jaxgrok.config import (
+    CHOICES,
+    CONFIG_FIELDS,
+    LATER,
+    MAY_BE_NONE,
+    UNLIMITED,
+    BadInput,
+    Config,
+    Run,
+    fingerprint,
+)
 from jaxgrok.tasks import make_config, make_task, step_examples
 
-PAPER_EPOCHS, MOST_EPOCHS = 40_000, 150_000  # of the default length
-UNLIMITED_EPOCHS = 6_000  # the same with unlimited data: the longest released run
-MOST_PLANNED = 10_000_000  # of any: every recorded epoch takes memory
-UNLIMITED = "unlimited"
+T = TypeVar("T")
+
+# The default length of a run: the paper's at weight decay 1 and above, and more below it, up to a limit.
+PAPER_EPOCHS, MAX_DEFAULT_EPOCHS = 40_000, 150_000
+UNLIMITED_EPOCHS = 6_000  # the default length on unlimited data: that of the longest released run
+DEFAULT_SEEDS = 8
+# Mistyped numbers are refused before they fill the memory.
+MAX_EPOCHS = 10_000_000  # every recorded epoch takes memory
+MAX_SEEDS = 100_000
+MAX_INT32 = 2**31 - 1  # seeds and intervals reach the compiled program as int32
 NOTES = ("question", "cost", "expect")  # what a sweep file says in words
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run: its config and the numbers that place it in the grid. `split_seed` None means the run's own seed.
-
-    frac: of the pairs of a modular task, None for another. n_train: train examples; None: unlimited data.
-    """
-
-    config: Config
-    seed: int
-    frac: float | None
-    n_train: int | None
-    wd: float
-    lr: float
-    init_scale: float = 1.0
-    split_seed: int | None = None
-
-    @property
-    def size(self):
-        """How much there is to train on, as the task takes it."""
-        return self.frac if self.config.modular else self.n_train
-
-    def coordinates(self) -> dict:
-        """Everything that tells this run from another, as plain values."""
-        fields = self.config.to_dict() | ({} if self.config.modular else {"p": None})
-        numbers = {name: getattr(self, name) for name in ("seed", "frac", "n_train", "wd", "lr", "init_scale", "split_seed")}
-        return fields | numbers
-
-    @classmethod
-    def from_record(cls, record: dict) -> "Run":
-        """The run with these coordinates; what an older file lacks is at its default."""
-        numbers = {name: record[name] for name in ("seed", "frac", "n_train", "wd", "lr", "split_seed")}
-        return cls(Config.from_dict(record), init_scale=record.get("init_scale", 1.0), **numbers)
+TORCH = "torch"  # the value of `init` that asks for the initial weights of the authors' code
+# The settings that `Sweep` holds under another name than flags, TOML files and directories use.
+_ATTRIBUTES = {"wd": "weight_decay"}
 
 
 def _name_of_init(init: str) -> str:
-    """`torch`, or a file's name with twelve digits of its content: another file is another sweep."""
-    return init if init == "torch" else f"{Path(init).name} {hashlib.sha256(Path(init).read_bytes()).hexdigest()[:12]}"
+    """`torch`, or the file's name with twelve digits of its content's hash, so that another file is another sweep."""
+    if init == TORCH:
+        return init
+    return f"{Path(init).name} {hashlib.sha256(Path(init).read_bytes()).hexdigest()[:12]}"
 
 
-def default_epochs(wd: float, unlimited: bool = False) -> int:
-    """The paper's 40,000 at weight decay 1 and above; longer in inverse proportion below, at most 150,000. 6,000 with unlimited data."""
+def default_epochs(weight_decay: float, unlimited: bool = False) -> int:
+    """How long a run trains unless it is told otherwise.
+
+    On unlimited data this is 6,000 epochs. Else it is the paper's 40,000 at weight decay 1 and above; below 1 it grows
+    in inverse proportion, up to 150,000.
+    """
     if unlimited:
         return UNLIMITED_EPOCHS
-    return PAPER_EPOCHS if wd >= 1 else int(min(MOST_EPOCHS, PAPER_EPOCHS / max(wd, 1e-9)))
+    if weight_decay >= 1:
+        return PAPER_EPOCHS
+    return int(min(MAX_DEFAULT_EPOCHS, PAPER_EPOCHS / weight_decay)) if weight_decay > 0 else MAX_DEFAULT_EPOCHS
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid of runs, how long they train, and on what cadence they are looked at.
+    """A grid of runs, how long they train, and how often they are evaluated and saved.
 
-    configs: one per combination of the listed model fields, tasks and losses (most sweeps have one). frac: of the modular tasks;
-    n_train: of the others, None is unlimited data.
-    epochs None: `default_epochs` of each weight decay. until_settled: a run ends once it has settled, at the latest at
-    max_epochs. eval_every, checkpoint_every None: at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
-    init: a file of weights that every run starts from, or `torch`, each seed's as the authors draw them; None: ours.
+    Attributes:
+        configs: one for each combination of the listed model fields, tasks and losses. Most sweeps have one.
+        seeds: of every cell of the grid.
+        frac: the train fractions of the modular tasks.
+        n_train: the numbers of train examples of the other tasks. None means unlimited data.
+        weight_decay, lr, init_scale: the other axes (see `Run`).
+        split_seed: one train/test split for all runs. None means that each run splits by its own seed.
+        init: a file of weights from which every run starts, or `torch`, each seed's weights as the authors' code draws
+            them. None means the weights that our model draws.
+        epochs: the length of every run. None means `default_epochs` of each weight decay.
+        until_settled: whether a run ends once it has settled, and after max_epochs at the latest.
+        max_epochs: None means `default_epochs`.
+        eval_every, checkpoint_every: None means at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
+        train_every: the train loss is recorded at every so many epochs.
+        name: begins the directory's default name. "" means that the task does.
     """
 
     configs: tuple[Config, ...]
     seeds: tuple[int, ...]
     frac: tuple[float, ...] = (0.3,)
     n_train: tuple[int | None, ...] = (None,)
-    wd: tuple[float, ...] = (1.0,)
+    weight_decay: tuple[float, ...] = (1.0,)
     lr: tuple[float, ...] = (1e-3,)
     init_scale: tuple[float, ...] = (1.0,)
     split_seed: int | None = None
@@ -96,108 +103,139 @@ class Sweep:
     train_every: int = 1
     name: str = ""
 
+    def setting(self, name: str) -> Any:
+        """The value of a setting of the grid, by its name in GRID_FIELDS: `wd`."""
+        return getattr(self, _ATTRIBUTES.get(name, name))
+
     def runs(self) -> tuple[Run, ...]:
-        """The grid, seeds innermost, so that a cell's runs stand together."""
-        runs = []
+        """The runs of the grid. Seeds are innermost, so that the runs of a cell stand together."""
+        runs: dict[Run, None] = {}  # a dict, because it keeps the order and holds each run once
         for config in self.configs:
-            modular, task = config.modular, make_task(config)
-            # Without a regulariser its strength is nothing to tell runs apart by, nor is the modulus of a task that has none.
-            config = config if modular else replace(config, p=Config.p)
-            decays = (0.0,) if config.regulariser == "none" else self.wd
-            sizes = self.frac if modular else self.n_train
-            for size, wd, lr, scale, seed in itertools.product(sizes, decays, self.lr, self.init_scale, self.seeds):
-                runs.append(Run(config, seed, size if modular else None, task.n_train(size), wd, lr, scale, self.split_seed))
-        return tuple(dict.fromkeys(runs))
+            runs |= dict.fromkeys(self._runs_of(config))
+        return tuple(runs)
+
+    def _runs_of(self, config: Config) -> Iterator[Run]:
+        modular, task = config.modular, make_task(config)
+        # Runs must not differ in what has no effect on them: the modulus of a task that has none, or the strength of a
+        # regulariser that is not there.
+        config = config if modular else replace(config, p=Config.p)
+        decays = (0.0,) if config.regulariser == "none" else self.weight_decay
+        sizes = self.frac if modular else self.n_train
+        for size, decay, lr, scale, seed in itertools.product(sizes, decays, self.lr, self.init_scale, self.seeds):
+            frac = size if modular else None
+            yield Run(config, seed, frac, task.n_train(size), decay, lr, scale, self.split_seed)
 
     def planned_epochs(self, run: Run) -> int:
-        """The most epochs this run trains."""
-        return (self.max_epochs if self.until_settled else self.epochs) or default_epochs(run.wd, run.n_train is None)
+        """The most epochs that this run trains."""
+        asked = self.max_epochs if self.until_settled else self.epochs
+        return default_epochs(run.weight_decay, run.unlimited) if asked is None else asked
 
-    def fixed(self) -> dict:
-        """The fields that may not change when a sweep is extended; a field that the sweep varies is a list."""
+    def fixed(self) -> dict[str, Any]:
+        """The fields that may not change when a sweep is extended. A field that the sweep varies is a list."""
         values = {}
         for name in CONFIG_FIELDS:
             seen = list(dict.fromkeys(getattr(config, name) for config in self.configs))
             if name not in LATER or seen != [CONFIG_FIELDS[name].default]:
                 values[name] = seen[0] if len(seen) == 1 else seen
-        rest = {"split_seed": self.split_seed, "until_settled": self.until_settled, "train_every": self.train_every}
+        rest = {name: self.setting(name) for name in ("split_seed", "until_settled", "train_every")}
         return {**values, **rest, **({} if self.init is None else {"init": _name_of_init(self.init)})}
 
-    def default_name(self, also=()) -> str:
-        """A directory name that depends on the fixed fields, and on the grid's fields `also`, alone, so that the same sweep,
-        extended, finds itself."""
-        fixed = self.fixed() | {name: getattr(self, name) for name in also}
-        task = "-".join(fixed["task"]) if isinstance(fixed["task"], list) else fixed["task"]
-        p = "-".join(map(str, fixed["p"])) if isinstance(fixed["p"], list) else fixed["p"]
+    def default_name(self, also: Sequence[str] = ()) -> str:
+        """The directory's name. The same sweep, extended, has the same name and so finds itself.
+
+        It depends on the fixed fields alone, and on those settings of the grid that `also` names.
+        """
+        fixed = self.fixed()
+        task, p = ("-".join(map(str, x)) if isinstance(x, list) else str(x) for x in (fixed["task"], fixed["p"]))
         what = f"{task}-p{p}" if any(config.modular for config in self.configs) else task
-        return f"{self.name or what}-{fingerprint(fixed)}"
+        return f"{self.name or what}-{fingerprint(fixed | {name: self.setting(name) for name in also})}"
 
 
-# --- values: every parser takes what a flag or a TOML file holds, and returns a tuple -------------------------------
+# --- values: a parser takes (the name for messages, what a flag or a TOML file holds) and returns what Sweep holds ----
 
 
-def _items(text, name, accepted):
-    items = [item.strip() for item in text.split(",")]
+def _items(name: str, value: Any, accepted: str) -> Sequence[Any]:
+    """The items of a comma list or a TOML list; any other value is a list of one."""
+    if not isinstance(value, str):
+        return value if isinstance(value, list | tuple) else [value]
+    items = [item.strip() for item in value.split(",")]
     if not all(items):
-        raise BadInput(name, text, accepted)
+        raise BadInput(name, value, accepted)
     return items
 
 
-def parse_list(name, value, kind, accepted):
-    """A comma list, a TOML list or a single value -> a tuple of `kind` without repetitions."""
-    items = _items(value, name, accepted) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+def parse_list(name: str, value: Any, kind: Callable[[Any], T], accepted: str) -> tuple[T, ...]:
+    """Parse a comma list, a TOML list or a single value into a tuple of `kind` (int, float or str).
+
+    Raises BadInput for an empty list, for an item of another kind, and for an item that comes twice.
+    """
+    items = _items(name, value, accepted)
     if not items:
         raise BadInput(name, value, accepted)
     out = []
     for item in items:
+        is_fraction, is_text = kind is int and isinstance(item, float), isinstance(item, str)
         try:
-            if isinstance(item, bool) or (kind is int and isinstance(item, float)) or (kind is str and not isinstance(item, str)):
+            if isinstance(item, bool) or is_fraction or (kind is str and not is_text):
                 raise ValueError
             out.append(kind(item))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise BadInput(name, value, accepted) from None
     if len(set(out)) != len(out):
         raise BadInput(name, value, f"{accepted}, each once")
     return tuple(out)
 
 
-MOST_SEEDS = 100_000  # a mistyped count is refused before it fills the memory
+def parse_seeds(name: str, value: Any) -> tuple[int, ...]:
+    """Parse seeds: N is a count (0..N-1), a:b a half-open range, and a list gives the seeds themselves, or ranges.
 
-
-def parse_seeds(name, value) -> tuple[int, ...]:
-    """N is a count (0..N-1), a:b a half-open range, a comma or a list gives the seeds themselves: `3`, `1:2`, `1,5,9`."""
-    accepted = f"a count N >= 1, a range a:b with 0 <= a < b, or a comma list of seeds; at most {MOST_SEEDS:,}"
+    Raises BadInput for anything else, for a seed that comes twice, and for more than MAX_SEEDS seeds.
+    """
+    accepted = f"a count N >= 1, a range a:b with 0 <= a < b, or a comma list of seeds; at most {MAX_SEEDS:,}"
     try:
-        if isinstance(value, bool | float):
-            raise ValueError
-        if isinstance(value, int | str) and ":" not in str(value) and "," not in str(value):
-            ranges = [range(int(value))]
-        else:
-            parts = _items(value, name, accepted) if isinstance(value, str) else [str(seed) for seed in value]
-            bounds = [part.split(":") for part in parts]
-            if any(len(ends) > 2 for ends in bounds):
-                raise ValueError
-            ranges = [range(int(ends[0]), int(ends[-1]) + (len(ends) == 1)) for ends in bounds]
+        bounds = _bounds_of_seeds(name, value, accepted)
     except (TypeError, ValueError):
         raise BadInput(name, value, accepted) from None
-    total = sum(map(len, ranges))
-    if not ranges or not all(ranges) or total > MOST_SEEDS or any(r[0] < 0 or r[-1] >= 2**31 for r in ranges):
+    # Bounds are compared before any range is made: the length of a huge range is no C integer.
+    if not bounds or not all(0 <= first < stop <= MAX_INT32 + 1 for first, stop in bounds):
         raise BadInput(name, value, accepted)
-    seeds = tuple(itertools.chain(*ranges))
-    if len(set(seeds)) != total:
+    if sum(stop - first for first, stop in bounds) > MAX_SEEDS:
+        raise BadInput(name, value, accepted)
+    seeds = tuple(itertools.chain.from_iterable(range(first, stop) for first, stop in bounds))
+    if len(set(seeds)) != len(seeds):
         raise BadInput(name, value, f"{accepted}; each once")
     return seeds
 
 
-def _numbers(name, value, test, accepted):
-    numbers = parse_list(name, value, float, accepted)
-    if not all(math.isfinite(number) and test(number) for number in numbers):
-        raise BadInput(name, value, accepted)
-    return numbers
+def _bounds_of_seeds(name: str, value: Any, accepted: str) -> list[tuple[int, int]]:
+    """(first, stop) of each range of seeds. Raises TypeError or ValueError for what is none."""
+    if isinstance(value, bool | float):
+        raise ValueError
+    if isinstance(value, str) and ":" not in value and "," not in value:
+        return [(0, int(value))]
+    if not isinstance(value, str | list | tuple | range):
+        return [(0, operator.index(value))]
+    bounds = []
+    for item in _items(name, value, accepted) if isinstance(value, str) else value:
+        first, colon, stop = str(item).partition(":")
+        bounds.append((int(first), int(stop) if colon else int(first) + 1))
+    return bounds
 
 
-def whole(name, value, least, most=2**31 - 1) -> int:
-    """A whole number from a flag or a TOML file, from `least` to `most`. Raises BadInput."""
+def _numbers(test: Callable[[float], bool], accepted: str) -> Callable[[str, Any], tuple[float, ...]]:
+    """A parser of a list of finite numbers that pass a test."""
+
+    def parse(name: str, value: Any) -> tuple[float, ...]:
+        numbers = parse_list(name, value, float, accepted)
+        if not all(math.isfinite(number) and test(number) for number in numbers):
+            raise BadInput(name, value, accepted)
+        return numbers
+
+    return parse
+
+
+def whole(name: str, value: Any, least: int, most: int = MAX_INT32) -> int:
+    """A whole number from a flag or a TOML file. Raises BadInput unless it lies in least..most."""
     accepted = f"a whole number from {least:,} to {most:,}"
     (number,) = parse_list(name, [value], int, accepted)
     if not least <= number <= most:
@@ -205,138 +243,186 @@ def whole(name, value, least, most=2**31 - 1) -> int:
     return number
 
 
-def _n_train(name, value) -> tuple[int | None, ...]:
+def _whole(least: int, most: int = MAX_INT32) -> Callable[[str, Any], int]:
+    """A parser of a whole number in least..most."""
+    return lambda name, value: whole(name, value, least, most)
+
+
+def _n_train(name: str, value: Any) -> tuple[int | None, ...]:
     accepted = f"whole numbers of train examples >= 1, or {UNLIMITED}, as a comma list"
-    items = _items(value, name, accepted) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    items = _items(name, value, accepted)
     numbers = [None if item == UNLIMITED else parse_list(name, item, int, accepted)[0] for item in items]
-    if not numbers or len(set(numbers)) != len(numbers) or any(number is not None and number < 1 for number in numbers):
+    too_small = any(number is not None and number < 1 for number in numbers)
+    if not numbers or too_small or len(set(numbers)) != len(numbers):
         raise BadInput(name, value, f"{accepted}, each once")
     return tuple(numbers)
 
 
-def _init(name, value) -> str:
-    if not isinstance(value, str | Path) or (value != "torch" and not (os.path.isfile(value) and os.access(value, os.R_OK))):
+def _init(name: str, value: Any) -> str:
+    readable = isinstance(value, str | Path) and os.path.isfile(value) and os.access(value, os.R_OK)
+    if value != TORCH and not readable:
         raise BadInput(name, value, "torch, or a file of weights (.pth .safetensors .npz) that exists and can be read")
     return str(value)
 
 
-def _flag(name, value):
+def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise BadInput(name, value, "true or false")
     return value
 
 
-GRID_FIELDS = {
+GRID_FIELDS: dict[str, Callable[[str, Any], Any]] = {
     "seeds": parse_seeds,
-    "wd": lambda name, value: _numbers(name, value, lambda x: x >= 0, "weight decays >= 0, as a comma list"),
-    "frac": lambda name, value: _numbers(name, value, lambda x: 0 < x < 1, "train fractions in (0, 1), as a comma list"),
-    "lr": lambda name, value: _numbers(name, value, lambda x: x > 0, "learning rates > 0, as a comma list"),
+    "wd": _numbers(lambda x: x >= 0, "weight decays >= 0, as a comma list"),
+    "frac": _numbers(lambda x: 0 < x < 1, "train fractions in (0, 1), as a comma list"),
+    "lr": _numbers(lambda x: x > 0, "learning rates > 0, as a comma list"),
     "n_train": _n_train,
-    "init_scale": lambda name, value: _numbers(name, value, lambda x: x > 0, "factors > 0 of the initial weights, as a comma list"),
-    "split_seed": lambda name, value: whole(name, value, 0),
+    "init_scale": _numbers(lambda x: x > 0, "factors > 0 of the initial weights, as a comma list"),
+    "split_seed": _whole(0),
     "init": _init,
-    "epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
+    "epochs": _whole(1, MAX_EPOCHS),
     "until_settled": _flag,
-    "max_epochs": lambda name, value: whole(name, value, 1, MOST_PLANNED),
-    "eval_every": lambda name, value: whole(name, value, 1),
-    "checkpoint_every": lambda name, value: whole(name, value, 1),
-    "train_every": lambda name, value: whole(name, value, 1),
+    "max_epochs": _whole(1, MAX_EPOCHS),
+    "eval_every": _whole(1),
+    "checkpoint_every": _whole(1),
+    "train_every": _whole(1),
 }
 FIELDS = (*CONFIG_FIELDS, *GRID_FIELDS)
 
 
-def _config_values(name, label, value):
-    """The values of one config field, a tuple: most sweeps give one, a list makes an axis of it."""
+def _config_values(name: str, value: Any) -> tuple[Any, ...]:
+    """The values of one field of Config. Most sweeps give one value; a list makes the field an axis."""
     if name in CHOICES:
-        accepted = "one or a comma list of: " + " ".join(CHOICES[name])
-        return parse_list(label, value, str, accepted)
+        return parse_list(name, value, str, "one or a comma list of: " + " ".join(CHOICES[name]))
     if name in MAY_BE_NONE and value is None:
         return (None,)
     if CONFIG_FIELDS[name].type is float:
-        return parse_list(label, value, float, "a number or a comma list of numbers")
-    return parse_list(label, value, int, "a whole number or a comma list of them")
+        return parse_list(name, value, float, "a number or a comma list of numbers")
+    return parse_list(name, value, int, "a whole number or a comma list of them")
 
 
-def make_sweep(settings: dict, labels: dict | None = None, name: str = "") -> Sweep:
-    """Settings by field name (FIELDS), as flags or a TOML file give them -> a checked Sweep.
+# --- settings -> Sweep ------------------------------------------------------------------------------------------------
 
-    labels: how each field was named by the user (`--wd`, `key wd in FILE`), for messages. Raises BadInput.
+
+def make_sweep(settings: dict[str, Any], labels: dict[str, str] | None = None, name: str = "") -> Sweep:
+    """The sweep of these settings, checked.
+
+    settings: {field: value} for any of FIELDS, with values as flags or a TOML file give them. labels: {field: what the
+    user called it} for messages, such as `--wd`. Raises BadInput for a value, or a combination of values, that cannot
+    be trained.
     """
-    labels = labels or {}
-
-    def label(field):
-        return labels.get(field, field)
-
-    for field in settings:
-        if field not in FIELDS:
-            raise BadInput(label(field), settings[field], "a known field: " + " ".join(FIELDS))
-    axes = {field: _config_values(field, label(field), settings[field]) for field in CONFIG_FIELDS if field in settings}
     try:
-        configs = tuple(make_config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
-        tasks = {config: make_task(config) for config in configs}
+        sweep = _parse(settings, name)
+        _check_lengths(sweep)
+        _check_fields_of_tasks(sweep, settings)
+        if sweep.init is not None and sweep.init_scale != (1.0,):
+            raise BadInput("init_scale", settings["init_scale"], "without init, whose weights are taken as they are")
+        _check_train_sizes(sweep)
     except BadInput as error:
-        field, value, accepted = error.name, error.value, error.accepted
-        if field == "n_heads" and field not in settings and "d_model" in settings:
-            field, value, accepted = "d_model", settings["d_model"], f"multiples of n_heads = {value}"
-        raise BadInput(label(field), value, accepted) from None
-    grid = {field: parse(label(field), settings[field]) for field, parse in GRID_FIELDS.items() if field in settings}
-    sweep = Sweep(configs, **{"seeds": tuple(range(8)), **grid}, name=name)
-    if sweep.epochs and sweep.until_settled:
-        raise BadInput(label("epochs"), sweep.epochs, "without until_settled, whose limit is max_epochs")
-    if sweep.max_epochs and not sweep.until_settled:
-        raise BadInput(label("max_epochs"), sweep.max_epochs, "with until_settled; a fixed length is epochs")
-    modular = [config.modular for config in configs]
-    if "frac" in grid and not any(modular):
-        raise BadInput(label("frac"), settings["frac"], "with a modular task; the size of the others is n_train")
-    if "p" in settings and not any(modular):
-        raise BadInput(label("p"), settings["p"], "with a modular task")
-    if "n_train" in grid and all(modular):
-        raise BadInput(
-            label("n_train"), settings["n_train"], "with addition<N>, induction or skip_trigram; the size of modular tasks is frac"
-        )
-    if "n_test" in settings and all(modular):
-        raise BadInput(label("n_test"), settings["n_test"], "with a task that draws its examples; modular ones test all other pairs")
-    if sweep.init is not None and sweep.init_scale != (1.0,):
-        raise BadInput(label("init_scale"), settings["init_scale"], "without init, whose weights are taken as they are")
-    for config, task in tasks.items():
-        for size in sweep.frac if config.modular else sweep.n_train:
-            try:
-                step_examples(config, task.n_train(size))
-            except BadInput as error:
-                raise BadInput(label(error.name), error.value, error.accepted) from None
+        label = error.name if labels is None else labels.get(error.name, error.name)
+        raise BadInput(label, error.value, error.accepted) from None
     return sweep
 
 
-def read_sweep_file(path: Path) -> dict:
-    """The settings in a sweep file, with its `question`, `cost` and `expect`. Raises BadInput naming the file and the line or key."""
+def _parse(settings: dict[str, Any], name: str) -> Sweep:
+    for field in settings:
+        if field not in FIELDS:
+            raise BadInput(field, settings[field], "a known field: " + " ".join(FIELDS))
+    configs = _make_configs(settings)
+    grid = {
+        _ATTRIBUTES.get(field, field): parse(field, settings[field])
+        for field, parse in GRID_FIELDS.items()
+        if field in settings
+    }
+    return Sweep(configs, **{"seeds": tuple(range(DEFAULT_SEEDS)), **grid}, name=name)
+
+
+def _make_configs(settings: dict[str, Any]) -> tuple[Config, ...]:
+    axes = {field: _config_values(field, settings[field]) for field in CONFIG_FIELDS if field in settings}
+    try:
+        configs = tuple(make_config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
+        for config in configs:
+            make_task(config)  # raises for sequences that cannot be
+    except BadInput as error:
+        if error.name == "n_heads" and "n_heads" not in settings and "d_model" in settings:
+            raise BadInput("d_model", settings["d_model"], f"multiples of n_heads = {error.value}") from None
+        raise
+    return configs
+
+
+def _check_lengths(sweep: Sweep) -> None:
+    if sweep.epochs is not None and sweep.until_settled:
+        raise BadInput("epochs", sweep.epochs, "without until_settled, whose limit is max_epochs")
+    if sweep.max_epochs is not None and not sweep.until_settled:
+        raise BadInput("max_epochs", sweep.max_epochs, "with until_settled; a fixed length is epochs")
+
+
+def _check_fields_of_tasks(sweep: Sweep, settings: dict[str, Any]) -> None:
+    """Refuse a setting that no task of the sweep has."""
+    modular = [config.modular for config in sweep.configs]
+    refused = {}
+    if not any(modular):
+        refused = {"frac": "with a modular task; the size of the others is n_train", "p": "with a modular task"}
+    if all(modular):
+        refused = {
+            "n_train": "with addition<N>, induction or skip_trigram; the size of modular tasks is frac",
+            "n_test": "with a task that draws its examples; modular ones test all other pairs",
+        }
+    for field, accepted in refused.items():
+        if field in settings:
+            raise BadInput(field, settings[field], accepted)
+
+
+def _check_train_sizes(sweep: Sweep) -> None:
+    """Refuse a size that leaves no train or no test example, or fewer train examples than a minibatch."""
+    for config in sweep.configs:
+        task = make_task(config)
+        for size in sweep.frac if config.modular else sweep.n_train:
+            step_examples(config, task.n_train(size))
+
+
+def read_sweep_file(path: Path) -> dict[str, Any]:
+    """The settings in a sweep file, with its `question`, `cost` and `expect`.
+
+    Raises BadInput, which names the file and the line or the key, if it cannot be read, is not valid TOML, or holds a
+    key or a kind of value that no sweep has.
+    """
     try:
         settings = tomllib.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput("sweep file", str(path), f"a readable TOML file ({getattr(error, 'strerror', None) or error})") from None
-    except tomllib.TOMLDecodeError as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise BadInput("sweep file", str(path), f"a readable TOML file ({reason})") from None
+    except RecursionError:
+        raise BadInput("sweep file", str(path), "valid TOML (its lists or tables are nested too deeply)") from None
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise BadInput("sweep file", str(path), f"valid TOML ({error})") from None
     for key, value in settings.items():
+        label = f"key {key!r} in {path}"
         if key not in (*FIELDS, *NOTES):
-            raise BadInput(f"key {key!r} in {path}", value, "one of: " + " ".join((*NOTES, *FIELDS)))
+            raise BadInput(label, value, "one of: " + " ".join((*NOTES, *FIELDS)))
         if key in NOTES and not isinstance(value, str):
-            raise BadInput(f"key {key!r} in {path}", value, "text")
-        texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
-        if texts and key not in (*NOTES, *CHOICES, "seeds", "init", "n_train"):
-            raise BadInput(f"key {key!r} in {path}", value, "numbers, or true or false, without quotes")
+            raise BadInput(label, value, "text")
+        has_text = any(isinstance(item, str) for item in (value if isinstance(value, list) else [value]))
+        if has_text and key not in (*NOTES, *CHOICES, "seeds", "init", "n_train"):
+            raise BadInput(label, value, "numbers, or true or false, without quotes")
     return settings
 
 
-def sweep_from(file: Path | None, overrides: dict, labels: dict | None = None) -> Sweep:
-    """The sweep of a file with some fields overridden (None values are absent ones)."""
+def sweep_from(file: Path | None, overrides: dict[str, Any], labels: dict[str, str] | None = None) -> Sweep:
+    """The sweep of a file, with some fields overridden; no file means the overrides alone.
+
+    A None among the overrides counts as absent. labels: of the overrides, as in `make_sweep`. Raises BadInput as
+    `read_sweep_file` and `make_sweep` do.
+    """
     overrides = {field: value for field, value in overrides.items() if value is not None}
-    settings, names = {}, {}
-    if file is not None:
-        settings = {key: value for key, value in read_sweep_file(file).items() if key not in NOTES}
-        names = {key: f"key {key!r} in {file}" for key in settings}
-        # A flag that says how long to train replaces everything the file says about it.
-        if {"epochs", "max_epochs", "until_settled"} & set(overrides):
-            for key in {"epochs", "max_epochs"} - set(overrides):
-                settings.pop(key, None)
-            if "epochs" in overrides:
-                settings.pop("until_settled", None)
-    return make_sweep(settings | overrides, names | (labels or {}), Path(file).stem if file else "")
+    if file is None:
+        return make_sweep(overrides, labels)
+    settings = {key: value for key, value in read_sweep_file(file).items() if key not in NOTES}
+    names = {key: f"key {key!r} in {file}" for key in settings}
+    # A flag that says how long to train replaces everything that the file says about it.
+    if {"epochs", "max_epochs", "until_settled"} & set(overrides):
+        for key in {"epochs", "max_epochs"} - set(overrides):
+            settings.pop(key, None)
+        if "epochs" in overrides:
+            settings.pop("until_settled", None)
+    return make_sweep(settings | overrides, names | ({} if labels is None else labels), Path(file).stem)

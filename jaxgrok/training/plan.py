@@ -1,26 +1,52 @@
-"""What a sweep will cost, and how its runs are laid into batches.
+"""What a sweep will cost in operations, memory and disk, and how its runs are laid into batches.
 
-A bucket is a set of runs with equal shapes and equal length; a batch is the part of a bucket that trains at once.
+A bucket is a set of runs with equal shapes and equal length. A batch is the part of a bucket that trains at once.
+Everything here is computed from sizes: nothing is compiled but one matrix product, whose rate gives the time.
 """
 
+import functools
+import os
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgrok.config import Config
-from jaxgrok.tasks import make_task, step_examples
-from jaxgrok.training.grid import Run
+from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.nets.precision import at_precision
+from jaxgrok.store.results import Status
+from jaxgrok.store.steps import KEPT_STATES
+from jaxgrok.tasks import DrawnTask, make_config, make_task, step_examples
 
-# Read positions that pass through the network at once on a CPU (training.sum_over_blocks); elsewhere all do.
+if TYPE_CHECKING:
+    from jaxgrok.training.layout import Plan
+
+Devices = Sequence[Any]  # of jax.Device, to which jaxlib gives no type
+
+# Read positions that pass through the network at once on a CPU (`sum_over_blocks` in training/run.py). Elsewhere all
+# positions do.
 CPU_BLOCK = 1024
-# A batch on a CPU: as many runs as keep their activations in cache. Measured on two cores: at p = 113 a step takes 38.5 ms
-# for a run alone and 44 ms for each of two or four together; small networks take the same, and save and dispatch at once.
+# A batch on a CPU has as many runs as keep their activations in cache. Measured on two cores: at p = 113 a step takes
+# 38.5 ms for a run alone and 44 ms for each of two or four together. Small networks take the same time either way, and
+# together they are saved and dispatched at once.
 CPU_CACHE_BYTES = 16e6
-DEVICE_MEMORY_SHARE = 0.8
+DEVICE_MEMORY_SHARE = 0.8  # of an accelerator's memory that a batch may fill
+UNKNOWN_DEVICE_BYTES = 16e9  # the memory of an accelerator that does not tell
+# While it trains, a run holds its parameters, Adam's two moments, the gradient, its sum over blocks, the update and the
+# new parameters. A saved state has the first three.
+PARAMS_IN_TRAINING, PARAMS_IN_STATE = 7, 3
+NEGLIGIBLE_POSITIONS = 3  # the attention patterns of sequences so short take no memory to speak of
+INT32_BYTES = 4
+
 EFFICIENCY = 0.5  # of the matmul rate that a step reaches (scripts/benchmark.py); for the estimate of time alone
+BACKWARD_FLOPS = 2  # the gradient costs so many forward passes
+# The product that is timed is no larger than this, so that a plan takes seconds for any network. Above it the rate
+# hardly depends on the size.
+MAX_CPU_SIDE, MAX_DEVICE_SIDE, MAX_TIMED_NUMBERS = CPU_BLOCK, 4096, 2**27
+TIMINGS, PRODUCTS_PER_TIMING = 5, 10  # several products per timing, so that it is not dispatch that is timed
 
 
 def block_of(config: Config) -> int:
@@ -29,73 +55,168 @@ def block_of(config: Config) -> int:
     return max(1, CPU_BLOCK // (stop - start))
 
 
+def n_test(config: Config, n_train: int | None) -> int:
+    """The number of test examples beside this number of train examples. n_train None means unlimited data."""
+    if config.modular and n_train is not None:
+        return config.p**2 - n_train
+    return make_task(config).n_test(n_train)
+
+
+# --- operations -------------------------------------------------------------------------------------------------------
+
+
 def forward_flops(config: Config, n_examples: int) -> float:
-    """Floating-point operations of one forward pass, matrix products only (2 per multiply-add)."""
+    """Floating-point operations of one forward pass. Only matrix products count, with 2 operations per multiply-add."""
     task = make_task(config)
     M = config.mlp_width  # 0 without MLPs
     if config.arch == "mlp":
-        return n_examples * 2 * M * task.p
+        return n_examples * 2 * M * config.p
     D, S, Q = config.d_model, task.n_ctx, task.read[1] - task.read[0]
     per_example = 2 * Q * D * task.d_vocab_out
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
         per_example += queries * (2 * D * D + 4 * D * M + 4 * S * D)
-        if layer:
+        if layer:  # the first layer's projections are rows of projected tables
             per_example += (2 * S + queries) * 2 * D * D
     tables = 2 * task.d_vocab * D * 3 * D
     return n_examples * per_example + tables
 
 
 def epoch_flops(config: Config, n_train: int | None) -> float:
-    """One training epoch, which is one step: the forward pass and twice that for its gradient."""
-    return 3 * forward_flops(config, step_examples(config, n_train))
+    """Floating-point operations of one epoch, which is one step: a forward pass and its gradient."""
+    return (1 + BACKWARD_FLOPS) * forward_flops(config, step_examples(config, n_train))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 def n_params(config: Config) -> int:
-    """Parameters of one run."""
+    """The number of parameters of one run."""
     task, M = make_task(config), config.mlp_width
     if config.arch == "mlp":
-        return 2 * task.p * M + M + task.p
+        return 2 * config.p * M + M + config.p
     D = config.d_model
+    n_ctx = task.n_ctx if config.n_ctx is None else config.n_ctx
     block = 4 * D * D + (2 * D * M + M + D if M else 0)
-    return D * (task.d_vocab + (config.n_ctx or task.n_ctx) + task.d_vocab_out) + config.n_layers * block
+    return D * (task.d_vocab + n_ctx + task.d_vocab_out) + config.n_layers * block
 
 
-def run_bytes(config: Config, n_train: int | None, n_test: int, block: int | None = None) -> int:
-    """Device memory that one run needs while it trains or is evaluated: an upper estimate from the sizes of its activations."""
-    task, M = make_task(config), config.mlp_width
-    n_train = step_examples(config, n_train)
+def checkpoint_bytes(config: Config) -> int:
+    """Bytes of one saved set of one run's parameters."""
+    return n_params(config) * np.dtype(config.dtype).itemsize
+
+
+def run_bytes(config: Config, n_train: int | None, block: int | None = None) -> int:
+    """Bytes that one run needs while it trains or is evaluated: an upper estimate, from the sizes of its activations.
+
+    block: examples that pass through the network at once; None means all. The examples themselves are not counted.
+    """
+    train, test = step_examples(config, n_train), n_test(config, n_train)
     if block is not None:
-        n_train, n_test = min(n_train, block), min(n_test, block)
+        train, test = min(train, block), min(test, block)
+    in_step, in_evaluation = _activations(config)
+    numbers = max(train * in_step, test * in_evaluation) + PARAMS_IN_TRAINING * n_params(config)
+    return np.dtype(config.dtype).itemsize * numbers
+
+
+def _activations(config: Config) -> tuple[int, int]:
+    """The numbers that one example takes: in a training step, which keeps activations for the gradient, and in an
+    evaluation, which keeps those of one layer at a time."""
+    task, M = make_task(config), config.mlp_width
     if config.arch == "mlp":
-        kept, read = 4 * M + 3 * task.p, 2 * M + 2 * task.p
-    else:
-        D, S, Q = config.d_model, task.n_ctx, task.read[1] - task.read[0]
-        kept = read = 3 * Q * task.d_vocab_out
-        for layer in range(config.n_layers):
-            queries = Q if layer == config.n_layers - 1 else S
-            pattern = 2 * config.n_heads * queries * S if S > 3 else 0  # of three positions nothing to speak of
-            kept += 4 * S * D + 4 * queries * M + pattern
-            read = max(read, 3 * S * D + 2 * queries * M + 2 * Q * task.d_vocab_out + pattern)
-    itemsize = np.dtype(config.dtype).itemsize
-    return itemsize * (max(n_train * kept, n_test * read) + 7 * n_params(config))
+        return 4 * M + 3 * config.p, 2 * M + 2 * config.p
+    D, S, Q = config.d_model, task.n_ctx, task.read[1] - task.read[0]
+    in_step = in_evaluation = 3 * Q * task.d_vocab_out
+    for layer in range(config.n_layers):
+        queries = Q if layer == config.n_layers - 1 else S
+        pattern = 2 * config.n_heads * queries * S if S > NEGLIGIBLE_POSITIONS else 0
+        in_step += 4 * S * D + 4 * queries * M + pattern
+        in_evaluation = max(in_evaluation, 3 * S * D + 2 * queries * M + 2 * Q * task.d_vocab_out + pattern)
+    return in_step, in_evaluation
 
 
-def batch_size(config: Config, n_train: int | None, n_test: int, devices) -> int:
-    """Runs that share a batch, over all devices: what fits in memory, or on a CPU in cache."""
-    if devices[0].platform == "cpu":
-        each = CPU_CACHE_BYTES // run_bytes(config, n_train, n_test, block_of(config))
-    else:
-        one = run_bytes(config, n_train, n_test)
-        limit = (devices[0].memory_stats() or {}).get("bytes_limit", 16e9)
-        each = DEVICE_MEMORY_SHARE * limit // one
-    return max(1, int(each)) * len(devices)
+def _examples_bytes(config: Config, n_train: int | None) -> int:
+    """Bytes of one run's examples: tokens [N, S], and targets and parts [N, Q]."""
+    task = make_task(config)
+    n = step_examples(config, None) if n_train is None else n_train
+    per_example = task.n_ctx + 2 * (task.read[1] - task.read[0])
+    return INT32_BYTES * (n + n_test(config, n_train)) * per_example
+
+
+def run_memory(config: Config, n_train: int | None, devices: Devices) -> int:
+    """Bytes of memory that one run needs on a device of this kind: an upper estimate, its examples included."""
+    block = block_of(config) if devices[0].platform == "cpu" else None
+    return run_bytes(config, n_train, block) + _examples_bytes(config, n_train)
+
+
+def device_memory(devices: Devices) -> int | None:
+    """Bytes of memory of each device: what an accelerator lets JAX use, or a CPU's share of the machine's memory.
+
+    None if it is unknown.
+    """
+    if devices[0].platform != "cpu":
+        return (devices[0].memory_stats() or {}).get("bytes_limit")
+    try:
+        page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
+        return None
+    return page * pages // len(devices) if page > 0 and pages > 0 else None
+
+
+def fits(config: Config, n_train: int | None, devices: Devices) -> bool | None:
+    """Whether one run fits into the memory of a device; None if that memory is unknown."""
+    available = device_memory(devices)
+    return None if available is None else run_memory(config, n_train, devices) <= available
+
+
+def check_memory(batches: Iterable["Batch"], devices: Devices) -> None:
+    """Raises BadInput if one run of a batch does not fit into the memory of a device.
+
+    It names the size that exceeds its published value by the largest factor.
+    """
+    available = device_memory(devices)
+    for config, n_train in dict.fromkeys((batch.config, batch.n_train) for batch in batches):
+        needed = run_memory(config, n_train, devices)
+        if available is not None and needed > available:
+            accepted = f"sizes with which a run fits into memory: it needs {_gb(needed)}, of {_gb(available)} available"
+            raise BadInput(*_excessive(config, n_train), accepted)
+
+
+def _gb(n: float) -> str:
+    return f"{n / 1e9:,.1f} GB"
+
+
+def _excessive(config: Config, n_train: int | None) -> tuple[str, int | None]:
+    """The name and value of the size that exceeds its published value by the largest factor."""
+    published = make_config(config.task, arch=config.arch)
+    task, usual = make_task(config), make_task(published)
+    factors = {
+        "d_model": config.d_model / published.d_model,
+        "d_mlp": config.mlp_width / max(1, published.mlp_width),
+        "n_layers": config.n_layers / published.n_layers,
+        "seq_len": task.n_ctx / usual.n_ctx,
+        "p" if config.modular else "n_tokens": task.d_vocab / usual.d_vocab,
+    }
+    if isinstance(task, DrawnTask) and isinstance(usual, DrawnTask):
+        examples = "n_train" if config.batch_size is None else "batch_size"
+        factors |= {examples: step_examples(config, n_train) / usual.batch_size}
+        factors |= {"n_test": task.test_examples / usual.test_examples}
+    name = max(factors, key=factors.__getitem__)  # the first of equals: d_mlp follows d_model unless it is given
+    return name, n_train if name == "n_train" else getattr(config, name)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs that train at once: equal config, train and test size and length. runs: their numbers in the manifest; n_train None:
-    unlimited data."""
+    """Runs that train at once: their config, their train and test size and their length are equal.
+
+    Attributes:
+        runs: their numbers in the manifest.
+        n_train: None means unlimited data.
+        epochs: how long they train.
+    """
 
     runs: tuple[int, ...]
     config: Config
@@ -103,44 +224,52 @@ class Batch:
     epochs: int
 
 
-def make_batches(runs: dict[int, Run], epochs: dict[int, int], devices, batch_runs: int | None = None) -> list[Batch]:
-    """Lay runs {number: Run}, each with its planned epochs, into batches; within a bucket sizes differ by at most one."""
-    buckets = {}
+def batch_size(config: Config, n_train: int | None, devices: Devices) -> int:
+    """How many runs share a batch, over all devices: as many as fit into memory, or on a CPU into its cache."""
+    if devices[0].platform == "cpu":
+        each = CPU_CACHE_BYTES // run_bytes(config, n_train, block_of(config))
+    else:
+        available = device_memory(devices)
+        limit = UNKNOWN_DEVICE_BYTES if available is None else available
+        each = DEVICE_MEMORY_SHARE * limit // run_bytes(config, n_train)
+    return max(1, int(each)) * len(devices)
+
+
+def make_batches(
+    runs: Mapping[int, Run], epochs: Mapping[int, int], devices: Devices, batch_runs: int | None = None
+) -> list[Batch]:
+    """Lay runs {number: Run}, with their planned epochs {number: epochs}, into batches.
+
+    Within a bucket the sizes of batches differ by at most one. batch_runs: the most runs in a batch; None means
+    `batch_size`.
+    """
+    buckets: dict[tuple[Config, int | None, int], list[int]] = {}
     for number, run in runs.items():
         buckets.setdefault((run.config, run.n_train, epochs[number]), []).append(number)
     batches = []
     for (config, n_train, length), members in buckets.items():
-        first = runs[members[0]]
-        size = batch_runs or batch_size(config, n_train, make_task(config).n_test(first.size), devices)
+        size = batch_size(config, n_train, devices) if batch_runs is None else batch_runs
         parts = np.array_split(members, -(-len(members) // size))
         batches.extend(Batch(tuple(map(int, part)), config, n_train, length) for part in parts)
     return batches
 
 
-def matmul_rate(config: Config, n_train: int | None, runs: int, devices) -> float:
-    """FLOP/s, on one device, of a step's widest product (examples x width) for a batch of runs: the median of five."""
-    on_cpu = devices[0].platform == "cpu"
-    task = make_task(config)
-    n = step_examples(config, n_train) * (task.read[1] - task.read[0])
-    n, R = (min(n, CPU_BLOCK), 1) if on_cpu else (n, max(1, runs // len(devices)))
-    D = task.p if config.arch == "mlp" else config.d_model
-    M = config.mlp_width or D
-    a, b = jnp.ones((R, n, D), config.dtype), jnp.ones((R, D, M), config.dtype)
-    repeat = 10  # products per wait, so that dispatch is not what is timed
-    with jax.default_matmul_precision(config.matmul_precision):
-        product = jax.jit(jnp.matmul)
-        jax.block_until_ready(product(a, b))
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            jax.block_until_ready([product(a, b) for _ in range(repeat)])
-            seconds.append((time.perf_counter() - start) / repeat)
-    return 2 * R * n * D * M / float(np.median(seconds))
+# --- cost -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a bucket has left to train. flops: of the epochs left, evaluations included; disk: bytes of checkpoints in all."""
+    """What a bucket has left to train.
+
+    Attributes:
+        runs, batches, batch: the number of runs, of batches, and of runs in the largest batch.
+        epochs: the length of each run.
+        flops: of the epochs that are left, with their evaluations.
+        seconds: how long they will take, estimated.
+        disk: bytes of all checkpoints and states.
+        memory: bytes of device memory that one run needs.
+        fits: whether one run fits into a device's memory; None if that memory is unknown.
+    """
 
     config: Config
     n_train: int | None
@@ -151,27 +280,68 @@ class Cost:
     flops: float
     seconds: float
     disk: float
+    memory: int
+    fits: bool | None
 
 
-def checkpoint_bytes(config: Config) -> int:
-    """One saved set of one run's parameters."""
-    return n_params(config) * np.dtype(config.dtype).itemsize
-
-
-def describe(plan) -> list[Cost]:
-    """The cost of each bucket of a `sweeping.Plan`. Time comes from the matmul rate measured now, times EFFICIENCY."""
-    buckets = {}
+def describe(plan: "Plan") -> list[Cost]:
+    """The cost of each bucket of a plan. Its time follows from the rate of matrix products, measured now."""
+    buckets: dict[tuple[Config, int | None, int], list[Batch]] = {}
     for number in plan.todo:
         batch = plan.batches[number]
         buckets.setdefault((batch.config, batch.n_train, batch.epochs), []).append(batch)
-    costs = []
-    for (config, n_train, epochs), members in buckets.items():
-        runs = [run for batch in members for run in batch.runs]
-        left = sum(max(0, epochs - plan.trained.get(run, 0)) for run in runs if run not in plan.ended)
-        n_test = make_task(config).n_test(plan.runs[runs[0]].size)
-        flops = left * (epoch_flops(config, n_train) + forward_flops(config, n_test) / plan.eval_every)
-        size = max(len(batch.runs) for batch in members)
-        rate = matmul_rate(config, n_train, size, plan.devices) * EFFICIENCY * len(plan.devices)
-        disk = len(runs) * (len(plan.checkpoints(members[0])) + 3) * checkpoint_bytes(config)
-        costs.append(Cost(config, n_train, len(runs), len(members), size, epochs, flops, flops / rate, disk))
-    return costs
+    return [_cost(plan, batches) for batches in buckets.values()]
+
+
+def _cost(plan: "Plan", batches: list[Batch]) -> Cost:
+    """The cost of one bucket, given as its batches."""
+    config, n_train, epochs = batches[0].config, batches[0].n_train, batches[0].epochs
+    records = [plan.records[run] for batch in batches for run in batch.runs]
+    left = sum(max(0, epochs - record.last_epoch) for record in records if record.status is not Status.ENDED)
+    evaluation = forward_flops(config, n_test(config, n_train))
+    flops = left * (epoch_flops(config, n_train) + evaluation / plan.eval_every)
+    size = max(len(batch.runs) for batch in batches)
+    rate = EFFICIENCY * len(plan.devices) * matmul_rate(config, n_train, size, plan.devices)
+    saved = len(plan.checkpoints(batches[0])) + PARAMS_IN_STATE * KEPT_STATES
+    return Cost(
+        config,
+        n_train,
+        runs=len(records),
+        batches=len(batches),
+        batch=size,
+        epochs=epochs,
+        flops=flops,
+        seconds=flops / rate,
+        disk=len(records) * saved * checkpoint_bytes(config),
+        memory=run_memory(config, n_train, plan.devices),
+        fits=fits(config, n_train, plan.devices),
+    )
+
+
+def matmul_rate(config: Config, n_train: int | None, runs: int, devices: Devices) -> float:
+    """FLOP/s, on one device, of the widest product of a step (examples x width) for a batch of this many runs.
+
+    The product is made smaller where it would take long or much memory.
+    """
+    on_cpu = devices[0].platform == "cpu"
+    task, D = make_task(config), config.p if config.arch == "mlp" else config.d_model
+    M = config.mlp_width if config.mlp_width else D  # 0 without MLPs
+    n = step_examples(config, n_train) * (task.read[1] - task.read[0])
+    n, D, M = (min(side, MAX_CPU_SIDE if on_cpu else MAX_DEVICE_SIDE) for side in (n, D, M))
+    R = 1 if on_cpu else min(runs // len(devices), MAX_TIMED_NUMBERS // (n * D + D * M + n * M))
+    return _product_rate((max(1, R), n, D, M), config.dtype, config.matmul_precision)
+
+
+@functools.cache
+def _product_rate(shape: tuple[int, int, int, int], dtype: str, precision: str) -> float:
+    """FLOP/s of a product [R, n, D] @ [R, D, M] on the default device: the median of several timings."""
+    R, n, D, M = shape
+    a, b = jnp.ones((R, n, D), dtype), jnp.ones((R, D, M), dtype)
+    product = jax.jit(at_precision(precision)(jnp.matmul))
+    jax.block_until_ready(product(a, b))
+    seconds = []
+    for _ in range(TIMINGS):
+        start = time.perf_counter()
+        jax.block_until_ready([product(a, b) for _ in range(PRODUCTS_PER_TIMING)])
+        seconds.append((time.perf_counter() - start) / PRODUCTS_PER_TIMING)
+    return 2 * R * n * D * M / float(np.median(seconds))
