@@ -17,8 +17,9 @@ from jaxgrok.measures import checkpoints as analysis
 from jaxgrok.measures import fourier
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import make_model
+from jaxgrok.store.steps import SweepFiles
 from jaxgrok.tables import circuits as circuit_tables
-from jaxgrok.tables import timing as report
+from jaxgrok.tables.timing import write_timing_tables
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
@@ -44,13 +45,24 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     interop.save(folder / "weights.npz", CONFIG, planted())
     sizes = {name: getattr(CONFIG, name) for name in ("p", "n_heads", "d_model", "d_mlp")}
-    settings = {**sizes, "seeds": 2, "epochs": 10, "frac": 0.4, "init": str(folder / "weights.npz"), "checkpoint_every": 5}
+    settings = {
+        **sizes,
+        "seeds": 2,
+        "epochs": 10,
+        "frac": 0.4,
+        "init": str(folder / "weights.npz"),
+        "checkpoint_every": 5,
+    }
     return sweep(make_sweep(settings), folder / "runs")
 
 
 @pytest.fixture
 def path(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "runs")
+
+
+def epochs_of(results, seed=0):
+    return results.checkpoint_epochs(results.record(seed=seed))
 
 
 class Count(analysis.Silent):
@@ -78,7 +90,7 @@ def counted(path, **options):
 @pytest.fixture(scope="module")
 def analysed(trained, tmp_path_factory):
     path = shutil.copytree(trained, tmp_path_factory.mktemp("analysed") / "runs")
-    n = len(jaxgrok.load(path).checkpoint_epochs(seed=0))
+    n = len(epochs_of(jaxgrok.load(path)))
     assert counted(path) == (2 * n, 2 * n, 0)
     return path
 
@@ -86,7 +98,7 @@ def analysed(trained, tmp_path_factory):
 def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_keys(analysed):
     results = jaxgrok.load(analysed)
     for seed in (0, 1):
-        series, epochs = results.measures(seed=seed), results.checkpoint_epochs(seed=seed)
+        series, epochs = results.measures(seed=seed), epochs_of(results, seed)
         assert list(series["epoch"]) == epochs
         keys = measures.find_keys(CONFIG, results.params(seed=seed))
         assert KEY in fourier.frequencies_of(keys)
@@ -101,13 +113,15 @@ def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_ke
                 np.testing.assert_array_equal(here[i], x, err_msg=name)
 
 
-def test_an_interrupted_analysis_goes_on_and_measures_nothing_twice(path, analysed):
+def test_an_interrupted_analysis_resumes_and_measures_nothing_twice(path, analysed):
     with pytest.raises(KeyboardInterrupt):
         analysis.analyze(path, watch=Count(limit=3))  # in the middle of the second checkpoint
     total, measured, found = counted(path)
     assert (measured, found) == (total - 3, 3)
     assert counted(path) == (total, 0, total)
-    for (_, _, one), (_, _, other) in zip(jaxgrok.load(path).analysed(), jaxgrok.load(analysed).analysed(), strict=True):
+    for (_, _, one), (_, _, other) in zip(
+        jaxgrok.load(path).analysed(), jaxgrok.load(analysed).analysed(), strict=True
+    ):
         for name in other:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
@@ -129,10 +143,13 @@ def test_other_final_keys_or_another_dtype_measure_again(analysed, tmp_path, mon
         others = fourier.mask_of([KEY, MORE], P)
         return others if np.array_equal(params["embed"]["W_E"], one_run) else true_keys(config, params)
 
-    monkeypatch.setattr(measures, "find_keys", other_for_seed_1)
+    monkeypatch.setattr(analysis.measures, "find_keys", other_for_seed_1)
     total, measured, found = counted(path)
     assert measured == found == total // 2
-    assert list(fourier.frequencies_of(jaxgrok.load(path).measures(seed=1)["key_frequencies"]["keys"][0])) == [KEY, MORE]
+    assert list(fourier.frequencies_of(jaxgrok.load(path).measures(seed=1)["key_frequencies"]["keys"][0])) == [
+        KEY,
+        MORE,
+    ]
 
 
 def test_float64_is_refused_without_x64_and_measures_again_with_it(path, analysed, monkeypatch):
@@ -164,10 +181,208 @@ def test_a_run_that_waits_has_no_networks(analysed, tmp_path):
     manifest["runs"]["2"] = {**manifest["runs"]["1"], "seed": 7, "batch": None, "status": "waiting", "last_epoch": 0}
     (path / "manifest.json").write_text(json.dumps(manifest))
     results = jaxgrok.load(path)
-    circuit_tables.write_circuit_tables(results, report.write_tables(results))
+    circuit_tables.write_circuit_tables(results)
     assert len(rows_of(path / "tables" / "networks.csv")) == 2
     with pytest.raises(BadInput, match="begun"):
         analysis.subject_of_run(results, seed=7)
+
+
+# --- versions of measures ---------------------------------------------------------------------------------------------
+
+
+def versions(path):
+    """The schemas of a run's saved rows at all checkpoints, by run."""
+    found = {}
+    for record, _, saved in jaxgrok.load(path).analysed():
+        found.setdefault(record.number, set()).add((int(saved.get("schema", 0)), *sorted(saved)))
+    return found
+
+
+def test_measures_of_another_schema_are_measured_again(analysed, tmp_path, monkeypatch):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    monkeypatch.setattr(analysis.measures, "SCHEMA", analysis.measures.SCHEMA + 1)
+    with pytest.raises(KeyboardInterrupt):
+        analysis.analyze(path, watch=Count(limit=3))
+    assert len(versions(path)[0]) == 2
+    total, measured, found = counted(path)
+    assert (measured, found) == (total - 3, 3)
+    assert {len(of_run) for of_run in versions(path).values()} == {1}
+    assert {of_run[0] for of_runs in versions(path).values() for of_run in of_runs} == {analysis.measures.SCHEMA}
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "old"])
+def test_measures_under_other_names_are_measured_again(analysed, tmp_path, change):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    files = jaxgrok.load(path).files
+    rows = files.load_measures(0, 5)
+    if change == "added":
+        rows["gini/W_Q"] = rows["gini/W_E"]
+    else:
+        del rows["gini/W_E" if change == "removed" else "schema"]
+    files.save_measures(0, 5, rows)
+    total, measured, found = counted(path)
+    assert (measured, found) == (2, total - 2)
+    assert {len(of_run) for of_run in versions(path).values()} == {1}
+
+
+def test_schema_is_no_column(analysed, tmp_path):
+    circuit_tables.write_circuit_tables(jaxgrok.load(analysed), tmp_path)
+    for name in ("measures", "networks", "keys"):
+        assert not {"schema", "dtype"} & set(rows_of(tmp_path / f"{name}.csv")[0])
+
+
+# --- checkpoints that are missing or damaged --------------------------------------------------------------------------
+
+
+def damage(path, epoch):
+    folder = path / "checkpoints" / "0000" / str(epoch)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+
+
+def remove(path, epoch):
+    shutil.rmtree(path / "checkpoints" / "0000" / str(epoch))
+
+
+@pytest.mark.parametrize(("harm", "state"), [(damage, "damaged"), (remove, "missing")])
+def test_a_last_checkpoint_that_cannot_be_read_is_named_with_the_one_used_instead(path, harm, state):
+    harm(path, 10)
+    found = analysis.analyze(path)
+    line = found.skipped[0]
+    assert line.startswith(str(path / "checkpoints" / "0000" / "10"))
+    assert f"the last checkpoint of runs 0 1, is {state}: that of epoch 5 counts as the last" in line
+    assert "\n" not in line
+    used = epochs_of(found.results)[-1 if state == "missing" else -2]
+    keys = measures.find_keys(CONFIG, found.results.params(used, seed=1))
+    assert f"epoch {used}" in line
+    assert (found.results.measures(seed=1)["key_frequencies"]["keys"] == keys).all()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_others_are_measured(path):
+    damage(path, 5)
+    found = analysis.analyze(path)
+    (line,) = found.skipped
+    assert line == f"{path / 'checkpoints' / '0000' / '5'} is damaged: 2 of its networks are not measured"
+    assert list(found.results.measures(seed=1)["epoch"]) == [epoch for epoch in epochs_of(found.results) if epoch != 5]
+    assert not found.results.has_circuit_events
+
+
+def test_old_measures_of_a_damaged_checkpoint_are_not_mixed_with_new_ones(analysed, tmp_path, monkeypatch):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    damage(path, 5)
+    assert not analysis.analyze(path).skipped  # what was measured before is still valid
+    monkeypatch.setattr(analysis.measures, "SCHEMA", analysis.measures.SCHEMA + 1)
+    found = analysis.analyze(path)
+    assert len(found.skipped) == 1
+    assert {len(of_run) for of_run in versions(path).values()} == {1}
+    assert 5 not in found.results.measures(seed=0)["epoch"]
+
+
+def test_runs_without_any_checkpoint_are_named_and_left_out(path):
+    shutil.rmtree(path / "checkpoints" / "0000")
+    found = analysis.analyze(path)
+    (line,) = found.skipped
+    assert "runs 0 1 have no other checkpoint: they are not measured" in line
+
+
+def test_one_network_of_a_run_without_its_last_checkpoint_says_so(path):
+    remove(path, 10)
+    subject = analysis.subject_of_run(jaxgrok.load(path), seed=1)
+    lines = analysis.remarks(subject, analysis.measure(subject))
+    assert lines[0].endswith("counts as the last, and their key frequencies are found in it")
+    assert "the last checkpoint of run 1, is missing" in lines[0]
+
+
+def test_skipped_checkpoints_are_printed_with_status_1(main, capsys, path):
+    remove(path, 10)
+    assert main([str(path)]) == 1
+    said = capsys.readouterr()
+    assert "is missing" in said.out + said.err
+
+
+# --- beside a running sweep -------------------------------------------------------------------------------------------
+
+
+def as_running(path, last_epochs):
+    """The directory as a running sweep leaves it: the curves reach these epochs, and checkpoints may be newer."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    for number, last in enumerate(last_epochs):
+        manifest["runs"][str(number)] |= {"last_epoch": last, "status": "training" if last else "waiting"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with np.load(path / "metrics.npz") as arrays:
+        curves = dict(arrays)
+    curves["last_epoch"] = np.array(last_epochs)
+    np.savez(path / "metrics.npz", **curves)
+
+
+def test_a_sweep_whose_curves_are_not_saved_yet_is_described_in_one_line(path):
+    as_running(path, [0, 0])
+    watch = Count()
+    found = analysis.analyze(path, watch=watch)
+    assert (watch.total, found.skipped) == (0, [])
+    (line,) = found.pending
+    assert line.startswith("not measured yet: of 2 runs, 2 have checkpoints that are newer than the saved curves")
+    assert "epoch 0;" in line
+    assert not (path / "analysis").exists()
+
+
+def test_checkpoints_that_the_curves_reach_are_measured_and_the_others_described(path):
+    as_running(path, [6, 6])
+    watch = Count()
+    found = analysis.analyze(path, watch=watch)
+    reached = [epoch for epoch in epochs_of(jaxgrok.load(path)) if epoch <= 6]
+    assert watch.total == watch.measured == 2 * len(reached)
+    assert list(found.results.measures(seed=0)["epoch"]) == reached
+    assert found.skipped == []
+    (line,) = found.pending
+    assert "which reach epoch 6;" in line
+
+
+def test_runs_that_have_not_begun_are_counted(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    manifest = json.loads((path / "manifest.json").read_text())
+    waiting = {"seed": 7, "batch": None, "status": "waiting", "last_epoch": 0}
+    manifest["runs"]["2"] = {**manifest["runs"]["1"], **waiting}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    found = analysis.analyze(path)
+    assert found.pending == ["not measured yet: of 3 runs, 1 have not begun"]
+    assert analysis.analyze(analysed).pending == []
+
+
+# --- a directory that cannot be written -------------------------------------------------------------------------------
+
+
+def refuse(*_):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_read_only_directory_that_is_measured_has_tables_elsewhere(analysed, tmp_path, monkeypatch):
+    monkeypatch.setattr(SweepFiles, "save_measures", refuse)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    before = {file: file.stat().st_mtime_ns for file in analysed.rglob("*")}
+    found = analysis.analyze(analysed)
+    circuit_tables.write_circuit_tables(found.results, tmp_path / "tables")
+    assert {file.name for file in (tmp_path / "tables").iterdir()} == {
+        *("measures.csv", "keys.csv", "networks.csv", "networks.md"),
+    }
+    assert {file: file.stat().st_mtime_ns for file in analysed.rglob("*")} == before
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_read_only_directory_with_measures_missing_is_refused_in_one_line(path, monkeypatch, known):
+    monkeypatch.setattr(SweepFiles, "save_measures", refuse)
+    if known:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    watch = Count()
+    with pytest.raises(BadInput, match="a directory that can be written") as refused:
+        analysis.analyze(path, watch=watch)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert watch.measured == (0 if known else 2)  # found out before anything is measured, if the system tells
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def rows_of(path):
@@ -177,8 +392,9 @@ def rows_of(path):
 
 def test_tables_hold_what_was_measured(analysed):
     results = jaxgrok.load(analysed)
-    circuit_tables.write_circuit_tables(results, report.write_tables(results))
-    n = len(results.checkpoint_epochs(seed=0))
+    write_timing_tables(results)
+    circuit_tables.write_circuit_tables(results)
+    n = len(epochs_of(results))
     rows = rows_of(analysed / "tables" / "measures.csv")
     assert len(rows) == 2 * n
     series = results.measures(seed=1)
@@ -211,7 +427,11 @@ def test_tables_hold_what_was_measured(analysed):
 
 def test_medians_and_ranges_pool_what_a_network_has_per_key():
     def network(keys, loss):
-        found = {"key_frequencies/keys": fourier.mask_of(keys, P), "alpha": np.arange(1.0, 6), "loss/all": np.float64(loss)}
+        found = {
+            "key_frequencies/keys": fourier.mask_of(keys, P),
+            "alpha": np.arange(1.0, 6),
+            "loss/all": np.float64(loss),
+        }
         return {**found, "neuron_clusters": np.array([0, 7, 0, 3, 0])}
 
     header, rows = circuit_tables.networks_table([network([2, 4], 1e-3), network([4], 3e-3), network([], 5e-3)])
@@ -251,7 +471,9 @@ def test_coordinates_of_several_runs_and_epochs_not_saved_are_refused(analysed):
 
 
 def test_remarks_say_what_a_reader_must_know():
-    subject = analysis.Subject(Config(task="multiply"), {}, None, {}, 0, {"recorded_train_loss": 2.0, "recorded_test_loss": 1.0})
+    subject = analysis.Subject(
+        Config(task="multiply"), {}, None, {}, 0, {"recorded_train_loss": 2.0, "recorded_test_loss": 1.0}
+    )
     lines = analysis.remarks(subject, {"no_keys": True, "loss_all_classes": {"train": 1.0, "test": 1.0001}})
     assert "multiply" in lines[0]
     assert "no keys" in lines[1]
@@ -261,7 +483,8 @@ def test_remarks_say_what_a_reader_must_know():
     assert not lines[3].endswith("?")
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------
+# --- the command
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -301,7 +524,10 @@ def test_bad_input_is_one_line_and_writes_nothing(main, capsys, tmp_path, path, 
     weights = trained.parent / "weights.npz"
     (tmp_path / "broken.npz").write_bytes(weights.read_bytes()[:300])
     before = sorted(tmp_path.rglob("*"))
-    words = [{"RUNS": str(path), "WEIGHTS": str(weights), "BROKEN": "broken.npz"}.get(word, word) for word in arguments.split()]
+    words = [
+        {"RUNS": str(path), "WEIGHTS": str(weights), "BROKEN": "broken.npz"}.get(word, word)
+        for word in arguments.split()
+    ]
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -310,7 +536,17 @@ def test_bad_input_is_one_line_and_writes_nothing(main, capsys, tmp_path, path, 
 
 
 def test_one_network_to_json_and_exported(main, capsys, tmp_path, analysed):
-    arguments = [str(analysed), "--seed", "1", "--json", "out.json", "--export", "net.npz", "--names", "transformer_lens"]
+    arguments = [
+        str(analysed),
+        "--seed",
+        "1",
+        "--json",
+        "out.json",
+        "--export",
+        "net.npz",
+        "--names",
+        "transformer_lens",
+    ]
     assert main(arguments) == 0
     content = json.loads((tmp_path / "out.json").read_text())
     assert KEY in content["key_frequencies"]["keys"]
@@ -328,7 +564,15 @@ def test_a_directory_from_the_command_line(main, capsys, tmp_path, analysed):
     assert "generalisation" in said.out
     assert "networks to measure" in said.err
     drawn = {str(file.relative_to(path / "figures")) for file in (path / "figures").rglob("*.png")}
-    over_training = {"losses.png", "keys.png", "gini.png", "weights.png", "key-spectra.png", "curves.png", "survival.png"}
+    over_training = {
+        "losses.png",
+        "keys.png",
+        "gini.png",
+        "weights.png",
+        "key-spectra.png",
+        "curves.png",
+        "survival.png",
+    }
     of_seed_0 = {f"{name}-seed=0.png" for name in ("excluded-per-key", "spectra-over-training", "alpha-over-training")}
     assert over_training | of_seed_0 | {f"circuits-seed=0/{name}.png" for name in OF_ONE_NETWORK} == drawn
     assert {file.name for file in (path / "tables").iterdir()} == {

@@ -8,22 +8,29 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok import figures, measures
+from jaxgrok import figures
 from jaxgrok.config import Config
 from jaxgrok.measures import checkpoints as analysis
 from jaxgrok.measures import heads
 from jaxgrok.nets import interop
-from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables import heads as head_tables
-from jaxgrok.tables import timing as report
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
 from tests.conftest import REPOSITORY
-from tests.test_analysis import Count
+from tests.test_analysis import Count, damage, epochs_of, versions
 from tests.test_figures import words
 from tests.test_heads import SHAPES, SMALL, as_numpy, curves_of, drawn, run_heads
 
-SWEEP = {"task": "induction", "seq_len": 16, "repeat_len": 4, "n_tokens": 12, "d_model": 16, "n_heads": 2, "batch_size": 8, "n_test": 16}
+SWEEP = {
+    "task": "induction",
+    "seq_len": 16,
+    "repeat_len": 4,
+    "n_tokens": 12,
+    "d_model": 16,
+    "n_heads": 2,
+    "batch_size": 8,
+    "n_test": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +44,20 @@ def analysed(trained, tmp_path_factory):
     path = shutil.copytree(trained, tmp_path_factory.mktemp("analysed") / "runs")
     watch = Count()
     analysis.analyze(path, watch=watch)
-    n = len(jaxgrok.load(path).checkpoint_epochs(seed=0))
+    n = len(epochs_of(jaxgrok.load(path)))
     assert (watch.total, watch.measured, watch.found) == (2 * n, 2 * n, 0)
     return path
 
 
 def test_every_checkpoint_has_the_scores_of_its_network(analysed):
     results = jaxgrok.load(analysed)
-    config = analysis.config_for_analysis(results.config(results.runs[0]))
+    config = analysis.config_for_analysis(results.runs[0].config)
     series = results.measures(seed=1)
-    assert list(series["epoch"]) == results.checkpoint_epochs(seed=1)
+    assert list(series["epoch"]) == epochs_of(results, 1)
     for i in (0, -1):
-        alone = analysis.flatten(heads.scores(config, results.params(int(series["epoch"][i]), seed=1), *heads.sequences(config)))
+        alone = analysis.flatten(
+            heads.scores(config, results.params(int(series["epoch"][i]), seed=1), *heads.sequences(config))
+        )
         for name, x in alone.items():
             here = series
             for part in name.split("/"):
@@ -56,16 +65,48 @@ def test_every_checkpoint_has_the_scores_of_its_network(analysed):
             np.testing.assert_array_equal(here[i], x, err_msg=name)
 
 
-def test_an_interrupted_analysis_goes_on(trained, analysed, tmp_path):
+def test_an_interrupted_analysis_resumes(trained, analysed, tmp_path):
     path = shutil.copytree(trained, tmp_path / "runs")
     with pytest.raises(KeyboardInterrupt):
         analysis.analyze(path, watch=Count(limit=3))
     watch = Count()
     analysis.analyze(path, watch=watch)
     assert (watch.measured, watch.found) == (watch.total - 3, 3)
-    for (_, _, one), (_, _, other) in zip(jaxgrok.load(path).analysed(), jaxgrok.load(analysed).analysed(), strict=True):
+    for (_, _, one), (_, _, other) in zip(
+        jaxgrok.load(path).analysed(), jaxgrok.load(analysed).analysed(), strict=True
+    ):
         for name in other:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_heads_of_another_schema_are_measured_again(analysed, tmp_path, monkeypatch):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    monkeypatch.setattr(heads, "SCHEMA", heads.SCHEMA + 1)
+    watch = Count()
+    analysis.analyze(path, watch=watch)
+    assert (watch.measured, watch.found) == (watch.total, 0)
+    assert {len(of_run) for of_run in versions(path).values()} == {1}
+
+
+def test_heads_under_other_names_are_measured_again(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    files = jaxgrok.load(path).files
+    rows = files.load_measures(0, 5)
+    del rows["same_token"]
+    files.save_measures(0, 5, rows)
+    watch = Count()
+    analysis.analyze(path, watch=watch)
+    assert (watch.measured, watch.found) == (2, watch.total - 2)
+    assert {len(of_run) for of_run in versions(path).values()} == {1}
+
+
+def test_a_damaged_last_checkpoint_is_named(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    shutil.rmtree(path / "analysis")
+    damage(path, 10)
+    line, more = analysis.analyze(path).skipped
+    assert line.endswith("the last checkpoint of runs 0 1, is damaged: that of epoch 5 counts as the last")
+    assert more.endswith("2 of its networks are not measured")
 
 
 def rows_of(path):
@@ -151,7 +192,10 @@ def test_bad_input_is_one_line(main, capsys, tmp_path, arguments, said):
 
 
 def test_a_task_with_nothing_to_measure_is_refused(main, capsys, tmp_path):
-    path = sweep(make_sweep({"task": "skip_trigram", "d_model": 8, "n_heads": 2, "seeds": 1, "epochs": 2, "n_test": 8}), tmp_path / "runs")
+    path = sweep(
+        make_sweep({"task": "skip_trigram", "d_model": 8, "n_heads": 2, "seeds": 1, "epochs": 2, "n_test": 8}),
+        tmp_path / "runs",
+    )
     assert main([str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -165,26 +209,36 @@ def test_a_task_with_nothing_to_measure_is_refused(main, capsys, tmp_path):
 @pytest.mark.slow
 def test_a_mixed_sweep_is_measured_as_far_as_it_goes(tmp_path, monkeypatch):
     keys = np.array([True, False])
-    monkeypatch.setattr(measures, "find_keys", lambda config, params: keys)
-    monkeypatch.setattr(measures, "all", lambda *_: {"key_frequencies": {"keys": keys}, "restricted_loss": {"all": np.float32(1)}})
+    monkeypatch.setattr(analysis.measures, "find_keys", lambda config, params: keys)
+    monkeypatch.setattr(
+        analysis.measures,
+        "all",
+        lambda *_: {"key_frequencies": {"keys": keys}, "restricted_loss": {"all": np.float32(1)}},
+    )
     sizes = {"p": 5, "d_model": 8, "n_heads": 2, "d_mlp": 6, "n_test": 8, "n_layers": 1, "arch": "transformer"}
-    path = sweep(make_sweep({"task": ["add", "addition1", "induction"], **sizes, "seeds": 1, "epochs": 1}), tmp_path / "runs")
-    results = analysis.analyze(path)
+    path = sweep(
+        make_sweep({"task": ["add", "addition1", "induction"], **sizes, "seeds": 1, "epochs": 1}), tmp_path / "runs"
+    )
+    results = analysis.analyze(path).results
     (said,) = analysis.left_out(results)
     assert said.startswith("left out: 1 of 3 runs, task addition1; ")
-    cells = report.write_tables(results)
-    head_tables.write_head_tables(results, cells)
+    head_tables.write_head_tables(results)
     assert {row["task"] for row in rows_of(path / "tables" / "heads.csv")} == {"induction"}
-    assert [record["task"] for record in results.runs if record["run"] in circuit_tables._runs(results)] == ["add"]
+    assert [cell.config.task for cell in analysis.of_kind(analysis.CIRCUITS, results.cells)] == ["add"]
     assert results.has_circuit_events
-    (name,) = {cell.name for cell in analysis.of_kind(analysis.HEADS, cells)}
+    (name,) = {cell.name for cell in analysis.of_kind(analysis.HEADS, results.cells)}
     assert f"## {name}" in (path / "tables" / "heads.md").read_text()
 
 
 def test_modular_networks_that_the_measures_do_not_know_are_left_out():
     assert analysis.kind_of(Config()) == analysis.kind_of(Config(arch="mlp")) == analysis.CIRCUITS
     assert analysis.kind_of(SMALL) == analysis.HEADS
-    for config in (Config(arch="attn_only"), Config(residual_factor=2.0), Config(task="addition5"), Config(task="skip_trigram")):
+    for config in (
+        Config(arch="attn_only"),
+        Config(residual_factor=2.0),
+        Config(task="addition5"),
+        Config(task="skip_trigram"),
+    ):
         assert analysis.kind_of(config) is None
 
 

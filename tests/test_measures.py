@@ -1,7 +1,8 @@
-"""Every measure: planted truth, slow float64 oracles, and the numbers of one released network."""
+"""Every measure of circuits against planted truth, slow float64 oracles, and the numbers of one released network."""
 
 import functools
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ import pytest
 
 from jaxgrok import measures
 from jaxgrok.config import Config
-from jaxgrok.measures import ablations, fourier
-from jaxgrok.measures import all_pairs as network
+from jaxgrok.measures import ablations, circuits, fourier
+from jaxgrok.measures.all_pairs import Stream
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import make_model
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import modular_task
 from tests.reference import analysis
 
 RELEASED = "reference/published/wd_10-1_mod_addition_loss_curve.pth"
@@ -23,21 +24,25 @@ OPERATIONS = {1: "add", -1: "subtract"}
 
 
 def params_of(config, seed=0):
-    """Initial parameters times 1.5, biases drawn: attention is neither flat nor saturated, and neurons switch."""
+    """Initial parameters times 1.5 plus noise, so that attention is neither flat nor saturated, and neurons switch."""
     tokens = np.zeros((1, 3), np.int32)
-    leaves, tree = jax.tree.flatten(make_model(config, make_task(config)).init(jax.random.key(seed), tokens)["params"])
+    leaves, tree = jax.tree.flatten(
+        make_model(config, modular_task(config)).init(jax.random.key(seed), tokens)["params"]
+    )
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [1.5 * np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(x.dtype) for x in leaves])
+    return jax.tree.unflatten(
+        tree, [1.5 * np.asarray(x) + 0.1 * rng.normal(size=x.shape).astype(x.dtype) for x in leaves]
+    )
 
 
 def weights_of(config, params):
-    """The parameters under their bare names, for the oracle."""
+    """The parameters by name without their place, as the oracle takes them."""
     state = interop.to_state(config, params, "transformer_lens")
     return {name.split(".")[-1]: np.asarray(x, np.float64) for name, x in state.items()}
 
 
-def assert_agrees(ours, reference, rtol, atol=0, path=""):
-    """Every number of a reference is in ours, under the same names, within rtol; sets and counts exactly."""
+def assert_agrees(ours, reference, rtol, atol: float = 0, path=""):
+    """Every number of the reference is in ours, under the same names and within rtol. Sets and counts are equal."""
     if isinstance(reference, dict):
         per_key = [name for name in reference if name.split()[-1].isdigit()]
         if per_key:
@@ -55,13 +60,13 @@ def assert_agrees(ours, reference, rtol, atol=0, path=""):
         np.testing.assert_allclose(ours, reference, rtol=rtol, atol=atol, err_msg=path)
 
 
-# --- the released network ---------------------------------------------------------------------------------------------------
+# --- the released network ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def reference(shared):
     reference = json.loads((shared / "reference/wd_10-1_analysis_float64.json").read_text())
-    reference.pop("split")  # what was asked, not what was measured
+    reference.pop("split")  # the arguments, which are not measures
     return reference
 
 
@@ -73,8 +78,8 @@ def released(path, dtype):
     return measures.to_json(config, measures.all(config, params, measures.split_of(config, 0.3, 1)))
 
 
-# float64: the losses near 1e-9 are exact to about 1e-8 in the reference itself, whose code takes log_softmax.
-# float32: logits near 60 are rounded at 4e-6, which is an absolute error of the log of a small loss.
+# float64: the reference itself has losses near 1e-9 only to about 1e-8, because its code takes log_softmax.
+# float32: logits near 60 are rounded to 4e-6, which is an absolute error in the log of a small loss.
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-6), ("float32", 1e-4)])
 def test_every_number_of_the_released_network(shared, reference, dtype, rtol):
     pytest.importorskip("torch")
@@ -102,18 +107,19 @@ def test_controls_of_the_released_network(shared):
     pytest.importorskip("torch")
     ours = released(shared / RELEASED, "float64")
     controls = ours["controls"]
-    # Five frequencies that are not keys carry next to nothing: taking them away leaves the loss, keeping them leaves chance.
+    # Five frequencies that are not keys carry almost nothing. Without them the loss is the same, and with them alone it
+    # is that of chance.
     assert controls["excluded_loss"]["train"]["max"] < 1.1 * ours["loss"]["train"]
     assert controls["restricted_loss"]["all"]["min"] > 0.95 * np.log(113)
     assert controls["logit_fve"]["max"] < 1e-5
     assert controls["ablation_loss"]["remove_key_from_neurons"]["max"] < 1.1 * ours["loss"]["all"]
     assert controls["ablation_loss"]["keep_key_blocks"]["min"] > 4
-    # Ten random directions of 512 hold little, and little is lost without them.
+    # Ten random directions of 512 carry little, so little is lost without them.
     assert controls["ablation_loss"]["mlp_on_W_L_key_directions"]["min"] > 4
     assert controls["ablation_loss"]["mlp_on_their_null_space"]["max"] < 1e-5
 
 
-# --- small networks against the oracle ------------------------------------------------------------------------------------------
+# --- small networks against the oracle --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("p", "sign", "keys"), [(12, 1, [2, 6]), (9, -1, [1, 4])])
@@ -122,7 +128,8 @@ def test_every_measure_against_the_slow_oracle(p, sign, keys):
     params, split = params_of(config), measures.split_of(config, 0.4, 3)
     ours = measures.to_json(config, measures.all(config, params, split, fourier.mask_of(keys, p)))
     slow = analysis.everything(weights_of(config, params), p, split.train, keys, sign)
-    # Both in float64; 1e-9 leaves room for sums in another order, 1e-14 for shares near zero, which the oracle subtracts from 1.
+    # Both are in float64. 1e-9 allows for sums in another order, 1e-14 for shares near zero, which the oracle subtracts
+    # from 1.
     assert_agrees(ours, slow, 1e-9, 1e-14)
     assert ours["accuracies"]["all"] == ours["accuracy"]
     assert ours["waves"] == {1: "a + b", -1: "a - b"}[sign]
@@ -135,13 +142,15 @@ def test_the_mlp_against_the_slow_oracle():
     a, b = np.divmod(np.arange(p * p), p)
     n = np.maximum(params["W_in"][a] + params["W_in"][b] + params["b_in"], 0)
     L = n @ params["W_out"] + params["b_out"]
+
+    def loss_without(k):
+        lost = analysis.project(n, analysis.block_directions(k, p)) @ params["W_out"]
+        return analysis.cross_entropy(L - lost, (a + b) % p).mean()
+
     slow = analysis.logit_measures(L, split.train, keys)
     slow["ablation_loss"] = {
         "keep_key_blocks": slow.pop("keep_key_blocks"),
-        "remove_key_from_neurons": {
-            str(k): analysis.cross_entropy(L - analysis.project(n, analysis.block_directions(k, p)) @ params["W_out"], (a + b) % p).mean()
-            for k in keys
-        },
+        "remove_key_from_neurons": {str(k): loss_without(k) for k in keys},
     }
     best, fve, _ = analysis.neuron_fits(n, p)
     slow |= {"neuron_frequency": best.tolist(), "neuron_fve": fve.tolist(), "loss_all_classes": slow["loss"]}
@@ -153,18 +162,20 @@ def test_the_mlp_against_the_slow_oracle():
     assert ours["ablation_loss"]["mlp_on_W_L_key_directions"] > 0
 
 
-def test_two_layers_are_those_of_the_last_block():
+def test_with_two_layers_the_measures_are_those_of_the_last_block():
     config = Config(p=7, n_layers=2, n_heads=2, d_model=8, d_mlp=10, dtype="float64")
     params, split = params_of(config), measures.split_of(config, 0.4, 0)
     m = measures.all(config, params, split, fourier.mask_of([3], 7))
-    task = make_task(config)
+    task = modular_task(config)
     logits, activations = make_model(config, task).apply({"params": params}, task.pairs(np.arange(49), 0).tokens)
     targets = task.labels(0)
-    assert float(m["loss"]["all"]) == pytest.approx(analysis.cross_entropy(np.array(logits[:, 0, :7]), targets).mean(), rel=1e-10)
+    loss = analysis.cross_entropy(np.array(logits[:, 0, :7]), targets).mean()
+    assert float(m["loss"]["all"]) == pytest.approx(loss, rel=1e-10)
     mlp, before = params["blocks_1"]["mlp"], activations["blocks.1.hook_resid_pre"][:, 0]
     out = np.maximum(before @ mlp["W_in"] + mlp["b_in"], 0) @ mlp["W_out"] + mlp["b_out"]
     without = np.array((before + out) @ params["unembed"]["W_U"][:, :7])
-    assert float(m["ablation_loss"]["attention_zero"]) == pytest.approx(analysis.cross_entropy(without, targets).mean(), rel=1e-10)
+    loss = analysis.cross_entropy(without, targets).mean()
+    assert float(m["ablation_loss"]["attention_zero"]) == pytest.approx(loss, rel=1e-10)
 
 
 def test_a_network_without_the_class_of_equals_has_the_same_measures():
@@ -172,24 +183,25 @@ def test_a_network_without_the_class_of_equals_has_the_same_measures():
     without = params | {"unembed": {"W_U": params["unembed"]["W_U"][:, :12]}}
     one, other = (measures.all(TINY, x, split, keys) for x in (params, without))
     assert_agrees(jax.tree.map(float, other["loss_all_classes"]), jax.tree.map(float, one["loss"]), 1e-12)
-    assert_agrees(jax.tree.map(float, other["ablation_loss"]["mlp_skip_zero"]), float(one["ablation_loss"]["mlp_skip_zero"]), 1e-12)
+    skip_of_one, skip_of_other = (float(m["ablation_loss"]["mlp_skip_zero"]) for m in (one, other))
+    assert_agrees(skip_of_other, skip_of_one, 1e-12)
 
 
-# --- planted logits -------------------------------------------------------------------------------------------------------------
+# --- planted logits ---------------------------------------------------------------------------------------------------
 
 
-def planted(p, amplitudes, operation="add"):
-    """Logits [P, P, P] = sum over k of amplitudes[k] cos(w_k (s - c)), and s."""
-    s = fourier.wave_argument(make_task(Config(task=operation, p=p)))
+def planted(p, amplitudes: dict[int, float], operation="add") -> tuple[Any, np.ndarray]:
+    """(logits [P, P, P], s): the logits are the sum over k of amplitudes[k] cos(w_k (s - c))."""
+    s = fourier.wave_argument(modular_task(Config(task=operation, p=p)))
     d = s[..., None] - np.arange(p)
     return sum(x * np.cos(2 * np.pi * k * d / p) for k, x in amplitudes.items()), s
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def fit_of(logits, p_operation, keys):
-    s = fourier.wave_argument(make_task(Config(p=p_operation[0], task=p_operation[1])))
-    waves = measures.waves_of(logits, s)
-    return waves.alpha, measures.wave_fit(waves, keys)["logit_fve"]
+    s = fourier.wave_argument(modular_task(Config(p=p_operation[0], task=p_operation[1])))
+    waves = circuits.waves_of(logits, s)
+    return waves.alpha, circuits.wave_fit(waves, keys)["logit_fve"]
 
 
 @pytest.mark.parametrize("operation", ["add", "subtract"])
@@ -201,7 +213,7 @@ def test_planted_waves_give_back_k_alpha_and_fve(p, operation):
         alpha, fve = fit_of(logits + 7.0, (p, operation), fourier.mask_of([k], p))
         np.testing.assert_allclose(alpha, 2.5 * fourier.mask_of([k], p), atol=1e-11)
         assert float(fve) == pytest.approx(1, abs=1e-11)
-        # W_L of a network that writes these logits: cos_k of c, and sin_k where there is one.
+        # The W_L of a network that writes these logits is cos_k of c, and sin_k if there is one.
         assert int(fourier.frequency_norms(logits[0].T).argmax()) + 1 == k
     every = dict(zip(range(1, p // 2 + 1), rng.normal(size=p // 2), strict=True))
     logits, _ = planted(p, every, operation)
@@ -211,7 +223,7 @@ def test_planted_waves_give_back_k_alpha_and_fve(p, operation):
 
 
 def test_a_wave_of_the_wrong_argument_is_not_found():
-    # The planted error of a sign: waves of a - b in a task of a + b explain nothing.
+    # A planted error of sign: waves of a - b explain nothing in the task a + b.
     logits, _ = planted(9, {2: 2.5}, "subtract")
     alpha, fve = fit_of(logits, (9, "add"), fourier.mask_of([2], 9))
     np.testing.assert_allclose(alpha, 0, atol=1e-12)
@@ -220,7 +232,7 @@ def test_a_wave_of_the_wrong_argument_is_not_found():
 
 @pytest.mark.parametrize(("p", "sign"), [(7, 1), (8, -1)])
 def test_logit_measures_against_the_slow_oracle(p, sign):
-    task = make_task(Config(task=OPERATIONS[sign], p=p))
+    task = modular_task(Config(task=OPERATIONS[sign], p=p))
     logits, s = planted(p, {1: 3.0, 2: 1.0}, OPERATIONS[sign])
     logits = logits + np.random.default_rng(p).normal(size=logits.shape)
     train, _ = task.split_indices(0.4, 0)
@@ -231,14 +243,14 @@ def test_logit_measures_against_the_slow_oracle(p, sign):
 
     @jax.jit
     def measured(logits):
-        waves = measures.waves_of(logits, s)
-        each = measures.excluded_loss_of_each(logits, waves, split)
+        waves = circuits.waves_of(logits, s)
+        each = circuits.excluded_loss_of_each(logits, waves, split)
         return {
-            "restricted_loss": measures.restricted_loss(waves, is_train, mask),
-            "excluded_loss": measures.excluded_loss(logits, waves, split.labels.reshape(p, p), is_train, mask),
+            "restricted_loss": circuits.restricted_loss(waves, is_train, mask),
+            "excluded_loss": circuits.excluded_loss(logits, waves, split.labels.reshape(p, p), is_train, mask),
             "excluded_loss_per_key": {str(k): each[k - 1] for k in keys},
             "excluded_loss_max_over_frequencies": each.max(),
-            **measures.wave_fit(waves, mask),
+            **circuits.wave_fit(waves, mask),
         }
 
     ours = measured(logits)
@@ -247,8 +259,9 @@ def test_logit_measures_against_the_slow_oracle(p, sign):
 
 
 def memoriser(p, margin=20.0):
-    """(logits [P, P, P], is_train): train pairs right, with loss 2e-7; every other pair as confidently wrong, at a random class."""
-    task = make_task(Config(p=p))
+    """(logits [P, P, P], is_train). Train pairs are right, with loss 2e-7. Every other pair is as confidently wrong, at
+    a random class."""
+    task = modular_task(Config(p=p))
     labels, (train, _) = task.labels(0), task.split_indices(0.3, 0)
     is_train = np.isin(np.arange(p * p), train)
     wrong = (labels + np.random.default_rng(0).integers(1, p, size=p * p)) % p
@@ -258,25 +271,27 @@ def memoriser(p, margin=20.0):
 def test_a_memoriser_has_no_key_and_a_high_restricted_loss():
     p = 113
     logits, is_train = memoriser(p)
-    # One neuron per pair that writes its answer: W_L [P, pairs] is the logits, a neuron is 1 on its pair and 0 elsewhere.
+    # Each pair has one neuron, which is 1 on that pair and 0 elsewhere, and writes its answer: W_L [P, pairs] is the
+    # logits.
     chosen = np.random.default_rng(0).choice(p * p, 40, replace=False)
     neurons = np.zeros((p * p, 40))
     neurons[chosen, np.arange(40)] = 1
     fits = jax.jit(lambda n: fourier.fit_neurons(fourier.neuron_blocks(n)))(neurons.reshape(p, p, 40))
     clusters = fourier.cluster_sizes(fits, p // 2)
-    rules = fourier.key_frequencies(fourier.frequency_norms(logits.reshape(-1, p).T), fourier.frequency_norms(neurons[:p]), clusters)
+    W_L_norms, W_E_norms = fourier.frequency_norms(logits.reshape(-1, p).T), fourier.frequency_norms(neurons[:p])
+    rules = fourier.key_frequencies(W_L_norms, W_E_norms, clusters)
     assert not rules.keys.any()
     assert float(fits.fve.max()) < 0.01
 
-    waves = measures.waves_of(jnp.asarray(logits), fourier.wave_argument(make_task(Config(p=p))))
+    waves = circuits.waves_of(jnp.asarray(logits), fourier.wave_argument(modular_task(Config(p=p))))
     few, all_of_them = fourier.mask_of([3, 14, 35, 41, 52], p), np.ones(p // 2, bool)
-    restricted = measures.restricted_loss(waves, is_train, few)
+    restricted = circuits.restricted_loss(waves, is_train, few)
     assert min(map(float, restricted.values())) >= 0.85 * np.log(p)
-    # The limit of this measure: with every frequency, averaging over a + b leaks the labels, to the test pairs too.
-    assert float(measures.restricted_loss(waves, is_train, all_of_them)["test"]) < 0.1 * np.log(p)
+    # The limit of this measure: with every frequency, averaging over a + b carries the labels to the test pairs.
+    assert float(circuits.restricted_loss(waves, is_train, all_of_them)["test"]) < 0.1 * np.log(p)
 
 
-# --- parts ------------------------------------------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def test_row_space_spans_the_chosen_rows_and_no_more():
@@ -295,9 +310,11 @@ def test_row_space_spans_the_chosen_rows_and_no_more():
 def test_principal_components_of_circles():
     p = 59
     x = 2 * np.pi * np.arange(p) / p
-    circles = np.stack([5 * np.cos(7 * x), 5 * np.sin(7 * x), 2 * np.cos(11 * x), 2 * np.sin(11 * x), np.ones(p)], axis=1)
+    circles = np.stack(
+        [5 * np.cos(7 * x), 5 * np.sin(7 * x), 2 * np.cos(11 * x), 2 * np.sin(11 * x), np.ones(p)], axis=1
+    )
     turned = circles @ np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
-    components = measures.principal_components(jnp.asarray(turned))
+    components = circuits.principal_components(jnp.asarray(turned))
     np.testing.assert_array_equal(components["frequency"][:4], [7, 7, 11, 11])
     np.testing.assert_allclose(components["share"][:4], 1, rtol=1e-10)
     np.testing.assert_allclose(components["variance"], [25 / 58, 25 / 58, 4 / 58, 4 / 58, 0], atol=1e-12)
@@ -312,10 +329,11 @@ def test_attention_score_of_one_frequency():
     for h in range(2):
         scores[..., h, 0], scores[..., h, 1] = 4 + wave[h][a] + 0.5 * wave[0][a], wave[h][b]
     pattern = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
-    nothing = dict.fromkeys(network.Network._fields)
-    m = measures.attention_measures(network.Network(**(nothing | {"scores": jnp.asarray(scores), "pattern": jnp.asarray(pattern)})))
+    unused: Any = None
+    stream = Stream(unused, unused, unused, unused, jnp.asarray(scores), jnp.asarray(pattern))
+    m: Any = circuits.attention_measures(stream)
     np.testing.assert_array_equal(m["attention_score_frequency"]["frequency"], [3, 6])
-    # Energies of the alternating wave and of half a cosine: 1 and 1/8.
+    # The energy of the alternating wave is 1, that of half a cosine 1/8.
     np.testing.assert_allclose(m["attention_score_frequency"]["fve"], [1, 8 / 9], rtol=1e-12)
     np.testing.assert_allclose(m["attention_pattern_mean"], pattern.mean(axis=(0, 1)), rtol=1e-12)
 
@@ -331,7 +349,7 @@ def test_stand_ins_are_neither_keys_nor_clusters():
     assert not ablations.draw_controls(0, keys, jnp.ones(20, int)).enough_stand_ins
 
 
-# --- one call, many networks --------------------------------------------------------------------------------------------------------
+# --- one call, many networks ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -351,12 +369,14 @@ def test_mapped_over_networks_equals_one_at_a_time(three, mapped):
     keys = fourier.mask_of([2, 5], 12)
     one_at_a_time = stack([measures.all(TINY, p, s, keys) for p, s in zip(*three, strict=True)])
 
-    def measure(params_split):
-        return measures.measure(TINY, *params_split, keys)
+    def measure(params_and_split):
+        params, split = params_and_split
+        return measures.measure(TINY, params, split, keys)
 
     over = jax.vmap(measure) if mapped == "vmap" else functools.partial(jax.lax.map, measure)
     together = jax.jit(over)((stack(params), stack(splits)))
-    # Equal but for the order of sums. The vectors of tied principal components are arbitrary, and not compared.
+    # They differ only by the order of sums. The vectors of tied principal components are arbitrary, so they are not
+    # compared.
     for tree in (one_at_a_time, together):
         tree.pop("principal_components")
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), together, one_at_a_time)
@@ -376,9 +396,9 @@ def test_the_same_shapes_compile_once(three):
     params, splits = three
     keys = fourier.mask_of([2, 5], 12)
     measures.all(TINY, params[0], splits[0], keys)
-    before = measures.all._cache_size()
+    before = measures.all._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     measures.all(TINY, params[1], splits[1], fourier.mask_of([1], 12))
-    assert measures.all._cache_size() == before
+    assert measures.all._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_without_keys_the_measures_that_need_them_are_not_numbers(three):
@@ -395,7 +415,7 @@ def test_without_keys_the_measures_that_need_them_are_not_numbers(three):
     for name in ("keep_key_blocks", "mlp_on_W_L_key_directions", "mlp_on_their_null_space"):
         assert out["ablation_loss"][name] is None
         assert out["controls"]["ablation_loss"][name] == {"median": None, "min": None, "max": None}
-    # Those that need none stay.
+    # The others are still numbers.
     assert out["loss"]["all"] > 0
     assert out["excluded_loss_max_over_frequencies"] > 0
     assert out["ablation_loss"]["mlp_skip_zero"] > 0

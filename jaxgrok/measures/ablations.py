@@ -1,44 +1,51 @@
-"""Ablations: the loss of a network with one part of it taken away, and the random controls beside them (spec: MEASURES.md).
+"""Ablations: the loss of a network without one of its parts, and the random controls beside them.
 
-Every loss is over all pairs and the p number classes. Shapes: P residue, F Fourier row, K frequency, M neurons.
+The definitions are in MEASURES.md. Every loss is over all pairs and the p number classes.
+Shapes: P residue, F Fourier row, K frequency, M neurons, n random draws, R directions in neuron space.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxgrok.measures import fourier
 from jaxgrok.measures.all_pairs import Network, mean_loss
 
 DRAWS = 10  # of each random control
-NARROW = 16  # directions: those of up to eight keys
+NARROW = 16  # directions, which is what up to eight keys span
 
 
-# --- random controls -------------------------------------------------------------------------------------------------------
+# --- random controls --------------------------------------------------------------------------------------------------
 
 
 class Controls(NamedTuple):
-    """The random choices that stand beside the keys, DRAWS of each, the same for every checkpoint of a run.
+    """The random choices that are compared with the keys: DRAWS of each, the same for every checkpoint of a run.
 
-    sets [draws, K]: as many non-key frequencies as there are keys; singles [draws, K]: one each; both empty where there
-    are too few. stand_ins [draws, K]: for each frequency with a cluster another, without key or cluster.
-    enough_stand_ins: whether there were. normals_key: for as many random directions in neuron space as there are key rows.
+    Attributes:
+        sets: as many random non-key frequencies as there are keys; empty if there are too few.
+        singles: one random non-key frequency each; empty if there is none.
+        stand_ins: for each frequency with a cluster, the index of another that is neither a key nor has a cluster.
+        enough_stand_ins: whether there are enough of those.
+        normals_key: the PRNG key of random directions in neuron space, as many as there are key rows.
     """
 
-    sets: jax.Array
-    singles: jax.Array
-    stand_ins: jax.Array
-    enough_stand_ins: jax.Array
-    normals_key: jax.Array
+    sets: Bool[Array, "n K"]
+    singles: Bool[Array, "n K"]
+    stand_ins: Int[Array, "n K"]
+    enough_stand_ins: Bool[Array, ""]
+    normals_key: Key[Array, ""]
 
 
-def draw_controls(seed, keys, clusters) -> Controls:
-    """The controls for keys [K] and cluster sizes [K]; seed may be traced."""
+def draw_controls(seed: int | Int[Array, ""], keys: Bool[Array, "K"], clusters: Int[Array, "K"]) -> Controls:
+    """The controls for these keys and cluster sizes. seed may be traced."""
     sets_key, singles_key, stand_ins_key, normals_key = jax.random.split(jax.random.key(seed), 4)
     has_cluster = clusters > 0
     free = ~keys & ~has_cluster
-    # Drawn in float32 in every dtype, as fourier.random_sets draws.
+    # float32 in every dtype, for the reason given in fourier.random_sets.
     score = jnp.where(free, jax.random.uniform(stand_ins_key, (DRAWS, len(keys)), jnp.float32), jnp.inf)
     stand_ins = score.argsort(axis=1)[:, jnp.where(has_cluster, has_cluster.cumsum() - 1, 0)]
     return Controls(
@@ -50,27 +57,27 @@ def draw_controls(seed, keys, clusters) -> Controls:
     )
 
 
-def of_singles(per_frequency, singles):
-    """[draws] the values of per_frequency [K] at single frequencies, masks [draws, K]."""
+def at_singles(per_frequency: Float[Array, "K"], singles: Bool[Array, "n K"]) -> Float[Array, "n"]:
+    """The value of per_frequency at the one frequency of each mask; NaN for an empty mask."""
     return jnp.where(singles.any(axis=1), per_frequency[singles.argmax(axis=1)], jnp.nan)
 
 
-def where_known(condition, tree):
-    """A pytree of floats, NaN where a traced condition does not hold."""
+def where_known(condition: Bool[Array, ""], tree: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
+    """The same pytree, with every number NaN if the condition does not hold. The condition may be traced."""
     return jax.tree.map(lambda x: jnp.where(condition, x, jnp.nan), tree)
 
 
-def median_and_range(draws) -> dict:
-    """Over the draws, the first axis."""
+def median_and_range(draws: Float[Array, "n ..."]) -> dict[str, Float[Array, "..."]]:
+    """The median, minimum and maximum over the draws."""
     return {"median": jnp.median(draws, axis=0), "min": draws.min(axis=0), "max": draws.max(axis=0)}
 
 
-# --- ablations -------------------------------------------------------------------------------------------------------------
+# --- ablations --------------------------------------------------------------------------------------------------------
 
 
-def row_space(rows, chosen):
-    """[M, R] columns that span the chosen rows of [F, M], orthonormal; columns beyond their rank are zero."""
-    # The chosen rows first: the leading columns of Q then span them and nothing else.
+def row_space(rows: Float[Array, "F M"], chosen: Bool[Array, "F"]) -> Float[Array, "M R"]:
+    """Orthonormal columns that span the chosen rows. The columns beyond their rank are zero."""
+    # With the chosen rows first, the leading columns of Q span them and nothing else.
     order = jnp.argsort(~chosen)
     Q, R = jnp.linalg.qr(jnp.where(chosen[order], rows[order].T, 0))
     size = jnp.abs(R.diagonal())
@@ -78,11 +85,16 @@ def row_space(rows, chosen):
     return jnp.where(spans, Q, 0)
 
 
-def losses_without_each_block(net: Network, mlp_logits, labels, wanted):
-    """[K] loss when every neuron loses the 3x3 block of one frequency, its constant kept; NaN where not `wanted` [K].
+def losses_without_each_block(
+    net: Network,
+    mlp_logits: Float[Array, "P P P"],
+    labels: Int[Array | np.ndarray, "P P"],
+    wanted: Bool[Array, "K"],
+) -> Float[Array, "K"]:
+    """The loss when every neuron loses the 3x3 block of one frequency and keeps its mean; NaN if it is not wanted.
 
-    mlp_logits [P, P, P]: what the neurons write. Projecting over pairs and reading out over neurons commute, so the block
-    is taken from those logits.
+    mlp_logits are the logits that the neurons write. Projecting over pairs commutes with reading out over neurons, so
+    the block is taken from those logits.
     """
     waves = jnp.asarray(fourier.block_waves(len(labels)), net.logits.dtype)
     blocks = fourier.blocks(fourier.transform2(mlp_logits))
@@ -97,10 +109,17 @@ def losses_without_each_block(net: Network, mlp_logits, labels, wanted):
     return jax.lax.map(of_one, (waves, blocks, wanted))
 
 
-def losses_with_polynomials(net: Network, of_neurons: fourier.NeuronBlocks, fits: fourier.NeuronFits, stand_ins, labels):
-    """[draws] loss when each clustered neuron is its mean plus one 3x3 block.
+def losses_with_polynomials(
+    net: Network,
+    of_neurons: fourier.NeuronBlocks,
+    fits: fourier.NeuronFits,
+    stand_ins: Int[Array, "n K"],
+    labels: Int[Array | np.ndarray, "P P"],
+) -> Float[Array, "n"]:
+    """The loss when every neuron in a cluster becomes its mean plus one 3x3 block.
 
-    stand_ins [draws, K]: the index of the frequency whose block stands for each one; the frequency itself in the measure.
+    stand_ins holds, for each frequency, the index of the frequency whose block its cluster gets. In the measure that is
+    the frequency itself; in the controls it is another.
     """
     p, K = len(labels), stand_ins.shape[1]
     clustered = fits.fve > fourier.CLUSTERED
@@ -109,43 +128,63 @@ def losses_with_polynomials(net: Network, of_neurons: fourier.NeuronBlocks, fits
 
     def of_one(stand_in):
         takes = stand_in[fits.index] == jnp.arange(K)[:, None]
-        return mean_loss(rest + fourier.from_blocks(jnp.where(takes[:, None, None], of_neurons.blocks, 0) @ W_L.T, p), labels)
+        kept = fourier.from_blocks(jnp.where(takes[:, None, None], of_neurons.blocks, 0) @ W_L.T, p)
+        return mean_loss(rest + kept, labels)
 
     return jax.lax.map(of_one, stand_ins)
 
 
-def losses_on_directions(net: Network, mlp_logits, directions, rank, labels):
-    """(loss with the neurons projected on directions [M, R], loss with the projection taken away); rank: columns in use.
+def losses_on_directions(
+    net: Network,
+    mlp_logits: Float[Array, "P P P"],
+    directions: Float[Array, "M R"],
+    rank: Int[Array, ""],
+    labels: Int[Array | np.ndarray, "P P"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss with the neurons projected on these directions, and the loss with that projection taken away.
 
-    mlp_logits [P, P, P]: what the neurons write. The residual stream and the output bias stay as they are.
+    rank is the number of columns in use. mlp_logits are the logits that the neurons write. The residual stream and the
+    output bias stay as they are.
     """
 
-    def leading(n):
+    def leading(n: int) -> Callable:
         return lambda V: (net.neurons @ V[:, :n]) @ (V[:, :n].T @ net.W_L.T)
 
-    # A handful of keys spans a handful of directions; projecting on them alone is several times cheaper.
+    # A few keys span only a few directions, and projecting on those alone is several times cheaper.
     kept = jax.lax.cond(rank <= NARROW, leading(NARROW), leading(directions.shape[1]), directions)
     return mean_loss(net.logits - mlp_logits + kept, labels), mean_loss(net.logits - kept, labels)
 
 
-def ablations_of_skips(net: Network, mlp_logits, labels) -> dict:
-    """The ablations that need a residual stream beside the MLP: nothing in them has a size that a random control could match.
+def ablations_of_skips(
+    net: Network, mlp_logits: Float[Array, "P P P"], labels: Int[Array | np.ndarray, "P P"]
+) -> dict[str, Float[Array, ""] | None]:
+    """The losses of the ablations that need a residual stream; None for each if the network has none.
 
-    For several layers they are those of the last block: `attention_zero` leaves the stream before it, which for one layer
-    is the embedding of "=" alone.
+    They have no random controls, because nothing in them has a size that a control could match. With several layers
+    they are those of the last block: `attention_zero` leaves the stream before it, which with one layer is the
+    embedding of "=" alone.
     """
     names = ("mlp_skip_zero", "mlp_skip_mean", "attention_zero", "attention_skip_zero")
-    if net.mid is None:
+    if net.stream is None:
         return dict.fromkeys(names)
+    stream = net.stream
     mlp_alone = mlp_logits + net.bias
-    mean_direct = net.direct.mean(axis=1).mean(axis=0)
-    without_attention = jnp.broadcast_to(net.logits_with(net.before), net.logits.shape)
-    logits = (mlp_alone, mlp_alone + mean_direct, without_attention, net.logits_with(net.mid - net.before))
+    mean_direct = stream.direct.mean(axis=1).mean(axis=0)
+    without_attention = jnp.broadcast_to(stream.logits_with(stream.before), net.logits.shape)
+    attention_alone = stream.logits_with(stream.mid - stream.before)
+    logits = (mlp_alone, mlp_alone + mean_direct, without_attention, attention_alone)
     return {name: mean_loss(x, labels) for name, x in zip(names, logits, strict=True)}
 
 
-def ablations(net: Network, of_neurons: fourier.NeuronBlocks, fits, labels, keys, controls: Controls) -> tuple[dict, dict]:
-    """Every ablation loss, and the draws of their controls."""
+def ablations(
+    net: Network,
+    of_neurons: fourier.NeuronBlocks,
+    fits: fourier.NeuronFits,
+    labels: Int[Array | np.ndarray, "P P"],
+    keys: Bool[Array, "K"],
+    controls: Controls,
+) -> tuple[dict, dict]:
+    """The loss of every ablation, and the losses of each draw of their controls."""
     p, M = net.W_L.shape
     mlp_logits = net.neurons @ net.W_L.T
     logit_components = fourier.transform2(net.logits)
@@ -156,7 +195,8 @@ def ablations(net: Network, of_neurons: fourier.NeuronBlocks, fits, labels, keys
 
     without_each = losses_without_each_block(net, mlp_logits, labels, keys | controls.singles.any(axis=0))
     itself = jnp.arange(p // 2)[None]
-    polynomials = losses_with_polynomials(net, of_neurons, fits, jnp.concatenate([itself, controls.stand_ins]), labels)
+    stand_ins = jnp.concatenate([itself, controls.stand_ins])
+    polynomials = losses_with_polynomials(net, of_neurons, fits, stand_ins, labels)
     key_rows = fourier.rows_of(keys, p)
 
     def on_rows(rows):
@@ -166,16 +206,21 @@ def ablations(net: Network, of_neurons: fourier.NeuronBlocks, fits, labels, keys
         return on_rows(jax.random.normal(key, (p, M), jnp.float32).astype(net.W_L.dtype))
 
     on_keys, on_null_space = on_rows(fourier.transform(net.W_L))
-    needs_keys = {"keep_key_blocks": keep_blocks(keys), "mlp_on_W_L_key_directions": on_keys, "mlp_on_their_null_space": on_null_space}
+    needs_keys = {
+        "keep_key_blocks": keep_blocks(keys),
+        "mlp_on_W_L_key_directions": on_keys,
+        "mlp_on_their_null_space": on_null_space,
+    }
     measured = where_known(keys.any(), needs_keys) | {
         "remove_key_from_neurons": without_each,
         "clustered_neurons_as_polynomials": polynomials[0],
         **ablations_of_skips(net, mlp_logits, labels),
     }
-    on_random, off_random = where_known(keys.any(), jax.lax.map(on_random_rows, jax.random.split(controls.normals_key, DRAWS)))
+    random_keys = jax.random.split(controls.normals_key, DRAWS)
+    on_random, off_random = where_known(keys.any(), jax.lax.map(on_random_rows, random_keys))
     draws = {
         "keep_key_blocks": where_known(controls.sets.any(), jax.lax.map(keep_blocks, controls.sets)),
-        "remove_key_from_neurons": of_singles(without_each, controls.singles),
+        "remove_key_from_neurons": at_singles(without_each, controls.singles),
         "clustered_neurons_as_polynomials": where_known(controls.enough_stand_ins, polynomials[1:]),
         "mlp_on_W_L_key_directions": on_random,
         "mlp_on_their_null_space": off_random,

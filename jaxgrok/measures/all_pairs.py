@@ -1,92 +1,133 @@
-"""One network on all pairs of its inputs: what every measure and figure starts from.
+"""One network on all pairs of its inputs. Every measure and every figure of a modular network starts from this.
 
 Shapes: P residue, M neurons, H heads, S positions, D residual, C classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrok.config import Config
 from jaxgrok.nets.loss import cross_entropy
 from jaxgrok.nets.model import MLP, make_model
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import modular_task
 
 
 class Split(NamedTuple):
-    """labels [P * P] int32, the answers of all pairs in lexicographic order; train [n_train] int32, the pairs trained on."""
+    """The answers of a run's pairs, and the pairs that it is trained on.
 
-    labels: np.ndarray
-    train: np.ndarray
+    Attributes:
+        labels: the answers of all pairs in lexicographic order, int32.
+        train: the numbers of the train pairs in that order, int32.
+    """
+
+    labels: Int[np.ndarray, "P*P"]
+    train: Int[np.ndarray, "n_train"]
 
 
 def split_of(config: Config, frac: float, seed: int, split_seed: int | None = None) -> Split:
-    """The split and labels of the run with this seed. Raises BadInput for a fraction that leaves no train or test pair."""
-    task = make_task(config)
+    """The split and labels of the run with this seed. split_seed None means the run's own seed.
+
+    Raises BadInput if the task is not modular, or if the fraction leaves no train or no test pair.
+    """
+    task = modular_task(config)
     train, _ = task.split_indices(frac, seed if split_seed is None else split_seed)
     return Split(task.labels(seed), train.astype(np.int32))
 
 
-class Network(NamedTuple):
-    """What the measures need of a network. For several layers, the last block's: there the answer is read.
+class Stream(NamedTuple):
+    """The residual stream and the attention of the last block, from "=". The MLP network has neither.
 
-    W_E [P, D] embedding without "=" (the MLP's input weights); W_L [P, M] = W_out W_U transposed, "=" dropped.
-    all_logits [P, P, C] with "=" where the network has it; logits [P, P, P]; neurons [P, P, M], and how many of them are
-    always active (positive before the activation function) and never.
-    direct [P, P, P]: what reaches the logits past the MLP; bias [P]: what the output bias adds to them.
-    logits_with: the logits [P, P, P] for another residual stream [P, P, D] after attention, the MLP's input too.
-    mid, before [P, P, D]: that stream, and the stream before attention ([1, 1, D] for one layer). scores, pattern [P, P, H, S]: from "=".
-    What the MLP lacks is None.
+    Attributes:
+        before: the stream before attention. With one layer it is the embedding of "=", the same for every pair.
+        mid: the stream after attention, which is the MLP's input.
+        direct: the logits that the stream writes past the MLP.
+        logits_with: computes the logits for another stream after attention, which is then the MLP's input too.
+        scores: the attention scores.
+        pattern: the attention pattern.
     """
 
-    W_E: jax.Array
-    W_L: jax.Array
-    all_logits: jax.Array
-    logits: jax.Array
-    neurons: jax.Array
-    always_active: jax.Array
-    never_active: jax.Array
-    bias: jax.Array
-    direct: jax.Array | None
-    logits_with: Callable | None
-    mid: jax.Array | None
-    before: jax.Array | None
-    scores: jax.Array | None
-    pattern: jax.Array | None
+    before: Float[Array, "P P D"] | Float[Array, "1 1 D"]
+    mid: Float[Array, "P P D"]
+    direct: Float[Array, "P P P"]
+    logits_with: Callable[[Float[Array, "A B D"]], Float[Array, "A B P"]]
+    scores: Float[Array, "P P H S"]
+    pattern: Float[Array, "P P H S"]
 
 
-def run_network(config: Config, params) -> Network:
-    """The network on all p^2 pairs. The number of classes is the weights' own: p, or p + 1 with "="."""
-    task, p = make_task(config), config.p
+class Network(NamedTuple):
+    """The parts of a network that the measures need. With several layers they are those of the last block, which writes
+    the answer.
+
+    Attributes:
+        W_E: the embedding without "=". For the MLP network, its input weights.
+        W_L: the transpose of W_out W_U, without the class of "=".
+        all_logits: the logits, with the class of "=" if the network has it.
+        logits: the logits of the p number classes.
+        neurons: the activations of the MLP.
+        always_active: the number of neurons that are positive before the activation function on every pair.
+        never_active: the number of neurons that are positive on none.
+        bias: the contribution of the output bias to the logits.
+        stream: the residual stream and the attention; None for the MLP network.
+    """
+
+    W_E: Float[Array, "P D"]
+    W_L: Float[Array, "P M"]
+    all_logits: Float[Array, "P P C"]
+    logits: Float[Array, "P P P"]
+    neurons: Float[Array, "P P M"]
+    always_active: Int[Array, ""]
+    never_active: Int[Array, ""]
+    bias: Float[Array, "P"]
+    stream: Stream | None
+
+
+STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "attn.hook_pattern")
+
+
+def run_network(config: Config, params: dict) -> Network:
+    """The network on all p^2 pairs. The weights decide the number of classes: p, or p + 1 with "=".
+
+    Raises BadInput if the task is not modular.
+    """
+    task, p = modular_task(config), config.p
     params = jax.tree.map(jnp.asarray, params)
     model = make_model(config, task)
-    if config.arch == "transformer":
+    is_mlp = config.arch == "mlp"
+    if not is_mlp:
         model = model.clone(d_vocab_out=params["unembed"]["W_U"].shape[1])
-    last = f"blocks.{config.n_layers - 1}." if config.arch == "transformer" else ""
-    kept = ("mlp.hook_post", "hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "attn.hook_pattern")[: 5 if last else 1]
+    last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
+    kept = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
 
     def of_row(tokens):
-        logits, activations = model.apply({"params": params}, tokens)
+        # Flax's `apply` is typed as if it could return a FrozenDict of variables too.
+        logits, activations = cast(tuple, model.apply({"params": params}, tokens))
         pre = activations[f"{last}mlp.hook_pre"][:, 0]
         activations = [activations[last + name] for name in kept]
-        activations = [x[:, :, 0] if x.ndim == 4 else x[:, 0] for x in activations]  # the one read position
+        # Only one position is read: drop its axis.
+        activations = [x[:, :, 0] if x.ndim == 4 else x[:, 0] for x in activations]
         return logits[:, 0], ((pre > 0).all(axis=0), (pre <= 0).all(axis=0)), *activations
 
-    # The pairs of one a at a time: their activations stay in cache, and only what is kept exists for all of them at once.
+    # One value of a at a time: its activations stay in cache, and only what is kept exists for all pairs at once.
     tokens = task.pairs(np.arange(p * p), 0).tokens.reshape(p, p, -1)
-    all_logits, activity, neurons, *others = jax.lax.map(of_row, tokens)
+    all_logits, activity, neurons, *of_stream = jax.lax.map(of_row, tokens)
     always, never = (x.all(axis=0).sum() for x in activity)
-    if config.arch == "mlp":
-        nothing = dict.fromkeys(("direct", "logits_with", "mid", "before", "scores", "pattern"))
+    if is_mlp:
         W_E, W_L, bias = params["W_in"], params["W_out"].T, params["b_out"]
-        return Network(W_E, W_L, all_logits, all_logits, neurons, always, never, bias, **nothing)
-    mid, before, scores, pattern = others
-    # For one layer the stream before attention is the embedding of "=", the same for every pair.
+        return Network(W_E, W_L, all_logits, all_logits, neurons, always, never, bias, None)
+    mid, before, scores, pattern = of_stream
     before = before[:1, :1] if config.n_layers == 1 else before
     weights, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"], params["unembed"]["W_U"][:, :p]
+    W_E, W_L, bias = params["embed"]["W_E"][:p], (weights["W_out"] @ W_U).T, weights["b_out"] @ W_U
+    stream = Stream(before, mid, mid @ W_U, _logits_with(config, weights, W_U), scores, pattern)
+    return Network(W_E, W_L, all_logits, all_logits[..., :p], neurons, always, never, bias, stream)
+
+
+def _logits_with(config: Config, weights: dict, W_U: Float[Array, "D P"]) -> Callable:
     mlp = MLP(config.mlp_width, config.d_model, config.act, jnp.dtype(config.dtype))
 
     def logits_with(mid):
@@ -96,24 +137,23 @@ def run_network(config: Config, params) -> Network:
 
         return jax.lax.map(of_row, mid)
 
-    W_E, W_L, bias = params["embed"]["W_E"][:p], (weights["W_out"] @ W_U).T, weights["b_out"] @ W_U
-    return Network(
-        W_E, W_L, all_logits, all_logits[..., :p], neurons, always, never, bias, mid @ W_U, logits_with, mid, before, scores, pattern
-    )
+    return logits_with
 
 
-def _mean(per_pair):
-    """Mean of [P, P] values, a row at a time: in float32 a running sum over all p^2 pairs would lose digits."""
+def _mean(per_pair: Float[Array, "P P"]) -> Float[Array, ""]:
+    # Row by row: in float32 a running sum over all p^2 pairs would lose digits.
     return per_pair.mean(axis=1).mean()
 
 
-def mean_loss(logits, labels):
-    """Mean cross-entropy over all pairs; logits [P, P, C], labels [P, P]."""
+def mean_loss(logits: Float[Array, "P P C"], labels: Int[Array | np.ndarray, "P P"]) -> Float[Array, ""]:
+    """The mean cross-entropy over all pairs."""
     return _mean(cross_entropy(logits, labels))
 
 
-def over_splits(per_pair, is_train):
-    """{"all", "train", "test"}: means of [P, P] values; is_train [P, P] bool."""
+def over_splits(
+    per_pair: Float[Array, "P P"], is_train: Bool[Array | np.ndarray, "P P"]
+) -> dict[str, Float[Array, ""]]:
+    """The means over {"all", "train", "test"} pairs."""
 
     def mean(chosen):
         return jnp.where(chosen, per_pair, 0).sum(axis=1).sum() / chosen.sum()
@@ -121,6 +161,8 @@ def over_splits(per_pair, is_train):
     return {"all": _mean(per_pair), "train": mean(is_train), "test": mean(~is_train)}
 
 
-def losses(logits, labels, is_train):
-    """{"all", "train", "test"}: mean cross-entropy; logits [P, P, C], labels and is_train [P, P]."""
+def losses(
+    logits: Float[Array, "P P C"], labels: Int[Array | np.ndarray, "P P"], is_train: Bool[Array | np.ndarray, "P P"]
+) -> dict[str, Float[Array, ""]]:
+    """The mean cross-entropies over {"all", "train", "test"} pairs."""
     return over_splits(cross_entropy(logits, labels), is_train)

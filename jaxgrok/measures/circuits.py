@@ -2,120 +2,147 @@
 
     config = jaxgrok.Config()                                   # p = 113, add, the transformer
     split = measures.split_of(config, frac=0.3, seed=0)
-    keys = measures.find_keys(config, final_params)             # the keys of a run's last checkpoint ...
-    m = measures.all(config, params, split, keys)               # ... hold for all its checkpoints
+    keys = measures.find_keys(config, final_params)             # find the keys in a run's last checkpoint ...
+    m = measures.all(config, params, split, keys)               # ... and use them for all its checkpoints
     measures.to_json(config, m)
 
-`measure` is written for one network: `jax.vmap` it over parameters, splits and keys where memory allows (0.15 GB a
-network at p = 113, 0.3 in float64), or `jax.lax.map` it. The pytree is a nested dictionary under the names of
-reference/wd_10-1_analysis_float64.json. What JSON gives per key stands there for every frequency k = 1 .. K = p // 2,
-in order. Without a key, and for a task without waves, the measures that need them are NaN; what an architecture does
-not have (the MLP has neither attention nor a skip connection) is None.
+`measure` takes one network. To measure many, `jax.vmap` it over parameters, splits and keys if memory allows (it takes
+0.15 GB a network at p = 113, and 0.3 GB in float64), or `jax.lax.map` it.
 
-Analysis is over the p number classes, the class of "=" dropped; `loss_all_classes` alone is over all of them.
-Shapes: P residue, F Fourier row, K frequency, M neurons, H heads, D residual, C classes.
+The result is a nested dictionary with the names of reference/wd_10-1_analysis_float64.json. A measure that the JSON
+gives for each key is an array over every frequency k = 1 .. K = p // 2 here. Measures that need keys are NaN if there
+are none, and measures that need waves are NaN if the task has none. A part that the architecture does not have is None:
+the MLP network has neither attention nor a skip connection.
+
+All losses are over the p number classes, without the class of "=". Only `loss_all_classes` includes it.
+Shapes: P residue, F Fourier row, K frequency, M neurons, H heads, S positions, D residual, C classes.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrok.config import Config
 from jaxgrok.measures import fourier
-from jaxgrok.measures.ablations import Controls, ablations, draw_controls, median_and_range, of_singles, where_known
-from jaxgrok.measures.all_pairs import Network, Split, losses, over_splits, run_network, split_of
+from jaxgrok.measures.ablations import Controls, ablations, at_singles, draw_controls, median_and_range, where_known
+from jaxgrok.measures.all_pairs import Network, Split, Stream, losses, over_splits, run_network, split_of
 from jaxgrok.nets import interop
 from jaxgrok.nets.loss import cross_entropy, is_correct
-from jaxgrok.tasks import make_task
+from jaxgrok.nets.precision import at_precision
+from jaxgrok.tasks import modular_task
 
-__all__ = ["Split", "all", "find_keys", "measure", "split_of", "to_json"]
+__all__ = ["SCHEMA", "Split", "all", "find_keys", "measure", "plain", "split_of", "to_json"]
 
-# --- progress measures, from the logits alone -------------------------------------------------------------------------------
+# The version of what `measure` returns. Raise it whenever a measure is added, removed or defined anew: saved measures
+# of another version are then computed again.
+SCHEMA = 1
+
+# --- progress measures, from the logits alone -------------------------------------------------------------------------
 
 
 class Waves(NamedTuple):
-    """Logits L as functions of the task's waves.
+    """Logits L as functions of the wave argument s of the task.
 
-    s [P, P], concrete: the argument of the waves on each pair. mean [C]: of L over all pairs, per class. levels [P, C]:
-    the mean of L over the pairs of each s. alpha [K]: the coefficients of cos(w_k (s - c)). total: the energy of L about
-    its overall mean.
+    Attributes:
+        s: the argument on each pair; it is concrete, never traced.
+        mean: the mean of L over all pairs, for each class.
+        levels: the mean of L over the pairs of each value of s.
+        alpha: the coefficients of cos(w_k (s - c)), where c is the class.
+        total: the sum of squares of L minus its overall mean.
     """
 
-    s: np.ndarray
-    mean: jax.Array
-    levels: jax.Array
-    alpha: jax.Array
-    total: jax.Array
+    s: Int[np.ndarray, "P P"]
+    mean: Float[Array, "C"]
+    levels: Float[Array, "P C"]
+    alpha: Float[Array, "K"]
+    total: Float[Array, ""]
 
 
-def waves_of(logits, s) -> Waves:
-    """The wave analysis of logits [P, P, P] for the argument s [P, P] (fourier.wave_argument).
+def waves_of(logits: Float[Array, "P P P"], s: Int[np.ndarray, "P P"]) -> Waves:
+    """The wave analysis of logits for the argument s (see `fourier.wave_argument`).
 
-    alpha_k is the ordinary least squares coefficient of cos(w_k (s - c)) over all pairs and classes. The columns are
-    orthogonal to one another and to the constant, so each stands alone, and averages over s - c = d and one DFT suffice.
+    alpha_k is the ordinary least squares coefficient of cos(w_k (s - c)) over all pairs and classes. The columns of
+    that regression are orthogonal to one another and to the constant, so each coefficient can be computed alone:
+    averages over s - c = d and one DFT are enough.
     """
     p = len(s)
     levels = fourier.average_over_levels(logits, s)
     d = np.arange(p)
     by_difference = levels[(d[:, None] + d) % p, d].mean(axis=1)
     overall = by_difference.mean()
-    cos_norms = np.linalg.norm(_cosines(p), axis=0)
-    alpha = fourier.by_frequency(fourier.transform(by_difference - overall))[:, 0] / jnp.asarray(cos_norms, logits.dtype)
+    cos_norms = jnp.asarray(np.linalg.norm(_cosines(p), axis=0), logits.dtype)
+    alpha = fourier.by_frequency(fourier.transform(by_difference - overall))[:, 0] / cos_norms
     total = ((logits - overall) ** 2).sum(axis=2).sum(axis=1).sum()
     return Waves(s, levels.mean(axis=0), levels, alpha, total)
 
 
-def _cosines(p: int) -> np.ndarray:
-    """[P, K] cos(w_k d), not normalised."""
+def _cosines(p: int) -> Float[np.ndarray, "P K"]:
+    """cos(w_k d) for every difference d, not normalised."""
     return np.cos(2 * np.pi / p * (np.outer(np.arange(p), np.arange(1, fourier.n_frequencies(p) + 1)) % p))
 
 
-def restricted_loss(waves: Waves, is_train, keys):
-    """{"all", "train", "test"}: of P_S L plus the mean over pairs of L, a vector with one entry per class.
+def restricted_loss(
+    waves: Waves, is_train: Bool[Array | np.ndarray, "P P"], keys: Bool[Array | np.ndarray, "K"]
+) -> dict[str, Float[Array, ""]]:
+    """The loss over {"all", "train", "test"} pairs of P_S L plus the mean of L over pairs, a vector over classes.
 
-    The post's trig loss. The answer of a pair is its s, so one loss per level of s is all there is to compute.
-    Limit: averaging over the pairs of one s carries the labels of the train pairs to the test pairs, so with many keys
-    this loss is low even where the network only memorised.
+    The post calls it the trig loss. The answer of a pair is its s, so it takes only one loss per value of s.
+    Limit: the average over the pairs of one s carries the labels of the train pairs to the test pairs. With many keys
+    this loss is therefore low even in a network that only memorises.
     """
     logits = fourier.keep_frequencies(waves.levels, keys) + waves.mean
     return over_splits(cross_entropy(logits, jnp.arange(len(logits)))[waves.s], is_train)
 
 
-def excluded_loss(logits, waves: Waves, labels, is_train, keys):
-    """{"all", "train", "test"}: of L - P_S L, the constant untouched."""
+def excluded_loss(
+    logits: Float[Array, "P P P"],
+    waves: Waves,
+    labels: Int[Array | np.ndarray, "P P"],
+    is_train: Bool[Array | np.ndarray, "P P"],
+    keys: Bool[Array | np.ndarray, "K"],
+) -> dict[str, Float[Array, ""]]:
+    """The loss over {"all", "train", "test"} pairs of L - P_S L. The constant stays."""
     return losses(logits - fourier.keep_frequencies(waves.levels, keys)[waves.s], labels, is_train)
 
 
-def excluded_loss_of_each(logits, waves: Waves, split: Split):
-    """[K] train loss with one frequency excluded, for every frequency."""
+def excluded_loss_of_each(logits: Float[Array, "P P P"], waves: Waves, split: Split) -> Float[Array, "K"]:
+    """The train loss with one frequency excluded, for every frequency."""
     p = len(waves.s)
-    logits, s, labels = logits.reshape(p * p, p)[split.train], jnp.asarray(waves.s).ravel()[split.train], split.labels[split.train]
+    logits, s = logits.reshape(p * p, p)[split.train], jnp.asarray(waves.s).ravel()[split.train]
+    labels = split.labels[split.train]
     rows = jnp.asarray(fourier.by_frequency(fourier.basis(p)), logits.dtype)
 
-    def of(pair_of_rows):
-        wave = pair_of_rows.T @ (pair_of_rows @ waves.levels)
+    def of_frequency(cos_and_sin):
+        wave = cos_and_sin.T @ (cos_and_sin @ waves.levels)
         return cross_entropy(logits - wave[s], labels).mean()
 
-    return jax.lax.map(of, rows)
+    return jax.lax.map(of_frequency, rows)
 
 
-def wave_fit(waves: Waves, keys):
-    """{"logit_fve", "logit_approximation_loss"} of the least squares fit of L by sum alpha_k cos(w_k (s - c)), k in keys."""
+def wave_fit(waves: Waves, keys: Bool[Array | np.ndarray, "K"]) -> dict[str, Float[Array, ""]]:
+    """The least squares fit of L by the sum over keys of alpha_k cos(w_k (s - c)).
+
+    `logit_fve` is the fraction of the variance that it explains, `logit_approximation_loss` the loss of the fit itself.
+    """
     p = len(waves.s)
     kept = jnp.where(keys, waves.alpha, 0)
     cos = _cosines(p)
     fit = jnp.asarray(cos, kept.dtype) @ kept
     squared_norms = jnp.asarray(p**2 * (cos**2).sum(axis=0), kept.dtype)
+    fve = (kept**2 * squared_norms).sum() / waves.total
     # The fit is a function of s - c with the answer at 0, so every pair has the same loss.
-    return {"logit_fve": (kept**2 * squared_norms).sum() / waves.total, "logit_approximation_loss": cross_entropy(fit, jnp.int32(0))}
+    return {"logit_fve": fve, "logit_approximation_loss": cross_entropy(fit, jnp.int32(0))}
 
 
-def mlp_readout_fve(neurons, W_L, s):
-    """[F - 1] for each row r > 0 of F W_L: the share of the variance of (F W_L)_r . MLP(a, b) that the matching wave of s explains."""
+def mlp_readout_fve(
+    neurons: Float[Array, "P P M"], W_L: Float[Array, "P M"], s: Int[np.ndarray, "P P"]
+) -> Float[Array, "F-1"]:
+    """The fraction of the variance of (F W_L)_r . MLP(a, b) that the matching wave of s explains, for each r > 0."""
     p = len(s)
     readout = neurons @ fourier.transform(W_L)[1:].T
     on_wave = fourier.transform(fourier.average_over_levels(readout, s))[1:].diagonal() * math.sqrt(p)
@@ -123,31 +150,34 @@ def mlp_readout_fve(neurons, W_L, s):
     return on_wave**2 / total
 
 
-# --- attention, embedding, weights ----------------------------------------------------------------------------------------
+# --- attention, embedding, weights ------------------------------------------------------------------------------------
 
 
-def attention_measures(net: Network) -> dict:
-    """Attention of the last block from "=": mean pattern [H, S] and [H] to "="; best frequency of each head's score.
+def attention_measures(stream: Stream | None) -> dict[str, Array | dict[str, Array] | None]:
+    """The attention from "=" in the last block; None for each measure if the network has no attention.
 
-    The score is to a minus to b, averaged over b and centred: a function [P] of a. `fve` is the best frequency's share of
-    its energy.
+    They are the mean pattern [H, S], the part of it that goes to "=" itself [H], and the best frequency of each head's
+    score [H]. That score is the one to a minus the one to b, averaged over b and centred, which leaves a function of a.
+    `fve` is the share of its energy at the best frequency.
     """
-    if net.pattern is None:
+    if stream is None:
         return dict.fromkeys(("attention_pattern_mean", "attention_to_equals_mean", "attention_score_frequency"))
-    pattern = net.pattern.mean(axis=1).mean(axis=0)
-    score = (net.scores[..., 0] - net.scores[..., 1]).mean(axis=1)
+    mean_pattern = stream.pattern.mean(axis=1).mean(axis=0)
+    score = (stream.scores[..., 0] - stream.scores[..., 1]).mean(axis=1)
     energies = fourier.frequency_energies(score - score.mean(axis=0))
+    fve = energies.max(axis=0) / energies.sum(axis=0)
     return {
-        "attention_pattern_mean": pattern,
-        "attention_to_equals_mean": pattern[:, -1],
-        "attention_score_frequency": {"frequency": energies.argmax(axis=0) + 1, "fve": energies.max(axis=0) / energies.sum(axis=0)},
+        "attention_pattern_mean": mean_pattern,
+        "attention_to_equals_mean": mean_pattern[:, -1],
+        "attention_score_frequency": {"frequency": energies.argmax(axis=0) + 1, "fve": fve},
     }
 
 
-def principal_components(W_E) -> dict:
-    """Of the centred embedding [P, D], for each component: its share of the variance, its best frequency and the share in that.
+def principal_components(W_E: Float[Array, "P D"]) -> dict[str, Array]:
+    """For each principal component of the centred embedding: its share of the variance, its best frequency, and the
+    share of its energy at that frequency.
 
-    Circles in the first two are the cos and sin of one frequency.
+    The embedding forms circles in the first two components if they are the cos and sin of one frequency.
     """
     scores, sizes, _ = jnp.linalg.svd(W_E - W_E.mean(axis=0), full_matrices=False)
     energies = fourier.frequency_energies(scores)
@@ -159,17 +189,17 @@ def principal_components(W_E) -> dict:
     }
 
 
-def sum_squared_weights(params) -> dict:
-    """{TransformerLens name: sum of squares} of every parameter, and their `total`."""
+def sum_squared_weights(params: dict) -> dict[str, Float[Array, ""]]:
+    """The sum of squares of every parameter, by its TransformerLens name, and their `total`."""
     squares = {name: (x**2).sum() for name, x in interop.by_name(params).items()}
-    return squares | {"total": sum(squares.values())}
+    return squares | {"total": functools.reduce(jnp.add, squares.values())}
 
 
-# --- everything -------------------------------------------------------------------------------------------------------------
+# --- everything -------------------------------------------------------------------------------------------------------
 
 
 def _wave_measures(net: Network, split: Split, is_train, keys, controls: Controls, s) -> tuple[dict, dict]:
-    """The progress measures that need the task's waves, and the draws of their controls; s [P, P] is the argument."""
+    """The progress measures that need the wave argument s, and the draws of their controls."""
     labels = split.labels.reshape(is_train.shape)
     waves = waves_of(net.logits, s)
     each = excluded_loss_of_each(net.logits, waves, split)
@@ -189,35 +219,48 @@ def _wave_measures(net: Network, split: Split, is_train, keys, controls: Control
         "mlp_readout_fve": mlp_readout_fve(net.neurons, net.W_L, s),
     }
     draws = where_known(controls.sets.any(), jax.lax.map(of_set, controls.sets))
-    return measured, draws | {"excluded_loss_per_key": of_singles(each, controls.singles)}
+    return measured, draws | {"excluded_loss_per_key": at_singles(each, controls.singles)}
+
+
+def _without_waves(net: Network, split: Split, is_train, keys, controls: Controls) -> tuple[dict, dict]:
+    """The structure of `_wave_measures`, with NaN for every number. Any argument gives the shapes."""
+    any_argument = np.indices(is_train.shape).sum(axis=0) % len(is_train)
+    shapes = jax.eval_shape(lambda: _wave_measures(net, split, is_train, keys, controls, any_argument))
+    return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
 
 def _rules(net: Network, fits: fourier.NeuronFits) -> fourier.KeyRules:
-    norms = fourier.frequency_norms(net.W_L), fourier.frequency_norms(net.W_E)
-    return fourier.key_frequencies(*norms, fourier.cluster_sizes(fits, len(norms[0])))
+    W_L_norms, W_E_norms = fourier.frequency_norms(net.W_L), fourier.frequency_norms(net.W_E)
+    return fourier.key_frequencies(W_L_norms, W_E_norms, fourier.cluster_sizes(fits, len(W_L_norms)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def find_keys(config: Config, params):
-    """The key set [K] bool of one network; compiled once per config."""
-    with jax.default_matmul_precision("highest"):
-        net = run_network(config, params)
-        return _rules(net, fourier.fit_neurons(fourier.neuron_blocks(net.neurons))).keys
+@at_precision("highest")
+def find_keys(config: Config, params: dict) -> Bool[Array, "K"]:
+    """The key frequencies of one network, as a mask. Compiled once per config."""
+    net = run_network(config, params)
+    return _rules(net, fourier.fit_neurons(fourier.neuron_blocks(net.neurons))).keys
 
 
-def measure(config: Config, params, split: Split, keys=None, seed=0) -> dict:
-    """Every measure of one network: see the module's docstring. Pure; jit with `config` static, vmap over the rest.
+@at_precision("highest")
+def measure(
+    config: Config,
+    params: dict,
+    split: Split,
+    keys: Bool[Array | np.ndarray, "K"] | None = None,
+    seed: int | Int[Array, ""] = 0,
+) -> dict[str, Any]:
+    """Every measure of one network, in the form that the module's docstring describes.
 
-    keys [K] bool: those to use, of the run's final checkpoint for instance; None: those found in this network. Both sets
-    are returned, under key_frequencies `keys` and `found`. seed: of the random controls, which stand under `controls` as
-    median and range of 10 draws. In `key_frequencies` sets are masks [K].
+    Pure: `jit` it with a static config, and `vmap` it over the rest.
+
+    keys: the key frequencies to use, for instance those of the run's last checkpoint. None means those found in this
+    network. The result holds both, as masks: key_frequencies `keys` and `found`.
+    seed: of the random controls. The result holds the median and range of their 10 draws under `controls`.
+
+    Raises BadInput if the task is not modular.
     """
-    with jax.default_matmul_precision("highest"):
-        return _measure(config, params, split, keys, seed)
-
-
-def _measure(config: Config, params, split: Split, keys, seed) -> dict:
-    task, p = make_task(config), config.p
+    task, p = modular_task(config), config.p
     net = run_network(config, params)
     labels = split.labels.reshape(p, p)
     is_train = jnp.zeros(p * p, bool).at[split.train].set(True).reshape(p, p)
@@ -231,9 +274,7 @@ def _measure(config: Config, params, split: Split, keys, seed) -> dict:
     if fourier.has_waves(task):
         of_waves, draws = _wave_measures(net, split, is_train, keys, controls, fourier.wave_argument(task))
     else:
-        # The same structure, from any argument, with nothing in it.
-        shapes = jax.eval_shape(lambda: _wave_measures(net, split, is_train, keys, controls, np.indices((p, p)).sum(axis=0) % p))
-        of_waves, draws = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+        of_waves, draws = _without_waves(net, split, is_train, keys, controls)
     accuracies = over_splits(is_correct(net.logits, labels).astype(net.logits.dtype), is_train)
     components = fourier.transform(net.W_L)
     outside = jnp.where(fourier.rows_of(keys, p)[:, None], 0, components)
@@ -258,20 +299,21 @@ def _measure(config: Config, params, split: Split, keys, seed) -> dict:
         "gini": {name: fourier.gini(fourier.component_norms(x)) for name, x in (("W_E", net.W_E), ("W_L", net.W_L))},
         "ablation_loss": losses_ablated,
         "controls": jax.tree.map(median_and_range, draws | {"ablation_loss": ablation_draws}),
-        **attention_measures(net),
+        **attention_measures(net.stream),
         "principal_components": principal_components(net.W_E),
         "sum_squared_weights": sum_squared_weights(params),
     }
 
 
-all = functools.partial(jax.jit, static_argnums=0)(measure)  # compiled once per config; `jaxgrok.measures.all` reads as it should
+# `measure`, compiled once per config. It shadows a builtin, so that callers can write `jaxgrok.measures.all`.
+all = functools.partial(jax.jit, static_argnums=0)(measure)
 
 
-# --- JSON -------------------------------------------------------------------------------------------------------------------
+# --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def plain(x):
-    """numpy to plain values; not a number is None, since JSON has none."""
+def plain(x: Any) -> Any:
+    """Arrays, and dictionaries of them, as plain Python values. NaN and infinity become None, for JSON has neither."""
     if isinstance(x, dict):
         return {name: plain(value) for name, value in x.items()}
     if np.ndim(x):
@@ -280,13 +322,15 @@ def plain(x):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_json(config: Config, measures: dict) -> dict:
-    """One network's measures as plain values, under exactly the names of reference/wd_10-1_analysis_float64.json.
+def to_json(config: Config, measures: dict[str, Any]) -> dict[str, Any]:
+    """One network's measures as plain values, with exactly the names of reference/wd_10-1_analysis_float64.json.
 
-    Sets of frequencies are lists; what is per key is a dictionary by frequency, over the keys alone; None stands for a
-    measure that does not exist there (no keys, no waves, not finite). Beside the reference's names: `accuracies`,
-    `neuron_frequency`, `neuron_fve`, `no_keys`, `waves` (what the task's waves are waves of), `controls`,
-    `attention_pattern_mean`, `principal_components` and key_frequencies `found`. `split` is the caller's to add.
+    Sets of frequencies are lists. A measure that exists for each key is a dictionary from key frequency to value. None
+    means that the measure does not exist here (no keys, no waves, or not finite).
+
+    Names beyond those of the reference: `accuracies`, `neuron_frequency`, `neuron_fve`, `no_keys`, `controls`, `waves`
+    (the argument of the task's waves), `attention_pattern_mean`, `principal_components` and key_frequencies `found`.
+    The caller adds `split`.
     """
     m, p = jax.tree.map(np.asarray, measures), config.p
     keys = fourier.frequencies_of(m["key_frequencies"]["keys"])
@@ -294,14 +338,12 @@ def to_json(config: Config, measures: dict) -> dict:
     def per_key(x):
         return {str(k): plain(x[k - 1]) for k in keys}
 
-    frequency = fourier.frequency_of_row(p)
+    rows = [(row, name) for row, name in enumerate(fourier.row_names(p)) if fourier.frequency_of_row(p)[row] in keys]
     out = m | {
         "neuron_clusters": {str(k + 1): int(n) for k, n in enumerate(m["neuron_clusters"]) if n},
         "key_frequencies": {rule: fourier.frequencies_of(mask) for rule, mask in m["key_frequencies"].items()},
         **{name: per_key(m[name]) for name in ("excluded_loss_per_key", "alpha")},
-        "mlp_readout_fve": {
-            name: m["mlp_readout_fve"][row - 1] for row, name in enumerate(fourier.row_names(p)) if row and frequency[row] in keys
-        },
+        "mlp_readout_fve": {name: m["mlp_readout_fve"][row - 1] for row, name in rows},
         "ablation_loss": {name: x for name, x in m["ablation_loss"].items() if x is not None},
     }
     out["ablation_loss"]["remove_key_from_neurons"] = per_key(m["ablation_loss"]["remove_key_from_neurons"])
@@ -309,6 +351,6 @@ def to_json(config: Config, measures: dict) -> dict:
     if by_head is not None:
         heads = zip(by_head["frequency"], by_head["fve"], strict=True)
         out["attention_score_frequency"] = {str(h): {"frequency": k, "fve": fve} for h, (k, fve) in enumerate(heads)}
-    task = make_task(config)
+    task = modular_task(config)
     out["waves"] = fourier.WAVE_ARGUMENTS[task.operation][0] if fourier.has_waves(task) else None
-    return {name: None if x is None else x if isinstance(x, str) else plain(x) for name, x in out.items()}
+    return {name: x if x is None or isinstance(x, str) else plain(x) for name, x in out.items()}

@@ -1,90 +1,92 @@
-"""Real Fourier analysis modulo p: bases, transforms, the waves of a task, and which frequencies are keys.
+"""Real Fourier analysis modulo p: bases, transforms, the waves of a task, and the rules that make a frequency a key.
 
-Pure functions of arrays with static shapes. p is read from a shape; a set of frequencies is a boolean mask [K] over
-k = 1 .. K = p // 2, the last one included; w_k = 2 pi k / p. The basis has orthonormal rows: const, then cos and sin of
-each k. For even p the last row alternates +1 and -1 and is all there is of k = p/2 (spec: MEASURES.md).
+All functions are pure and their shapes are static. They read p from a shape. A set of frequencies is a boolean mask [K]
+over k = 1 .. K = p // 2, and k = p // 2 is included. The angular frequency of k is w_k = 2 pi k / p. The basis has
+orthonormal rows: the constant, then cos and sin of each k. For even p the last row alternates +1 and -1, and it is the
+only row of k = p/2 (spec: MEASURES.md).
 
-Shapes: P residue, F Fourier row (as many), K frequency, M neurons; trailing dimensions `...` are carried along.
+Shapes: P residue, F Fourier row (there are as many as residues), K frequency, M neurons. Axes written `...` are carried
+along.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgrok.config import BadInput
+from jaxgrok.tasks import ModularTask
 
-# What the waves of a task are waves of. Its level sets must have p pairs each; other operations have no such argument.
+# The argument of the waves of each task: its name, and its value for a pair. Each value modulo p must belong to p
+# pairs. The other operations have no such argument.
 WAVE_ARGUMENTS = {
     "add": ("a + b", lambda a, b: a + b),
     "subtract": ("a - b", lambda a, b: a - b),
 }
-RULE_SHARE = 1 / 4  # the rules `W_L` and `W_E`: a frequency counts from this share of the largest norm
-STANDS_OUT = 3  # times the median over frequencies
-CLUSTERED = 0.85  # of a neuron's centred energy, from which on it belongs to a frequency's cluster
+RULE_SHARE = 1 / 4  # the rules `W_L` and `W_E`: the least norm that counts, as a share of the largest
+STANDS_OUT = 3  # a frequency stands out if its norm is at least this many times the median norm
+CLUSTERED = 0.85  # a neuron is in a cluster if its best frequency explains more than this share of its centred energy
+CONSTANT_ROUNDINGS = 8  # a neuron is constant if its energy is no more than this many roundings of its mean could leave
 
 
-# --- bases and transforms -----------------------------------------------------------------------------------------------
+# --- bases and transforms ---------------------------------------------------------------------------------------------
 
 
 def n_frequencies(p: int) -> int:
-    """K = p // 2. Raises BadInput below p = 2, where there is no frequency."""
+    """K = p // 2. Raises BadInput if p is below 2, where there is no frequency."""
     if p < 2:
         raise BadInput("p", p, "a whole number, at least 2")
     return p // 2
 
 
-def frequency_of_row(p: int) -> np.ndarray:
-    """[F] frequency of each basis row: 0, 1, 1, 2, 2, ..."""
+def frequency_of_row(p: int) -> Int[np.ndarray, "F"]:
+    """The frequency of each basis row: 0, 1, 1, 2, 2, ..."""
     return (np.arange(p) + 1) // 2
 
 
 def row_names(p: int) -> list[str]:
-    """[F] names of the basis rows: `const`, `cos 1`, `sin 1`, ..."""
+    """The names of the basis rows: `const`, `cos 1`, `sin 1`, ..."""
     return ["const", *(f"{'cos' if row % 2 else 'sin'} {k}" for row, k in enumerate(frequency_of_row(p)) if row)]
 
 
-def basis(p: int) -> np.ndarray:
-    """The 1D basis F [F, P], float64, F F^T = I. Raises BadInput for p < 2."""
+def basis(p: int) -> Float[np.ndarray, "F P"]:
+    """The orthonormal 1D basis in float64. Raises BadInput if p is below 2."""
     n_frequencies(p)
     row, x = np.arange(p)[:, None], np.arange(p)
-    # Reduced modulo p first: the phase is then exact however large p is.
+    # Reducing modulo p first keeps the phase exact, however large p is.
     angle = 2 * np.pi / p * (frequency_of_row(p)[:, None] * x % p)
     waves = np.where(row % 2, np.cos(angle), np.where(row == 0, 1.0, np.sin(angle)))
     return waves / np.linalg.norm(waves, axis=1, keepdims=True)
 
 
-def _basis_as(x) -> jax.Array:
+def _basis_like(x: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "F P"]:
     return jnp.asarray(basis(x.shape[0]), x.dtype)
 
 
-def transform(f):
-    """F f: components [F, ...] of f [P, ...] along its first axis."""
-    return jnp.tensordot(_basis_as(f), f, axes=1)
+def transform(f: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "F ..."]:
+    """The Fourier components of f along its first axis."""
+    return jnp.tensordot(_basis_like(f), f, axes=1)
 
 
-def inverse(components):
-    """F^T components: [F, ...] -> [P, ...]."""
-    return jnp.tensordot(_basis_as(components).T, components, axes=1)
+def inverse(components: Float[Array | np.ndarray, "F ..."]) -> Float[Array, "P ..."]:
+    """The function with these Fourier components: the inverse of `transform`."""
+    return jnp.tensordot(_basis_like(components).T, components, axes=1)
 
 
-def transform2(f):
-    """f_hat[i, j] = sum_ab F[i, a] F[j, b] f[a, b]: components [F, F, ...] of f [P, P, ...]."""
+def transform2(f: Float[Array | np.ndarray, "P P ..."]) -> Float[Array, "F F ..."]:
+    """The 2D components of f along its first two axes: f_hat[i, j] = sum_ab F[i, a] F[j, b] f[a, b]."""
     return jax.vmap(transform)(transform(f))
 
 
-def inverse2(components):
-    """The function [P, P, ...] with these 2D components [F, F, ...]."""
-    return inverse(jax.vmap(inverse)(components))
+# --- frequencies and masks --------------------------------------------------------------------------------------------
 
 
-# --- frequencies and masks ----------------------------------------------------------------------------------------------
-
-
-def mask_of(frequencies, p: int) -> np.ndarray:
-    """The mask [K] of a collection of frequencies. Raises BadInput for one outside 1 .. p // 2."""
+def mask_of(frequencies: Iterable[int], p: int) -> Bool[np.ndarray, "K"]:
+    """The mask of a set of frequencies. Raises BadInput if one of them is outside 1 .. p // 2."""
     K = n_frequencies(p)
     mask = np.zeros(K, bool)
     for k in frequencies:
@@ -94,42 +96,42 @@ def mask_of(frequencies, p: int) -> np.ndarray:
     return mask
 
 
-def frequencies_of(mask) -> list[int]:
-    """The frequencies k of a concrete mask [K]: the inverse of mask_of."""
+def frequencies_of(mask: Bool[Array | np.ndarray, "K"]) -> list[int]:
+    """The frequencies k in a mask, in order: the inverse of `mask_of`."""
     return [int(i) + 1 for i in np.flatnonzero(mask)]
 
 
-def rows_of(mask, p: int):
-    """[F] whether each basis row belongs to the frequencies of a mask [K]; the constant never does."""
+def rows_of(mask: Bool[Array | np.ndarray, "K"], p: int) -> Bool[Array, "F"]:
+    """Whether the frequency of each basis row is in the mask. The constant never is."""
     return jnp.concatenate([jnp.zeros(1, bool), jnp.asarray(mask)[frequency_of_row(p)[1:] - 1]])
 
 
-def by_frequency(rows):
-    """[F, ...] -> [K, 2, ...] (cos, sin) without the constant; for even p the sine of k = p/2 is zero."""
+def by_frequency(rows: Float[Array | np.ndarray, "F ..."]) -> Float[Array, "K 2 ..."]:
+    """The rows as pairs (cos, sin), without the constant. For even p the sine of k = p/2 is zero."""
     p = rows.shape[0]
     if p % 2 == 0:
         rows = jnp.concatenate([rows, jnp.zeros_like(rows[:1])])
-    return rows[1:].reshape(n_frequencies(p), 2, *rows.shape[1:])
+    return jnp.asarray(rows)[1:].reshape(n_frequencies(p), 2, *rows.shape[1:])
 
 
-def frequency_energies(f):
-    """[K, ...] squared norms of the components of f [P, ...] at each frequency, its cos and sin rows added."""
+def frequency_energies(f: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "K ..."]:
+    """The energy of f at each frequency along its first axis: the squares of its cos and sin components, added."""
     return (by_frequency(transform(f)) ** 2).sum(axis=1)
 
 
-def frequency_norms(matrix):
-    """[K] norms of matrix [P, ...] at each frequency: L2 over the other axes, cos and sin rows in quadrature."""
+def frequency_norms(matrix: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "K"]:
+    """The L2 norm of the matrix at each frequency, over cos, sin and all other axes."""
     energies = frequency_energies(matrix)
     return jnp.sqrt(energies.reshape(len(energies), -1).sum(axis=1))
 
 
-def component_norms(matrix):
-    """[F] norms of the components of matrix [P, ...]: the constant, and each cos and sin by itself."""
+def component_norms(matrix: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "F"]:
+    """The L2 norm of each Fourier component of the matrix; cos and sin are separate."""
     return jnp.linalg.norm(transform(matrix).reshape(len(matrix), -1), axis=1)
 
 
-def gini(x):
-    """Gini coefficient of x [n] >= 0: 0 where all are equal (or all zero), 1 - 1/n where one has everything."""
+def gini(x: Float[Array, "n"]) -> Float[Array, ""]:
+    """The Gini coefficient of x >= 0: 0 if all are equal or zero, 1 - 1/n if one has everything."""
     n = len(x)
     rank = jnp.arange(1, n + 1, dtype=x.dtype)
     total = x.sum()
@@ -137,31 +139,31 @@ def gini(x):
     return jnp.where(total == 0, 0, of_something)
 
 
-# --- 3x3 blocks {const, cos_k, sin_k}^2 ---------------------------------------------------------------------------------
+# --- 3x3 blocks {const, cos_k, sin_k}^2 -------------------------------------------------------------------------------
 
 
-def _block_rows(p: int) -> np.ndarray:
-    """[K, 3] basis rows of each frequency's block; the missing sine of k = p/2 points past the end."""
+def _block_rows(p: int) -> Int[np.ndarray, "K 3"]:
+    """The basis rows of each frequency's block. For even p the sine of k = p/2 gets row p, which does not exist."""
     k = np.arange(1, n_frequencies(p) + 1)
     return np.stack([np.zeros_like(k), 2 * k - 1, 2 * k], axis=1)
 
 
-def block_waves(p: int) -> np.ndarray:
-    """[K, 3, P] the 1D basis rows const, cos_k, sin_k of each frequency, float64; the missing sine of k = p/2 is zero."""
+def block_waves(p: int) -> Float[np.ndarray, "K 3 P"]:
+    """The 1D basis rows const, cos_k, sin_k of each frequency, in float64. For even p the sine of k = p/2 is zero."""
     return np.concatenate([basis(p), np.zeros((1, p))])[_block_rows(p)]
 
 
-def blocks(components):
-    """[K, 3, 3, ...] each frequency's block of the 2D components [F, F, ...], with zero for const x const."""
+def blocks(components: Float[Array, "F F ..."]) -> Float[Array, "K 3 3 ..."]:
+    """Each frequency's block of the 2D components. Its entry const x const is set to zero."""
     rows = _block_rows(components.shape[0])
     found = components.at[rows[:, :, None], rows[:, None, :]].get(mode="fill", fill_value=0)
     return found.at[:, 0, 0].set(0)
 
 
-def from_blocks(found, p: int):
-    """The function [P, P, C] whose components are these blocks [K, 3, 3, C], and zero elsewhere.
+def from_blocks(found: Float[Array, "K 3 3 C"], p: int) -> Float[Array, "P P C"]:
+    """The function whose 2D components are these blocks, and zero elsewhere.
 
-    Only the rows const, cos_k and sin_k meet, so the inner transform costs next to nothing.
+    The inner transform is cheap, because it needs only the rows const, cos_k and sin_k of each frequency.
     """
     K, C = found.shape[0], found.shape[-1]
     waves = jnp.asarray(block_waves(p), found.dtype)
@@ -172,17 +174,26 @@ def from_blocks(found, p: int):
 
 
 class NeuronBlocks(NamedTuple):
-    """What is needed of the 2D components of M neurons: blocks [K, 3, 3, M] (see `blocks`), mean over pairs [M], centred energy [M]."""
+    """The parts of the 2D components of M neurons that the measures need.
 
-    blocks: jax.Array
-    mean: jax.Array
-    energy: jax.Array
+    Attributes:
+        blocks: each frequency's block, see the function `blocks`.
+        mean: the mean over all pairs.
+        energy: the sum over all pairs of the squared distance from the mean.
+    """
+
+    blocks: Float[Array, "K 3 3 M"]
+    mean: Float[Array, "M"]
+    energy: Float[Array, "M"]
 
 
-def neuron_blocks(neurons) -> NeuronBlocks:
-    """The blocks of activations [P, P, M] over all pairs: a row of components at a time, so that they never exist together."""
+def neuron_blocks(neurons: Float[Array | np.ndarray, "P P M"]) -> NeuronBlocks:
+    """The blocks of activations over all pairs.
+
+    It computes one row of components at a time, so that the [F, F, M] components never exist in memory together.
+    """
     p = neurons.shape[0]
-    half, F = transform(neurons), _basis_as(neurons)
+    half, F = transform(neurons), _basis_like(neurons)
     columns = _block_rows(p)[frequency_of_row(p)[1:] - 1]
 
     def of_row(x):
@@ -200,38 +211,44 @@ def neuron_blocks(neurons) -> NeuronBlocks:
 
 
 class NeuronFits(NamedTuple):
-    """For each neuron [M]: its best frequency's index k - 1, and the share of its centred energy in that block."""
+    """The single frequency that explains each neuron best, and how well it does.
 
-    index: jax.Array
-    fve: jax.Array
+    Attributes:
+        index: k - 1, where the block of frequency k has the most energy.
+        fve: the fraction of variance explained, which is the energy of that block as a share of the centred energy.
+    """
+
+    index: Int[Array, "M"]
+    fve: Float[Array, "M"]
 
 
 def fit_neurons(of: NeuronBlocks) -> NeuronFits:
-    """The best 3x3 block of each neuron. One that is constant, to the rounding of its dtype, has explained share 0."""
+    """The best 3x3 block of each neuron. A neuron that is constant, up to the rounding of its dtype, has fve 0."""
     p_squared = 4 * len(of.blocks) ** 2
     energies = (of.blocks**2).sum(axis=(1, 2))
-    # The transform of a constant leaves about one rounding error of it in each of the 2p components of one input alone.
-    rounding = p_squared * of.mean**2 * 2 * math.sqrt(p_squared) * (8 * jnp.finfo(of.mean.dtype).eps) ** 2
+    # The transform of a constant leaves about one rounding error in each of the 2p components of one input alone.
+    eps = CONSTANT_ROUNDINGS * jnp.finfo(of.mean.dtype).eps
+    rounding = p_squared * of.mean**2 * 2 * math.sqrt(p_squared) * eps**2
     varies = of.energy > rounding
     fve = jnp.where(varies, energies.max(axis=0) / jnp.where(varies, of.energy, 1), 0)
     return NeuronFits(energies.argmax(axis=0), fve)
 
 
-def cluster_sizes(fits: NeuronFits, K: int):
-    """[K] neurons whose best frequency is k and explains more than CLUSTERED of them."""
+def cluster_sizes(fits: NeuronFits, K: int) -> Int[Array, "K"]:
+    """The number of neurons whose best frequency is k and explains more than CLUSTERED of their energy, for each k."""
     return ((fits.index == jnp.arange(K)[:, None]) & (fits.fve > CLUSTERED)).sum(axis=1)
 
 
-# --- the waves of a task ------------------------------------------------------------------------------------------------
+# --- the waves of a task ----------------------------------------------------------------------------------------------
 
 
-def has_waves(task) -> bool:
-    """Whether the answers of a ModularTask are waves of one argument: addition and subtraction."""
+def has_waves(task: ModularTask) -> bool:
+    """Whether the task's answer is a function of one wave argument, as in addition and subtraction."""
     return task.operation in WAVE_ARGUMENTS
 
 
-def wave_argument(task) -> np.ndarray:
-    """s [P, P] int32, the argument modulo p of a task's waves on every pair. Raises BadInput where the task has none."""
+def wave_argument(task: ModularTask) -> Int[np.ndarray, "P P"]:
+    """The argument s modulo p of the task's waves on every pair, int32. Raises BadInput if the task has none."""
     if not has_waves(task):
         raise BadInput("task", task.operation, f"one whose answer is a wave of a and b: {' '.join(WAVE_ARGUMENTS)}")
     a, b = np.divmod(np.arange(task.p**2, dtype=np.int32), np.int32(task.p))
@@ -239,76 +256,63 @@ def wave_argument(task) -> np.ndarray:
     return (argument(a, b) % task.p).reshape(task.p, task.p)
 
 
-def sum_directions(s, dtype=None):
-    """[F - 1, P, P] unit vectors over the pairs: cos and sin of w_k s for the rows 1, 2, ... of the basis. s [P, P] (wave_argument).
-
-    For s = a + b these are (cos_k x cos_k - sin_k x sin_k)/sqrt2 and (sin_k x cos_k + cos_k x sin_k)/sqrt2.
-    """
-    p = len(s)
-    return jnp.asarray((basis(p)[1:] / np.sqrt(p))[:, np.asarray(s)], dtype)
-
-
-def average_over_levels(f, s):
-    """[P, ...] mean of f [P, P, ...] over the p pairs of each value of s [P, P]; s is concrete."""
+def average_over_levels(f: Float[Array | np.ndarray, "P P ..."], s: Int[np.ndarray, "P P"]) -> Float[Array, "P ..."]:
+    """The mean of f over the p pairs of each value of s. s must be concrete."""
     p = len(s)
     pairs = np.argsort(np.asarray(s), axis=None, kind="stable").reshape(p, p)
-    return f.reshape(p * p, *f.shape[2:])[pairs].mean(axis=1)
+    return jnp.asarray(f).reshape(p * p, *f.shape[2:])[pairs].mean(axis=1)
 
 
-def keep_frequencies(f, mask):
-    """[P, ...] the part of f [P, ...] at the frequencies of a mask [K], without the constant."""
+def keep_frequencies(
+    f: Float[Array | np.ndarray, "P ..."], mask: Bool[Array | np.ndarray, "K"]
+) -> Float[Array, "P ..."]:
+    """The part of f at the frequencies in the mask, without the constant.
+
+    With f averaged over the levels of s, this is the projection P_S on the sum directions of those frequencies (spec:
+    MEASURES.md): the projection is a function of s alone, so it needs no more than one 1D transform.
+    """
     components = transform(f)
     keep = rows_of(mask, f.shape[0]).reshape(-1, *[1] * (f.ndim - 1))
     return inverse(jnp.where(keep, components, 0))
 
 
-def project(f, s, mask):
-    """P_S f [P, P, ...]: the projection of f [P, P, ...] on the sum directions of the frequencies of a mask [K].
-
-    It is a function of s alone, so the level sets are averaged first and one 1D transform does.
-    """
-    return keep_frequencies(average_over_levels(f, s), mask)[np.asarray(s)]
-
-
-def explained_variance(f, fit):
-    """1 - RSS/TSS of a fit to f, both of one shape; TSS about f's mean."""
-    return 1 - ((f - fit) ** 2).sum() / ((f - f.mean()) ** 2).sum()
-
-
-# --- key frequencies ----------------------------------------------------------------------------------------------------
+# --- key frequencies --------------------------------------------------------------------------------------------------
 
 
 class KeyRules(NamedTuple):
-    """The three named rules and the key set, masks [K] each (spec: MEASURES.md, Key frequencies)."""
+    """The frequencies that satisfy each named rule, and the key set (spec: MEASURES.md, Key frequencies)."""
 
-    W_L: jax.Array
-    W_E: jax.Array
-    neurons: jax.Array
-    keys: jax.Array
+    W_L: Bool[Array, "K"]
+    W_E: Bool[Array, "K"]
+    neurons: Bool[Array, "K"]
+    keys: Bool[Array, "K"]
 
 
-def prominent(norms):
-    """[K] norm >= max/4; none where all are zero or not finite."""
+def _prominent(norms: Float[Array, "K"]) -> Bool[Array, "K"]:
+    """Whether each norm is at least max/4. None is if all are zero or one is not finite."""
     return (norms >= RULE_SHARE * norms.max()) & (norms > 0)
 
 
-def key_frequencies(W_L_norms, W_E_norms, clusters) -> KeyRules:
-    """The rules and keys from frequency norms [K] of W_L and W_E and cluster sizes [K].
+def key_frequencies(W_L_norms: Float[Array, "K"], W_E_norms: Float[Array, "K"], clusters: Int[Array, "K"]) -> KeyRules:
+    """The rules and the keys, from the frequency norms of W_L and W_E and the cluster sizes.
 
-    A key satisfies the `W_L` rule, and stands out (3 times the median norm) or has neurons of its own.
+    A key satisfies the `W_L` rule, and it either stands out (its norm is 3 times the median norm) or has neurons of its
+    own.
     """
-    by_W_L = prominent(W_L_norms)
+    by_W_L = _prominent(W_L_norms)
     by_neurons = clusters > 0
     stands_out = W_L_norms >= STANDS_OUT * jnp.median(W_L_norms)
-    return KeyRules(by_W_L, prominent(W_E_norms), by_neurons, by_W_L & (stands_out | by_neurons))
+    return KeyRules(by_W_L, _prominent(W_E_norms), by_neurons, by_W_L & (stands_out | by_neurons))
 
 
-def random_sets(key, allowed, size, draws: int):
-    """[draws, K] masks of `size` frequencies each, drawn without replacement among `allowed` [K].
+def random_sets(
+    key: Key[Array, ""], allowed: Bool[Array, "K"], size: int | Int[Array, ""], draws: int
+) -> Bool[Array, "draws K"]:
+    """Masks of `size` frequencies each, drawn without replacement from the allowed ones.
 
-    size may be traced. Where fewer are allowed than asked for, the masks are empty.
+    size may be traced. If fewer frequencies are allowed than asked for, the masks are empty.
     """
-    # Drawn in float32 in every dtype, so that controls are the same sets in float32 and float64.
+    # float32 in every dtype, so that float32 and float64 get the same sets.
     score = jax.random.uniform(key, (draws, len(allowed)), jnp.float32)
     rank = jnp.where(allowed, score, jnp.inf).argsort(axis=1).argsort(axis=1)
     return (rank < size) & allowed & (size <= allowed.sum())

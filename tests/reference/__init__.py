@@ -1,1 +1,1 @@
-"""Slow, obvious versions of what the library does, to compare it with."""
+"""Slow and obvious versions of what the library computes. Tests compare it with them."""

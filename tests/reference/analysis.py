@@ -1,16 +1,20 @@
-"""The measures of spec/MEASURES.md for one network, the slow and obvious way: numpy, float64, loops over frequencies.
+"""The measures of spec/MEASURES.md for one network, in a slow and obvious way: numpy, float64, loops over frequencies.
 
-Independent of jaxgrok.fourier and jaxgrok.measures on purpose: explicit basis vectors over all p^2 pairs, explicit
-projections, a plain forward pass of a one-layer transformer without LayerNorm.
+It shares no code with jaxgrok.fourier and jaxgrok.measures on purpose. It uses explicit basis vectors over all p^2
+pairs, explicit projections, and a plain forward pass of a one-layer transformer without LayerNorm.
+
+Shapes: P residue, F Fourier row, N pairs (p * p), M neurons, C classes; n directions.
 """
 
 import math
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
-def basis(p):
-    """[p, p] orthonormal rows: const, then cos and sin of each k; for even p the last row alternates."""
+def basis(p: int) -> tuple[Float[np.ndarray, "F P"], list[str]]:
+    """The orthonormal rows const, then cos and sin of each k, and their names. For even p the last row alternates."""
     x = np.arange(p)
     rows, names = [np.ones(p)], ["const"]
     for k in range(1, p // 2 + 1):
@@ -19,17 +23,17 @@ def basis(p):
         if 2 * k < p:
             rows.append(np.sin(2 * np.pi * k * x / p))
             names.append(f"sin {k}")
-    rows = np.array(rows)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True), names
+    F = np.array(rows)
+    return F / np.linalg.norm(F, axis=1, keepdims=True), names
 
 
-def rows_of(k, p):
+def rows_of(k: int, p: int) -> list[int]:
     """The basis rows of frequency k."""
     return [2 * k - 1, 2 * k] if 2 * k < p else [2 * k - 1]
 
 
-def sum_directions(k, p, sign=1):
-    """Unit vectors [1 or 2, p * p] of the waves cos and sin of w_k (a + sign b), from outer products of 1D rows."""
+def sum_directions(k: int, p: int, sign: int = 1) -> Float[np.ndarray, "n N"]:
+    """The unit vectors of cos and sin of w_k (a + sign b), from outer products of 1D rows. For k = p/2 there is one."""
     F, _ = basis(p)
     if 2 * k == p:
         return np.outer(F[-1], F[-1]).reshape(1, -1)
@@ -39,20 +43,21 @@ def sum_directions(k, p, sign=1):
     return np.array([cos.ravel(), sin.ravel()])
 
 
-def block_directions(k, p):
-    """Unit vectors [8 or 3, p * p]: {const, cos_k, sin_k} x {const, cos_k, sin_k} without const x const."""
+def block_directions(k: int, p: int) -> Float[np.ndarray, "n N"]:
+    """The unit vectors {const, cos_k, sin_k} x {const, cos_k, sin_k} without const x const: 8, or 3 for k = p/2."""
     F, _ = basis(p)
     rows = [0, *rows_of(k, p)]
     return np.array([np.outer(F[i], F[j]).ravel() for i in rows for j in rows if i or j])
 
 
-def project(f, directions):
-    """Projection of f [p * p, ...] on orthonormal directions [n, p * p]."""
+def project(f: Float[np.ndarray, "N ..."], directions: Float[np.ndarray, "n N"]) -> Float[np.ndarray, "N ..."]:
+    """The projection of f on orthonormal directions."""
     return np.tensordot(directions.T, np.tensordot(directions, f, axes=1), axes=1)
 
 
-def cross_entropy(logits, targets):
-    """[N] negative log-probabilities, exact at any margin: log1p of the sum over wrong classes of exp(logit - right logit)."""
+def cross_entropy(logits: Float[np.ndarray, "N C"], targets: Int[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """The negative log-probabilities, exact at any margin: log1p of the sum over wrong classes of exp(logit - right
+    logit)."""
     right = logits[np.arange(len(targets)), targets]
     difference = logits - right[:, None]
     difference[np.arange(len(targets)), targets] = -np.inf
@@ -61,13 +66,14 @@ def cross_entropy(logits, targets):
     return np.logaddexp(0, lse)
 
 
-def forward(w, p, mid=None):
-    """One-layer transformer on all pairs; w in TransformerLens shapes. `mid` replaces the residual stream after attention."""
+def forward(w: dict[str, np.ndarray], p: int, mid: Float[np.ndarray, "N D"] | None = None) -> dict[str, Any]:
+    """The activations of a one-layer transformer on all pairs. w has TransformerLens shapes. `mid` replaces the stream
+    after attention."""
     H, _, K = w["W_Q"].shape
     a, b = np.divmod(np.arange(p * p), p)
     tokens = np.stack([a, b, np.full_like(a, p)], axis=1)
     x = w["W_E"][tokens] + w["W_pos"]
-    attn_out, patterns, scores = 0, [], []
+    attn_out, patterns, scores = np.zeros(()), [], []
     for h in range(H):
         q, k, v = x[:, 2] @ w["W_Q"][h], x @ w["W_K"][h], x @ w["W_V"][h]
         score = np.einsum("nk,nsk->ns", q, k) / math.sqrt(K)
@@ -87,21 +93,24 @@ def forward(w, p, mid=None):
     }  # fmt: skip
 
 
-def frequency_norms(matrix):
-    """[p // 2] norms of the Fourier components of matrix [p, ...] along its first axis."""
+def frequency_norms(matrix: Float[np.ndarray, "P ..."]) -> Float[np.ndarray, "K"]:
+    """The norms of the Fourier components of the matrix along its first axis, for each frequency."""
     p = len(matrix)
     F, _ = basis(p)
     return np.array([np.linalg.norm(F[rows_of(k, p)] @ matrix) for k in range(1, p // 2 + 1)])
 
 
-def gini(x):
+def gini(x: Float[np.ndarray, "n"]) -> float:
+    """The Gini coefficient."""
     x = np.sort(x)
     n = len(x)
     return 2 * (np.arange(1, n + 1) * x).sum() / (n * x.sum()) - (n + 1) / n
 
 
-def neuron_fits(n, p):
-    """(frequency, share of the centred energy, mean + best block) of every neuron; n [p * p, M]."""
+def neuron_fits(
+    n: Float[np.ndarray, "N M"], p: int
+) -> tuple[Int[np.ndarray, "M"], Float[np.ndarray, "M"], Float[np.ndarray, "N M"]]:
+    """For every neuron: its best frequency, the share of that in its centred energy, and its mean plus best block."""
     centred = n - n.mean(axis=0)
     total = (centred**2).sum(axis=0)
     energy = np.array([((block_directions(k, p) @ n) ** 2).sum(axis=0) for k in range(1, p // 2 + 1)])
@@ -113,8 +122,13 @@ def neuron_fits(n, p):
     return best, fve, fit
 
 
-def key_frequencies(W_L, W_E, best, fve):
-    """The four sets of MEASURES.md, as lists; W_L and W_E [p, ...]."""
+def key_frequencies(
+    W_L: Float[np.ndarray, "P M"],
+    W_E: Float[np.ndarray, "P D"],
+    best: Int[np.ndarray, "M"],
+    fve: Float[np.ndarray, "M"],
+) -> dict[str, list[int]]:
+    """The three rules and the key set of MEASURES.md, as lists of frequencies."""
     p = len(W_L)
     norms_L, norms_E = frequency_norms(W_L), frequency_norms(W_E)
     ks = range(1, p // 2 + 1)
@@ -125,8 +139,10 @@ def key_frequencies(W_L, W_E, best, fve):
     return {"W_L": rule_L, "W_E": rule_E, "neurons": neurons, "keys": keys}
 
 
-def logit_measures(L, train, keys, sign=1):
-    """The measures that need the logits alone. L [p * p, p], train: pair numbers; keys: list. Targets are (a + sign b) mod p."""
+def logit_measures(
+    L: Float[np.ndarray, "N P"], train: Int[np.ndarray, "n_train"], keys: list[int], sign: int = 1
+) -> dict[str, Any]:
+    """The measures that need only the logits. train holds pair numbers. The targets are (a + sign b) mod p."""
     p = L.shape[1]
     a, b = np.divmod(np.arange(p * p), p)
     targets = (a + sign * b) % p
@@ -137,7 +153,7 @@ def logit_measures(L, train, keys, sign=1):
         return {"all": ce.mean(), "train": ce[is_train].mean(), "test": ce[~is_train].mean()}
 
     def P(f, ks):
-        return sum(project(f, sum_directions(k, p, sign)) for k in ks)
+        return sum((project(f, sum_directions(k, p, sign)) for k in ks), np.zeros(()))
 
     single = [losses(L - P(L, [k]))["train"] for k in range(1, p // 2 + 1)]
     waves = {k: np.cos(2 * np.pi * k * (targets[:, None] - np.arange(p)) / p) for k in keys}
@@ -161,8 +177,12 @@ def logit_measures(L, train, keys, sign=1):
     }
 
 
-def everything(w, p, train, keys=None, sign=1):
-    """Every measure of one network, as a dictionary shaped as the reference JSON is. w: float64 arrays in TransformerLens shapes."""
+def everything(
+    w: dict[str, np.ndarray], p: int, train: Int[np.ndarray, "n_train"], keys: list[int] | None = None, sign: int = 1
+) -> dict[str, Any]:
+    """Every measure of one network, as a dictionary with the structure of the reference JSON.
+
+    w holds float64 arrays in TransformerLens shapes. keys None means the keys that the rules find."""
     full = forward(w, p)
     targets = (np.arange(p * p) // p + sign * (np.arange(p * p) % p)) % p
     is_train = np.isin(np.arange(p * p), train)

@@ -1,17 +1,26 @@
-"""The networks in plain float64 numpy: every token projected, every position computed, nothing pruned."""
+"""The networks in plain float64 numpy. They project every token, compute every position and prune nothing.
+
+Shapes: N examples, S positions, V classes, P residue.
+"""
+
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.special import erf, softmax
 
 
-def act(name, x):
+def act(name: str, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """The activation function `relu` or `gelu`."""
     return np.maximum(x, 0) if name == "relu" else 0.5 * x * (1 + erf(x / np.sqrt(2)))
 
 
-def transformer(params, tokens, activation="relu", residual_factor=1):
-    """tokens [N, S] -> (logits [N, S, classes] at every position, {TransformerLens name: activation at every position}).
+def transformer(
+    params: dict[str, Any], tokens: Int[np.ndarray, "N S"], activation: str = "relu", residual_factor: float = 1
+) -> tuple[Float[np.ndarray, "N S V"], dict[str, np.ndarray]]:
+    """The logits at every position, and the activations at every position by their TransformerLens names.
 
-    Every sublayer gives residual_factor * x + sublayer(x). Blocks without "mlp" are attention only.
+    Every sublayer returns residual_factor * x + sublayer(x). Blocks without "mlp" have only attention.
     """
     S = tokens.shape[1]
     x = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"][:S]
@@ -26,7 +35,13 @@ def transformer(params, tokens, activation="relu", residual_factor=1):
         z = np.einsum("nhqs,nshk->nqhk", pattern, v)
         attn_out = np.einsum("nqhk,hkd->nqd", z, at["W_O"])
         out = residual_factor * x + attn_out
-        local = {"hook_resid_pre": x, "attn.hook_q": q, "attn.hook_k": k, "attn.hook_v": v, "attn.hook_pattern": pattern}
+        local = {
+            "hook_resid_pre": x,
+            "attn.hook_q": q,
+            "attn.hook_k": k,
+            "attn.hook_v": v,
+            "attn.hook_pattern": pattern,
+        }
         local |= {"attn.hook_z": z, "hook_attn_out": attn_out}
         if "mlp" in block:
             mid, mlp = out, block["mlp"]
@@ -41,24 +56,27 @@ def transformer(params, tokens, activation="relu", residual_factor=1):
     return x @ params["unembed"]["W_U"], seen
 
 
-def one_hot_mlp(params, x, y, p, activation="relu"):
-    """The MLP on an explicit sum of one-hots: x, y [N] -> logits [N, p]."""
+def one_hot_mlp(
+    params: dict[str, Any], x: Int[np.ndarray, "N"], y: Int[np.ndarray, "N"], p: int, activation: str = "relu"
+) -> Float[np.ndarray, "N P"]:
+    """The logits of the MLP network, from an explicit sum of one-hots."""
     one_hot = np.eye(p)[x] + np.eye(p)[y]
     return act(activation, one_hot @ params["W_in"] + params["b_in"]) @ params["W_out"] + params["b_out"]
 
 
-def cross_entropy(logits, target):
+def cross_entropy(logits: Float[np.ndarray, "... V"], target: Int[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """-log softmax at the target, in float64."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return np.log(np.exp(shifted).sum(axis=-1)) - np.take_along_axis(shifted, target[..., None], axis=-1)[..., 0]
 
 
-def from_authors(weights, n_heads):
-    """The authors' names and shapes ({'embed.W_E': [d_model, d_vocab], ...}) as our parameters.
+def from_authors(weights: dict[str, np.ndarray], n_heads: int) -> dict[str, Any]:
+    """Our parameters, from weights in the authors' names and shapes ({'embed.W_E': [d_model, d_vocab], ...}).
 
-    Blocks are `blocks.N` or `attn_blocks.N`, with or without an MLP; W_O is [d_model, heads * d_head] or [heads, d_model, d_head].
+    Blocks are named `blocks.N` or `attn_blocks.N` and may have an MLP. W_O is [d_model, heads * d_head] or
+    [heads, d_model, d_head].
     """
-    params = {
+    params: dict[str, Any] = {
         "embed": {"W_E": weights["embed.W_E"].T},
         "pos_embed": {"W_pos": weights["pos_embed.W_pos"]},
         "unembed": {"W_U": weights["unembed.W_U"]},
@@ -71,8 +89,8 @@ def from_authors(weights, n_heads):
     return params
 
 
-def ours(name, x, n_heads):
-    """One weight of a block, from the authors' shape to ours: ours multiply from the right."""
+def ours(name: str, x: np.ndarray, n_heads: int) -> np.ndarray:
+    """One weight of a block in our shape, from the authors' shape. Our weights multiply from the right."""
     if name == "W_O" and x.ndim == 2:
         return x.T.reshape(n_heads, -1, len(x))
     return x.transpose(0, 2, 1) if x.ndim == 3 else x.T

@@ -1,22 +1,30 @@
-"""The authors' loops as released, in plain PyTorch. Slow on purpose; scripts/benchmark.py times them.
+"""The authors' loops as released, in plain PyTorch. They are slow on purpose; scripts/benchmark.py times them.
 
-Training: every position through every layer, the graph kept for the test loss, float64 log_softmax, one full-batch AdamW
-step an epoch; on sequences, one step on each fresh batch. The search for each neuron's frequency: neuron by neuron,
-frequency by frequency.
+Training sends every position through every layer, keeps the graph of the test loss too, takes log_softmax in float64,
+and takes one full-batch AdamW step an epoch. On sequences it takes one step on each fresh batch. The search for each
+neuron's frequency goes neuron by neuron and frequency by frequency.
 
-Our own code; names and shapes are the authors' (W_E [d_model, d_vocab], W_K [heads, d_head, d_model], ...).
+The code is our own. Names and shapes are the authors' (W_E [d_model, d_vocab], W_K [heads, d_head, d_model], ...).
+Shapes: N examples, S positions, Q read positions, V vocabulary, D residual, H heads, K head width, M neurons.
 """
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Batch = tuple[Int[Tensor, "N S"], Int[Tensor, "N Q"], Bool[Tensor, "N Q"]]  # tokens, targets, which targets count
 
 
 class Net(nn.Module):
-    """One transformer block on [x, y, "="], as in spec: PUBLISHED.md."""
+    """One transformer block on [x, y, "="] (spec: PUBLISHED.md)."""
 
-    def __init__(self, d_vocab, n_ctx=3, d_model=128, n_heads=4, d_mlp=512):
+    mask: Tensor
+
+    def __init__(self, d_vocab: int, n_ctx: int = 3, d_model: int = 128, n_heads: int = 4, d_mlp: int = 512):
         super().__init__()
         self.n_heads, self.d_head = n_heads, d_model // n_heads
 
@@ -31,8 +39,8 @@ class Net(nn.Module):
         self.W_U = weight(d_model, d_vocab, scale=d_vocab)
         self.register_buffer("mask", torch.tril(torch.ones(n_ctx, n_ctx)))
 
-    def forward(self, tokens):
-        """tokens [N, S] -> logits [N, S, d_vocab]."""
+    def forward(self, tokens: Int[Tensor, "N S"]) -> Float[Tensor, "N S V"]:
+        """The logits at every position."""
         x = self.W_E.T[tokens] + self.W_pos
         z = attention(x, self.mask, self.W_K, self.W_Q, self.W_V)
         x = x + torch.einsum("df,bqf->bqd", self.W_O, z.transpose(1, 2).reshape(*tokens.shape, -1))
@@ -41,12 +49,26 @@ class Net(nn.Module):
 
 
 class SequenceNet(nn.Module):
-    """The later version of the network, for sequences: several blocks, with or without MLP, W_O per head, classes of their own.
+    """The later version of the network, for sequences.
 
-    Every sublayer gives residual_factor * x + sublayer(x). Parameters bear the authors' names (`blocks.0.attn.W_Q`).
+    It may have several blocks, with or without MLP. W_O has an axis of heads, and the output may have other classes
+    than the input. Every sublayer returns residual_factor * x + sublayer(x). Parameters have the authors' names
+    (`blocks.0.attn.W_Q`).
     """
 
-    def __init__(self, d_vocab, d_vocab_out, n_ctx, n_layers=1, d_model=128, n_heads=4, attn_only=False, residual_factor=1):
+    mask: Tensor
+
+    def __init__(
+        self,
+        d_vocab: int,
+        d_vocab_out: int,
+        n_ctx: int,
+        n_layers: int = 1,
+        d_model: int = 128,
+        n_heads: int = 4,
+        attn_only: bool = False,
+        residual_factor: float = 1,
+    ):
         super().__init__()
         d_head, d_mlp = d_model // n_heads, 4 * d_model
         self.residual_factor = residual_factor
@@ -58,58 +80,72 @@ class SequenceNet(nn.Module):
         self.pos_embed = nn.ParameterDict({"W_pos": weight(n_ctx, d_model)})
         self.blocks = nn.ModuleList()
         for _ in range(n_layers):
-            block = nn.ModuleDict({"attn": nn.ParameterDict({name: weight(n_heads, d_head, d_model) for name in ("W_K", "W_Q", "W_V")})})
-            block["attn"]["W_O"] = weight(n_heads, d_model, d_head)
+            attn = {name: weight(n_heads, d_head, d_model) for name in ("W_K", "W_Q", "W_V")}
+            block = nn.ModuleDict({"attn": nn.ParameterDict(attn | {"W_O": weight(n_heads, d_model, d_head)})})
             if not attn_only:
-                block["mlp"] = nn.ParameterDict({"W_in": weight(d_mlp, d_model), "b_in": torch.zeros(d_mlp)})
-                block["mlp"].update({"W_out": weight(d_model, d_mlp), "b_out": torch.zeros(d_model)})
+                into = {"W_in": weight(d_mlp, d_model), "b_in": torch.zeros(d_mlp)}
+                out = {"W_out": weight(d_model, d_mlp), "b_out": torch.zeros(d_model)}
+                block["mlp"] = nn.ParameterDict(into | out)
             self.blocks.append(block)
         self.unembed = nn.ParameterDict({"W_U": weight(d_model, d_vocab_out, scale=d_vocab_out)})
         self.register_buffer("mask", torch.tril(torch.ones(n_ctx, n_ctx)))
 
-    def forward(self, tokens):
-        """tokens [N, S] -> logits [N, S, d_vocab_out]."""
+    def forward(self, tokens: Int[Tensor, "N S"]) -> Float[Tensor, "N S V"]:
+        """The logits at every position."""
         S = tokens.shape[1]
         x = self.embed["W_E"].T[tokens] + self.pos_embed["W_pos"][:S]
-        for block in self.blocks:
-            attn = block["attn"]
+        for block in cast(Iterable[nn.ModuleDict], self.blocks):
+            attn = cast(nn.ParameterDict, block["attn"])
             z = attention(x, self.mask[:S, :S], attn["W_K"], attn["W_Q"], attn["W_V"])
             x = self.residual_factor * x + torch.einsum("idh,biqh->bqd", attn["W_O"], z)
             if "mlp" in block:
-                x = self.residual_factor * x + mlp(x, **block["mlp"])
+                x = self.residual_factor * x + mlp(x, **cast(nn.ParameterDict, block["mlp"]))
         return x @ self.unembed["W_U"]
 
 
-def attention(x, mask, W_K, W_Q, W_V):
-    """x [N, S, D], mask [S, S] -> what each head reads, [N, heads, S, d_head]."""
+def attention(
+    x: Float[Tensor, "N S D"],
+    mask: Float[Tensor, "S S"],
+    W_K: Float[Tensor, "H K D"],
+    W_Q: Float[Tensor, "H K D"],
+    W_V: Float[Tensor, "H K D"],
+) -> Float[Tensor, "N H S K"]:
+    """The values that each head reads."""
     k, q, v = (torch.einsum("ihd,bpd->biph", W, x) for W in (W_K, W_Q, W_V))
     scores = torch.einsum("biph,biqh->biqp", k, q) / math.sqrt(k.shape[-1])
     pattern = torch.softmax(scores - 1e10 * (1 - mask), dim=-1)
     return torch.einsum("biph,biqp->biqh", v, pattern)
 
 
-def mlp(x, W_in, b_in, W_out, b_out):
-    """x [N, S, D] -> [N, S, D]."""
+def mlp(
+    x: Float[Tensor, "N S D"],
+    W_in: Float[Tensor, "M D"],
+    b_in: Float[Tensor, "M"],
+    W_out: Float[Tensor, "D M"],
+    b_out: Float[Tensor, "D"],
+) -> Float[Tensor, "N S D"]:
+    """The output of the MLP."""
     hidden = torch.relu(torch.einsum("md,bpd->bpm", W_in, x) + b_in)
     return torch.einsum("dm,bpm->bpd", W_out, hidden) + b_out
 
 
-def loss(net, tokens, targets):
-    """Mean cross-entropy at the last position, in float64."""
+def loss(net: nn.Module, tokens: Int[Tensor, "N S"], targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
+    """The mean cross-entropy at the last position, in float64."""
     log_probs = torch.log_softmax(net(tokens)[:, -1].to(torch.float64), dim=-1)
     return -log_probs.gather(1, targets[:, None]).mean()
 
 
 class Loop:
-    """The released loop: `epoch()` computes train and test loss, both with their graphs, and takes one step."""
+    """The released loop. `train` and `test` are (tokens, targets)."""
 
-    def __init__(self, net, train, test, lr=1e-3, weight_decay=1.0):
+    def __init__(self, net: nn.Module, train: Sequence, test: Sequence, lr: float = 1e-3, weight_decay: float = 1.0):
         self.net = net
         self.train, self.test = ([torch.as_tensor(x, dtype=torch.long) for x in part] for part in (train, test))
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(step / 10, 1))
 
     def epoch(self) -> tuple[float, float]:
+        """Compute train and test loss, both with their graphs, and take one step. Returns the losses before it."""
         train_loss, test_loss = loss(self.net, *self.train), loss(self.net, *self.test)
         train_loss.backward()
         self.optimizer.step()
@@ -119,17 +155,22 @@ class Loop:
 
 
 class SequenceLoop:
-    """`step(tokens, targets, counts)`: one AdamW step on the positions `read`, a half-open range; the loss before it.
+    """The loop on sequences. It reads the logits at the positions `read`, a half-open range."""
 
-    tokens [N, S]; targets [N, Q] long and counts [N, Q] bool at the Q read positions: the mean is over the targets that count.
-    """
-
-    def __init__(self, net, read, lr=1e-3, weight_decay=1.0, betas=(0.9, 0.98)):
+    def __init__(
+        self,
+        net: nn.Module,
+        read: tuple[int, int],
+        lr: float = 1e-3,
+        weight_decay: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+    ):
         self.net, self.read = net, slice(*read)
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, betas=betas)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(step / 10, 1))
 
-    def step(self, tokens, targets, counts) -> float:
+    def step(self, tokens: Int[Tensor, "N S"], targets: Int[Tensor, "N Q"], counts: Bool[Tensor, "N Q"]) -> float:
+        """Take one AdamW step on the mean loss of the targets that count. Returns the loss before the step."""
         log_probs = torch.log_softmax(self.net(tokens)[:, self.read].to(torch.float64), dim=-1)
         loss = -log_probs.gather(2, targets[..., None])[..., 0][counts].mean()
         loss.backward()
@@ -139,10 +180,10 @@ class SequenceLoop:
         return loss.item()
 
 
-def addition_batch(n, digits=5):
-    """n sums x + y = z, most significant digit first: (tokens [n, 3 digits + 3], targets and counts [n, digits + 1]).
+def addition_batch(n: int, digits: int = 5) -> Batch:
+    """n sums x + y = z, most significant digit first. With 2 digits, for instance, 3 7 + 8 5 = 1 2 2.
 
-    "+" is 10 and "=" is 11; read from "=" on, positions 2 digits + 1 to 3 digits + 1. For 2 digits: 3 7 + 8 5 = 1 2 2.
+    "+" is token 10 and "=" is token 11. The read positions start at "=", from 2 digits + 1 to 3 digits + 1.
     """
     x, y = (torch.randint(0, 10, (n, digits)) for _ in range(2))
     z, carry = torch.zeros(n, digits + 1, dtype=torch.long), torch.zeros(n, dtype=torch.long)
@@ -154,11 +195,11 @@ def addition_batch(n, digits=5):
     return torch.cat([x, plus, y, equals, z], dim=1), z, torch.ones_like(z, dtype=torch.bool)
 
 
-def induction_batch(n, seq_len=85, repeat_len=16, n_repeats=3, n_tokens=128):
-    """n random sequences with a repeated stretch: (tokens [n, seq_len], targets and counts [n, seq_len - 1]), read at all but the last.
+def induction_batch(n: int, seq_len: int = 85, repeat_len: int = 16, n_repeats: int = 3, n_tokens: int = 128) -> Batch:
+    """n random sequences with a repeated stretch, read at every position but the last.
 
-    Token 0, then n_repeats blocks of random tokens 1 to n_tokens - 1, each with one copy of the stretch at an offset of its own.
-    What counts is all but the first token of each copy after the first.
+    A sequence is token 0, then n_repeats blocks of random tokens 1 to n_tokens - 1. Each block has one copy of the
+    stretch at an offset of its own. All tokens of each copy after the first count, except the copy's first token.
     """
     block = (seq_len - 1) // n_repeats
     tokens = torch.randint(1, n_tokens, (n, seq_len))
@@ -174,10 +215,10 @@ def induction_batch(n, seq_len=85, repeat_len=16, n_repeats=3, n_tokens=128):
     return tokens, tokens[:, 1:], counts[:, 1:]
 
 
-def skip_trigram_batch(n, entries=11):
-    """n sequences START=20, entries of 0..9 but for one of 10..19, END=21: (tokens [n, entries + 2], targets and counts [n, 1]).
+def skip_trigram_batch(n: int, entries: int = 11) -> Batch:
+    """n sequences of START = 20, then entries of 0..9 except one of 10..19, then END = 21.
 
-    The target is that entry less 10, read at the last position.
+    The target is that one entry minus 10, read at the last position.
     """
     target = torch.randint(0, 10, (n, 1))
     body = torch.randint(0, 10, (n, entries))
@@ -186,10 +227,10 @@ def skip_trigram_batch(n, entries=11):
     return torch.cat([start, body, end], dim=1), target, torch.ones_like(target, dtype=torch.bool)
 
 
-def best_frequencies(neurons, p):
-    """For each neuron of [p * p, M] its best frequency and the share of its centred energy in that 3x3 block, lists of M.
+def best_frequencies(neurons: Float[Tensor, "P*P M"], p: int) -> tuple[list[int], list[float]]:
+    """The best frequency of each neuron, and the share of its centred energy in that frequency's 3x3 block.
 
-    As released, the loop over frequencies stops one short of p // 2.
+    As in the released code, the loop over frequencies stops one short of p // 2.
     """
     x = torch.arange(p)
     rows = [torch.ones(p)]
