@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxgrok.config import BadInput
+from jaxgrok.store.curves import RunCurves
 from jaxgrok.tables import released
-from jaxgrok.tables.released import Curves
+from jaxgrok.tables.released import LossCurves
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
 
@@ -16,7 +17,7 @@ from jaxgrok.training.sweep import sweep
 def curves(n=1000, factor=1.0):
     epochs = np.arange(n)
     loss = 5 * np.exp(-epochs / 50) + 1e-7
-    return Curves(epochs, loss, epochs[::10], factor * (1 + loss[::10]))
+    return LossCurves(epochs, loss, epochs[::10], factor * (1 + loss[::10]))
 
 
 def test_the_largest_difference_is_over_shared_epochs_up_to_the_last():
@@ -65,7 +66,9 @@ def test_samples_of_a_json(tmp_path):
         released.read_released(tmp_path / "broken.json", "low")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"low": {"train_at": {}, "test_at": {}}}, {"low": {"train_at": {"x": 1}, "test_at": {}}}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"low": {"train_at": {}, "test_at": {}}}, {"low": {"train_at": {"x": 1}, "test_at": {}}}]
+)
 def test_other_json_is_refused(tmp_path, content):
     (tmp_path / "curves.json").write_text(json.dumps(content))
     with pytest.raises(BadInput, match=r"curves\.json"):
@@ -74,12 +77,17 @@ def test_other_json_is_refused(tmp_path, content):
 
 def test_a_run_that_has_not_begun_or_skipped_epochs_is_refused():
     c = curves()
-    record = {"epoch_train": c.epoch_train, "train_loss": c.train_loss, "epoch_eval": c.epoch_eval, "test_loss": c.test_loss}
-    assert released.of_run(record).epochs("train")[-1] == 999
+
+    def of_every(part):
+        accuracy = np.zeros(len(c.epoch_eval[part]))
+        curves = (x[part] for x in (c.epoch_train, c.train_loss, c.epoch_eval, c.test_loss))
+        return RunCurves(*curves, accuracy, accuracy, last_epoch=1000)
+
+    assert released.losses_of(of_every(slice(None))).epochs("train")[-1] == 999
     with pytest.raises(BadInput, match="begun"):
-        released.of_run({name: x[:0] for name, x in record.items()})
+        released.losses_of(of_every(slice(0)))
     with pytest.raises(BadInput, match="train_every"):
-        released.of_run({name: x[::10] for name, x in record.items()})
+        released.losses_of(of_every(slice(None, None, 10)))
 
 
 def test_the_last_stretch_reaches_the_end():
@@ -91,7 +99,10 @@ def test_the_released_curves(shared):
     pytest.importorskip("torch")
     theirs = released.read_released(shared / "reference/published/wd_10-1_mod_addition_loss_curve.pth")
     assert released.first_below(theirs.epoch_eval, theirs.test_loss, 0.1) == 95_520
-    assert (theirs.test_loss.max(), theirs.epoch_eval[theirs.test_loss.argmax()]) == (pytest.approx(40.45, abs=0.01), 1550)
+    assert (theirs.test_loss.max(), theirs.epoch_eval[theirs.test_loss.argmax()]) == (
+        pytest.approx(40.45, abs=0.01),
+        1550,
+    )
     assert released.spike_rows(theirs)[0][1] == "0"
 
 
@@ -105,6 +116,8 @@ def test_a_directory_of_several_runs_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
     import rerun
 
-    path = sweep(make_sweep({"arch": "mlp", "p": 5, "d_mlp": 4, "frac": 0.5, "seeds": 2, "epochs": 2}), tmp_path / "runs")
+    path = sweep(
+        make_sweep({"arch": "mlp", "p": 5, "d_mlp": 4, "frac": 0.5, "seeds": 2, "epochs": 2}), tmp_path / "runs"
+    )
     assert rerun.main([str(path), "curves.json"]) == 2
     assert capsys.readouterr().err == f"rerun.py: error: run directory: got {str(path)!r}; accepted: one run, not 2\n"

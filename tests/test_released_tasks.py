@@ -1,4 +1,5 @@
-"""The authors' released networks for other tasks, in our network, on our examples: the losses that their own files record.
+"""The authors' released networks for other tasks, in our network, on our examples: the losses that their own files
+record.
 
 Each comparison is of two samples: fresh examples here, and the training losses at the end of the file, of weights that
 still move. -s prints them with their standard errors.
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgrok.config import Run
 from jaxgrok.nets import interop, weight_files
 from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import Examples, make_config, make_task
-from jaxgrok.training.run import Scores, make_hyper, make_train
+from jaxgrok.training.run import Scores, make_program
 from tests.reference import plain
 
 torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
@@ -22,8 +24,8 @@ torch = pytest.importorskip("torch", reason="the extra `torch` is not installed"
 PUBLISHED = "reference/published"
 ADDITION, INDUCTION = "5_digit_addition_infinite", "induction_head_infinite"
 ERRORS = 4  # standard errors that may lie between two samples
-# What is recorded is of moving weights, what is measured of the last. Trained on for 600 steps from the stored Adam state, the
-# induction weights' own loss on the same examples has this standard deviation.
+# What is recorded is of moving weights, what is measured of the last. Trained on for 600 steps from the stored Adam
+# state, the induction weights' own loss on the same examples has this standard deviation.
 WOBBLE = 0.0035
 
 
@@ -42,7 +44,7 @@ def fresh(task, n, seed=0):
 
 def scores_of(config, params, examples: Examples) -> Scores:
     """`evaluate` of every example alone: [N], and of parts [N, parts]."""
-    evaluate = make_train(config).evaluate
+    evaluate = make_program(config).evaluate
 
     def of_one(params, example):
         return evaluate(params, jax.tree.map(lambda x: x[None], example))
@@ -69,7 +71,9 @@ def told(name, ours, recorded):
 def assert_computes_as_the_file_says(shared, config, params, name, examples):
     """Our logits at the read positions against a plain float64 forward pass of the file's own weights."""
     weights = {key: x.astype(float) for key, x in weight_files.read(shared / f"{PUBLISHED}/{name}.pth")[0].items()}
-    theirs, _ = plain.transformer(plain.from_authors(weights, config.n_heads), examples.tokens, residual_factor=config.residual_factor)
+    theirs, _ = plain.transformer(
+        plain.from_authors(weights, config.n_heads), examples.tokens, residual_factor=config.residual_factor
+    )
     task = make_task(config)
     theirs = theirs[:, slice(*task.read)]
     with jax.default_matmul_precision("highest"):
@@ -78,7 +82,7 @@ def assert_computes_as_the_file_says(shared, config, params, name, examples):
     np.testing.assert_allclose(logits, theirs, atol=5e-6 * np.abs(theirs).max())
 
 
-# --- 5-digit addition -------------------------------------------------------------------------------------------------------
+# --- 5-digit addition -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,7 @@ def test_the_addition_network_has_the_loss_it_ended_with(addition):
     print(f"whole answers: {answers:.4f} +- {error:.4f}")
     # 97.6 % of 4096 sums (spec: EXPERIMENTS.md A1)
     assert abs(answers - 0.976) < ERRORS * np.hypot(error, np.sqrt(0.976 * 0.024 / 4096))
-    together = jax.jit(make_train(config, block=1024).evaluate)(params, examples)
+    together = jax.jit(make_program(config, block=1024).evaluate)(params, examples)
     assert float(together.loss) == pytest.approx(ours[0], rel=1e-4)
     assert float(together.answer_accuracy) == pytest.approx(answers, rel=1e-6)
 
@@ -116,7 +120,9 @@ def test_each_digit_has_the_loss_of_a_network_in_torch_on_sums_drawn_there(share
     from tests.reference.torch_loop import SequenceNet, addition_batch
 
     _, _, _, _, scores = addition
-    weights = {key: torch.from_numpy(x) for key, x in weight_files.read(shared / f"{PUBLISHED}/{ADDITION}.pth")[0].items()}
+    weights = {
+        key: torch.from_numpy(x) for key, x in weight_files.read(shared / f"{PUBLISHED}/{ADDITION}.pth")[0].items()
+    }
     weights["blocks.0.attn.W_O"] = torch.stack(weights["blocks.0.attn.W_O"].split(32, dim=1))  # heads lie side by side
     weights["mask"] = weights.pop("blocks.0.attn.mask")
     net = SequenceNet(12, 10, 18)
@@ -125,12 +131,13 @@ def test_each_digit_has_the_loss_of_a_network_in_torch_on_sums_drawn_there(share
     tokens, targets, _ = addition_batch(8192)
     with torch.no_grad():
         logits = torch.cat([net(some)[:, 11:17] for some in tokens.split(512)])
-    theirs = mean_and_error(torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").numpy())
+    theirs = mean_and_error(
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").numpy()
+    )
     ours = mean_and_error(scores.part_loss)
     for digit in range(6):
-        print(
-            f"\ndigit {digit}: {ours[0][digit]:.5f} +- {ours[1][digit]:.5f}, torch {theirs[0][digit]:.5f} +- {theirs[1][digit]:.5f}", end=""
-        )
+        two = (f"{mean[digit]:.5f} +- {error[digit]:.5f}" for mean, error in (ours, theirs))
+        print(f"\ndigit {digit}: {', torch '.join(two)}", end="")
     difference, allowed = apart(ours, theirs)
     assert (difference < allowed).all()
     np.testing.assert_allclose(scores.part_loss.mean(axis=1), scores.loss, rtol=1e-4, atol=1e-7)
@@ -163,13 +170,14 @@ def test_wrong_formats_of_addition_show(addition):
 
 
 def test_the_per_token_run_is_ours_step_by_step(shared):
-    """The published losses of each digit, from torch's weights and examples of seed 129000; and weight decay 0 is seen to be another run.
+    """The published losses of each digit, from torch's weights and examples of seed 129000; and weight decay 0 is
+    seen to be another run.
 
     So W_O is drawn per head, the first step has rate 0, and lr, weight decay and betas are those of EXPERIMENTS.md A1.
     """
     published = np.load(shared / f"{PUBLISHED}/5_digit_addition_infinite_per_token.npy")
     config, seed, steps = make_config("addition5", d_model=512, loss="float64"), 129_000, 11
-    trainer = make_train(config, 1)
+    trainer = make_program(config, 1)
     evaluate, advance = jax.jit(trainer.evaluate), jax.jit(trainer.advance)
     params = interop.initial_weights("torch")(config, seed)
 
@@ -184,7 +192,7 @@ def test_the_per_token_run_is_ours_step_by_step(shared):
             yield Examples(*(np.int32(array) for array in (tokens, z, part)))
 
     def differences(weight_decay):
-        hyper, found = make_hyper(config, seed, weight_decay, 1e-4), []
+        hyper, found = Run(config, seed, weight_decay=weight_decay, lr=1e-4).hyper(), []
         state = trainer.start(jax.tree.map(jnp.asarray, params), hyper)
         for step, batch in enumerate(batches()):
             found.append(np.abs(evaluate(state.params, batch).part_loss - published[step]).max())
@@ -199,7 +207,7 @@ def test_the_per_token_run_is_ours_step_by_step(shared):
     assert differences(0.0)[5:].max() > 2e-5
 
 
-# --- repeated subsequences --------------------------------------------------------------------------------------------------
+# --- repeated subsequences --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +249,9 @@ def test_the_parts_of_repeated_subsequences(induction):
 
 def offsets_of(examples):
     """[N, 3]: where in its block of 28 each copy begins, from the numbers of the targets and the tokens themselves."""
-    later = [30 + (examples.part == part).argmax(axis=1) - 1 for part in (0, 15)]  # targets begin at position 30, with token 1
+    later = [
+        30 + (examples.part == part).argmax(axis=1) - 1 for part in (0, 15)
+    ]  # targets begin at position 30, with token 1
     copy = np.take_along_axis(examples.tokens, later[0][:, None] + np.arange(16), axis=1)
     first = [(examples.tokens[:, start : start + 16] == copy).all(axis=1) for start in range(1, 14)]
     return np.stack([np.argmax(first, axis=0), later[0] - 29, later[1] - 57], axis=1)

@@ -2,6 +2,7 @@
 
 import csv
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,9 +15,13 @@ from jaxgrok.config import BadInput
 from jaxgrok.figures import style
 from jaxgrok.figures.slingshots import COLOURS, envelope
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.store.steps import Metrics, SweepFiles, write_json
+from jaxgrok.stats import Arrival
+from jaxgrok.store.atomic import write_json
+from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.results import RunRecord, Status
+from jaxgrok.store.steps import SweepFiles
 from jaxgrok.tables import slingshots
-from jaxgrok.tables.slingshots import FLOOR, of_curve
+from jaxgrok.tables.slingshots import FLOOR, slingshots_of
 from jaxgrok.training.grid import make_sweep
 from tests.test_figures import collisions, words
 
@@ -36,21 +41,25 @@ def curve(*spikes, epochs=EPOCHS, level=1e-6):
 
 def plant(path, of_run, settings=(), length=2000, train_every=1):
     """A sweep directory with planted train losses: of_run(run) -> loss [T], or None for a run that has not begun."""
-    sweep = make_sweep({"p": 5, "arch": "mlp", "epochs": length, "train_every": train_every, "eval_every": 10, **dict(settings)})
+    sweep = make_sweep(
+        {"p": 5, "arch": "mlp", "epochs": length, "train_every": train_every, "eval_every": 10, **dict(settings)}
+    )
     runs = sweep.runs()
-    metrics = Metrics(len(runs), length, 10, train_every, "float64")
+    curves = SweepCurves(len(runs), length, 10, train_every, "float64")
     for number, run in enumerate(runs):
         loss = of_run(run)
         if loss is not None:
-            metrics.train_loss[number, : len(loss)] = loss
-            metrics.last_epoch[number] = len(loss) * train_every
+            curves.train_loss[number, : len(loss)] = loss
+            curves.last_epoch[number] = len(loss) * train_every
     files = SweepFiles(path)
     path.mkdir()
     write_json(files.config_json, {**sweep.fixed(), "eval_every": 10, "train_every": train_every})
-    written = {"split_hash": "", "epochs": length, "batch": 0, "status": "finished"}
-    records = {i: {**run.coordinates(), **written, "n_train": EXAMPLES, "last_epoch": length} for i, run in enumerate(runs)}
-    write_json(files.manifest_json, {"sessions": [{"versions": {}, "devices": ["cpu"]}], "batches": {}, "runs": records})
-    metrics.save(files.metrics_npz, {})
+    runs = [replace(run, n_train=EXAMPLES) for run in runs]
+    records = {i: RunRecord(i, run, length, 0, Status.TRAINED, length).to_manifest() for i, run in enumerate(runs)}
+    write_json(
+        files.manifest_json, {"sessions": [{"versions": {}, "devices": ["cpu"]}], "batches": {}, "runs": records}
+    )
+    curves.save(files.metrics_npz, {})
     return jaxgrok.load(path)
 
 
@@ -61,7 +70,9 @@ SPIKES = {0: [(500, 0.05), (1200, 3.0)], 1: [(700, 0.5)], 2: []}  # of the float
 def planted(tmp_path):
     """Three seeds of each loss; only float32 spikes, and its seed 2 not within its 2,000 epochs."""
     settings = {"seeds": 3, "loss": MODES, "wd": "0,1"}
-    return plant(tmp_path / "runs", lambda run: curve(*(SPIKES[run.seed] if run.config.loss == "float32" else [])), settings)
+    return plant(
+        tmp_path / "runs", lambda run: curve(*(SPIKES[run.seed] if run.config.loss == "float32" else [])), settings
+    )
 
 
 @pytest.fixture
@@ -72,51 +83,54 @@ def main(monkeypatch):
     return command.main
 
 
-# --- one curve --------------------------------------------------------------------------------------------------------------
+# --- one curve --------------------------------------------------------------------------------------------------------
 
 
 def test_planted_spikes_are_found_and_timed():
-    found = of_curve(EPOCHS, curve((500, 0.05), (1200, 3.0)), EXAMPLES)
-    assert [(spike.start, spike.end, spike.peak_epoch) for spike in found.spikes] == [(500, 519, 505), (1200, 1219, 1205)]
-    assert (found.first, found.rate) == ((500, True), 10)
+    found = slingshots_of(EPOCHS, curve((500, 0.05), (1200, 3.0)), EXAMPLES)
+    assert [(spike.start, spike.end, spike.peak_epoch) for spike in found.spikes] == [
+        (500, 519, 505),
+        (1200, 1219, 1205),
+    ]
+    assert (found.first, found.rate) == (Arrival(500, True), 10)
     assert found.highest.peak == 3
     assert found.highest.factor == pytest.approx(3e6, rel=1e-6)
     assert found.largest_ratio == pytest.approx(1.5e6, rel=1e-6)
 
 
 def test_a_run_without_a_spike_is_censored_at_its_last_epoch():
-    found = of_curve(EPOCHS, curve(), EXAMPLES)
-    assert (found.spikes, found.highest, found.rate, found.first) == ([], None, 0, (2000, False))
-    short = of_curve(EPOCHS[:30], curve()[:30], EXAMPLES)
-    assert (short.spikes, short.first) == ([], (30, False))
-    assert of_curve(EPOCHS[:1], curve()[:1], EXAMPLES).largest_ratio is None
+    found = slingshots_of(EPOCHS, curve(), EXAMPLES)
+    assert (found.spikes, found.highest, found.rate, found.first) == ([], None, 0, Arrival(2000, False))
+    short = slingshots_of(EPOCHS[:30], curve()[:30], EXAMPLES)
+    assert (short.spikes, short.first) == ([], Arrival(30, False))
+    assert slingshots_of(EPOCHS[:1], curve()[:1], EXAMPLES).largest_ratio is None
 
 
 def test_a_diverged_run_is_looked_at_up_to_there():
     loss = curve((500, 0.05), (1200, 3.0))
     loss[1000] = np.nan
-    found = of_curve(EPOCHS, loss, EXAMPLES)
+    found = slingshots_of(EPOCHS, loss, EXAMPLES)
     assert (len(found.loss), len(found.spikes)) == (1000, 1)
-    nothing = of_curve(EPOCHS, np.full(2000, np.nan), EXAMPLES)
-    assert (len(nothing.loss), nothing.first, nothing.smallest_sum, nothing.rate) == (0, (0, False), None, 0)
+    nothing = slingshots_of(EPOCHS, np.full(2000, np.nan), EXAMPLES)
+    assert (len(nothing.loss), nothing.first, nothing.smallest_sum, nothing.rate) == (0, Arrival(0, False), None, 0)
 
 
 def test_the_floor_is_counted_and_sums_are_whole():
     units = np.where(EPOCHS < 1000, 10.0**6, np.where(EPOCHS < 1500, 7.0, 3.0 + EPOCHS % 4))
     units[1900:] = -0.0  # as log_softmax gives it
-    found = of_curve(EPOCHS, (units * FLOOR / EXAMPLES).astype(np.float32), EXAMPLES)
+    found = slingshots_of(EPOCHS, (units * FLOOR / EXAMPLES).astype(np.float32), EXAMPLES)
     assert (found.at_most(0), found.at_most(FLOOR)) == (100, 1000)
     assert str(found.loss.min()) == "0.0"
     assert found.smallest_sum == pytest.approx(3, rel=1e-6)
     assert (found.low, found.whole) == (900, 900)
     # sums of the exact loss are anything, and of a fraction of a unit none is whole
-    some = of_curve(EPOCHS, np.linspace(1, 8, 2000) * FLOOR / EXAMPLES, EXAMPLES)
+    some = slingshots_of(EPOCHS, np.linspace(1, 8, 2000) * FLOOR / EXAMPLES, EXAMPLES)
     assert some.whole / some.low == pytest.approx(0.02, abs=0.003)
-    assert of_curve(EPOCHS, np.full(2000, 0.004 * FLOOR / EXAMPLES), EXAMPLES).whole == 0
+    assert slingshots_of(EPOCHS, np.full(2000, 0.004 * FLOOR / EXAMPLES), EXAMPLES).whole == 0
 
 
 def test_a_mean_over_too_many_examples_is_not_asked_for_its_sum():
-    found = of_curve(EPOCHS, np.full(2000, FLOOR, np.float32), 10**7)
+    found = slingshots_of(EPOCHS, np.full(2000, FLOOR, np.float32), 10**7)
     assert (found.low, found.whole) == (0, 0)
 
 
@@ -126,13 +140,14 @@ def test_a_spike_above_zero_is_infinitely_many_times_the_level():
     loss[1500] = 0.2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = of_curve(EPOCHS, loss, EXAMPLES)
+        found = slingshots_of(EPOCHS, loss, EXAMPLES)
     assert (found.highest.peak, found.highest.factor) == (0.2, np.inf)
     assert found.largest_ratio < 2  # what follows a zero has no ratio
 
 
 def test_the_float32_loss_of_one_example_is_what_the_note_says():
-    """Whole units of 2^-23, 0 below half of one, and so the gradient of the right logit; not those of the wrong ones."""
+    """Whole units of 2^-23, 0 below half of one, and so the gradient of the right logit; not those of the wrong
+    ones."""
     import jax
     import jax.numpy as jnp
 
@@ -148,11 +163,11 @@ def test_the_float32_loss_of_one_example_is_what_the_note_says():
     assert not loss[exact < FLOOR / 2.01].any()
 
 
-# --- a sweep ----------------------------------------------------------------------------------------------------------------
+# --- a sweep ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_per_run(planted):
-    slingshots.write_tables(planted, slingshots.cells(planted))
+    slingshots.write_slingshot_tables(planted, slingshots.slingshots_of_cells(planted))
     rows = list(csv.DictReader((planted.path / "tables" / "slingshots.csv").open()))
     assert [row["run"] for row in rows] == [str(i) for i in range(18)]
     assert list(rows[0])[:6] == ["run", "seed", "wd", "loss", "epochs", "spikes"]
@@ -168,7 +183,7 @@ def test_a_row_per_run(planted):
 
 def test_the_loss_is_named_though_it_does_not_vary(tmp_path):
     results = plant(tmp_path / "runs", lambda run: curve(), {"seeds": 2})
-    of_cells = slingshots.cells(results)
+    of_cells = slingshots.slingshots_of_cells(results)
     header, rows = slingshots.runs_table(results, of_cells)
     assert header[:3] == ["run", "seed", "loss"]
     assert rows[0][2] == "exact"
@@ -178,7 +193,7 @@ def test_the_loss_is_named_though_it_does_not_vary(tmp_path):
 
 
 def test_a_row_per_cell_counts_rates_and_censored_first_spikes(planted):
-    header, rows = slingshots.readable_table(slingshots.cells(planted))
+    header, rows = slingshots.readable_table(slingshots.slingshots_of_cells(planted))
     table = {(row[0], row[1]): dict(zip(header, row)) for row in rows}
     row = table["1", "float32"]
     assert row["runs with a spike"] == "2/3 [0.094, 0.99]"
@@ -193,17 +208,17 @@ def test_a_row_per_cell_counts_rates_and_censored_first_spikes(planted):
 
 
 def test_losses_are_compared_on_shared_seeds_at_the_same_setting(planted):
-    rows = slingshots.comparison_rows(slingshots.cells(planted))
+    rows = slingshots.spike_comparison_rows(slingshots.slingshots_of_cells(planted))
     assert len(rows) == 6
     found = {(first, second): rest for first, second, *rest in rows}
-    assert found["wd=1 loss=exact", "wd=1 loss=float32"] == ["sign", "0 / 2 / 1", "0.5"]
-    assert found["wd=1 loss=exact", "wd=1 loss=float64"] == ["sign", "0 / 0 / 3", "-"]
+    assert found["wd=1 loss=exact", "wd=1 loss=float32"] == ["sign", "0 / 2 / 1", "0.5", "1"]
+    assert found["wd=1 loss=exact", "wd=1 loss=float64"] == ["sign", "0 / 0 / 3", "-", "-"]
 
 
 def test_the_report_has_the_released_runs_and_the_runs_that_wait(tmp_path):
     settings = {"seeds": 2, "loss": MODES}
     results = plant(tmp_path / "runs", lambda run: None if run.config.loss == "float64" else curve(), settings)
-    of_cells = slingshots.cells(results)
+    of_cells = slingshots.slingshots_of_cells(results)
     assert [cell.loss for cell in of_cells] == ["exact", "float32"]
     text = slingshots.slingshots_markdown(results, of_cells)
     assert "2 of 6 runs have not begun" in text
@@ -227,12 +242,17 @@ def test_published_rows_are_those_of_the_reference(shared):
 
 
 def test_a_minibatch_is_what_a_loss_is_the_mean_over(tmp_path):
-    results = plant(tmp_path / "runs", lambda run: np.full(100, 3 * FLOOR / 4), {"seeds": 1, "batch_size": 4, "loss": "float32"}, 100)
-    (cell,) = slingshots.cells(results)
+    results = plant(
+        tmp_path / "runs",
+        lambda run: np.full(100, 3 * FLOOR / 4),
+        {"seeds": 1, "batch_size": 4, "loss": "float32"},
+        100,
+    )
+    (cell,) = slingshots.slingshots_of_cells(results)
     assert cell.found[0].smallest_sum == pytest.approx(3)
 
 
-# --- the command ------------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_writes_tables_and_a_figure(main, planted, tmp_path, capsys):
@@ -273,10 +293,12 @@ def test_other_directories_are_refused(main, tmp_path, capsys):
 
 def test_train_every_is_refused_by_name(tmp_path):
     with pytest.raises(BadInput, match="train_every"):
-        slingshots.cells(plant(tmp_path / "runs", lambda run: curve()[::10], {"seeds": 1}, train_every=10))
+        slingshots.slingshots_of_cells(
+            plant(tmp_path / "runs", lambda run: curve()[::10], {"seeds": 1}, train_every=10)
+        )
 
 
-# --- the figure -------------------------------------------------------------------------------------------------------------
+# --- the figure -------------------------------------------------------------------------------------------------------
 
 
 def test_thinning_keeps_spikes_and_the_floor():
@@ -292,7 +314,7 @@ def test_thinning_keeps_spikes_and_the_floor():
 
 
 def test_a_panel_per_loss_and_setting_on_one_axis_and_a_row_per_run(planted, monkeypatch):
-    figure = figures.slingshots_figure(slingshots.cells(planted))
+    figure = figures.slingshots_figure(slingshots.slingshots_of_cells(planted))
     assert not collisions(figure, monkeypatch)
     *panels, raster = figure.axes
     titles = [axes.get_title(loc="left") for axes in panels]
@@ -315,30 +337,36 @@ def test_a_panel_per_loss_and_setting_on_one_axis_and_a_row_per_run(planted, mon
     assert "losses of 0" not in words(figure)
 
 
-SETTINGS = [{"seeds": 1}, {"seeds": 40, "loss": MODES}, {"seeds": 2, "loss": "float32", "wd": "0,0.125", "lr": "1e-3,2e-3"}]
+SETTINGS = [
+    {"seeds": 1},
+    {"seeds": 40, "loss": MODES},
+    {"seeds": 2, "loss": "float32", "wd": "0,0.125", "lr": "1e-3,2e-3"},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_no_text_lies_on_another(tmp_path, monkeypatch, settings):
     length = 200
-    results = plant(tmp_path / "runs", lambda run: curve((100 + run.seed, 0.5), epochs=EPOCHS[:length]), settings, length)
-    assert not collisions(figures.slingshots_figure(slingshots.cells(results)), monkeypatch)
+    results = plant(
+        tmp_path / "runs", lambda run: curve((100 + run.seed, 0.5), epochs=EPOCHS[:length]), settings, length
+    )
+    assert not collisions(figures.slingshots_figure(slingshots.slingshots_of_cells(results)), monkeypatch)
 
 
 def test_odd_runs_are_drawn(tmp_path, monkeypatch):
     """A loss that is 0, one that diverges at once, one that is much shorter, and a cell that has not begun."""
 
     def of_run(run):
-        if run.wd == 1 and run.config.loss == "float32":
+        if run.weight_decay == 1 and run.config.loss == "float32":
             return None
         loss = curve()
         loss[1000:] = {0: 0, 1: 1e-9, 2: np.nan}[run.seed]
-        return loss[: {0: 2000, 1: 300, 2: 2000}[run.seed]] if run.wd else np.full(2000, np.nan)
+        return loss[: {0: 2000, 1: 300, 2: 2000}[run.seed]] if run.weight_decay else np.full(2000, np.nan)
 
     results = plant(tmp_path / "runs", of_run, {"seeds": 3, "loss": "exact,float32", "wd": "0,1"})
-    of_cells = slingshots.cells(results)
+    of_cells = slingshots.slingshots_of_cells(results)
     assert slingshots.readable_table(of_cells)
-    slingshots.write_tables(results, of_cells)
+    slingshots.write_slingshot_tables(results, of_cells)
     figure = figures.slingshots_figure(of_cells)
     assert not collisions(figure, monkeypatch)
     assert "no run has begun" in words(figure)

@@ -1,3 +1,5 @@
+"""The tables of planted sweeps, whose times are known."""
+
 import csv
 import json
 
@@ -7,9 +9,13 @@ import pytest
 
 import jaxgrok
 from jaxgrok import figures
-from jaxgrok.store.events import EVENTS
-from jaxgrok.store.steps import Metrics, SweepFiles, write_json
-from jaxgrok.tables import timing as report
+from jaxgrok.stats import Arrival
+from jaxgrok.store.atomic import write_json
+from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.events import EVENTS, RestrictedLoss
+from jaxgrok.store.results import RunRecord, Status
+from jaxgrok.store.steps import SweepFiles
+from jaxgrok.tables import timing
 from jaxgrok.training.grid import make_sweep
 
 
@@ -18,23 +24,24 @@ def plant(path, grokked_at, settings, length=12_000):
     sweep = make_sweep({"epochs": length, **settings})
     runs = sweep.runs()
     assert len(runs) == len(grokked_at)
-    metrics = Metrics(len(runs), length, 10, 10)
-    for run, at in enumerate(grokked_at):
-        epochs = metrics.epoch_eval
-        metrics.train_acc[run] = epochs >= 140
-        metrics.test_acc[run] = epochs >= (at or 10**9)
-        fall = [at - 1000, at + 1000] if at else [10**8, 10**9]
-        metrics.test_loss[run] = np.exp(np.interp(epochs, [0, 1400, *fall], np.log([4.8, 25, 24.9, 1e-6])))
-        metrics.train_loss[run] = np.exp(-metrics.epoch_train / 300) + 1e-7
-    metrics.last_epoch[:] = length
+    curves = SweepCurves(len(runs), length, 10, 10)
+    epochs = curves.epoch_eval
+    for number, at in enumerate(grokked_at):
+        grokked = 10**9 if at is None else at
+        curves.train_acc[number] = epochs >= 140
+        curves.test_acc[number] = epochs >= grokked
+        knots = [0, 1400, grokked - 1000, grokked + 1000]
+        curves.test_loss[number] = np.exp(np.interp(epochs, knots, np.log([4.8, 25, 24.9, 1e-6])))
+        curves.train_loss[number] = np.exp(-curves.epoch_train / 300) + 1e-7
+    curves.last_epoch[:] = length
     files = SweepFiles(path)
     path.mkdir()
     write_json(files.config_json, {**sweep.fixed(), "eval_every": 10, "train_every": 10})
-    written = {"n_train": 3830, "split_hash": "", "epochs": length, "batch": 0, "status": "finished", "last_epoch": length}
-    records = {number: {**run.coordinates(), **written} for number, run in enumerate(runs)}
+    records = [RunRecord(number, run, length, 0, Status.TRAINED, length) for number, run in enumerate(runs)]
     session = {"versions": {"jaxgrok": "0", "jax": "1"}, "devices": ["cpu"], "platform": "cpu"}
-    write_json(files.manifest_json, {"sessions": [session], "batches": {}, "runs": records})
-    metrics.save(files.metrics_npz, {})
+    manifest = {"sessions": [session], "batches": {}, "runs": {r.number: r.to_manifest() for r in records}}
+    write_json(files.manifest_json, manifest)
+    curves.save(files.metrics_npz, {})
     return jaxgrok.load(path)
 
 
@@ -46,7 +53,7 @@ def planted(tmp_path):
 
 
 def test_timings_have_a_row_per_run_with_brackets(planted):
-    report.write_tables(planted)
+    timing.write_timing_tables(planted)
     rows = list(csv.DictReader((planted.path / "tables" / "timings.csv").open()))
     assert list(rows[0])[:10] == ["run", "seed", "task", "arch", "p", "frac", "wd", "lr", "n_train", "outcome"]
     assert [f"{event}_{end}" for event in EVENTS for end in ("after", "by")] == list(rows[0])[11 : 11 + 2 * len(EVENTS)]
@@ -59,7 +66,7 @@ def test_timings_have_a_row_per_run_with_brackets(planted):
 
 
 def test_summary_has_a_row_per_cell_and_says_honestly_what_has_not_arrived(planted):
-    report.write_tables(planted)
+    timing.write_timing_tables(planted)
     rows = list(csv.DictReader((planted.path / "tables" / "summary.csv").open()))
     assert [row["wd"] for row in rows] == ["1.0", "0.1"]
     assert (rows[0]["grokked"], rows[0]["grokked_median"], rows[0]["grokked_arrived"]) == ("8", "6600.0", "8")
@@ -72,35 +79,97 @@ def test_summary_has_a_row_per_cell_and_says_honestly_what_has_not_arrived(plant
     assert "sign" in text
 
 
-def test_delay_is_censored_where_a_run_memorised_and_did_not_grok(planted):
-    cell = report.cells(planted)[1]
-    assert cell.times("delay") == {**{seed: (12_000 - 140, False) for seed in range(7)}, 7: (9000 - 140, True)}
-    # The one that grokked at 9,000 has not settled by 12,000: nothing is known of any width.
-    assert set(cell.times("width").values()) == {(0, False)}
-    assert str(cell.median("width")) == "- (0/8)"
+def test_the_delay_of_a_run_that_memorised_and_did_not_grok_is_censored(planted):
+    cell = planted.cells[1]
+    late = {seed: Arrival(12_000 - 140, False) for seed in range(7)}
+    assert timing.delay_times(cell).arrivals == {**late, 7: Arrival(9000 - 140, True)}
+
+
+def test_what_needs_settled_runs_is_unknown_and_counted(planted):
+    settled, cell = planted.cells
+    assert timing.drop_width_times(settled).unknown == 0
+    # The one run that grokked, at 9,000, has not settled by 12,000.
+    for times in (timing.drop_width_times(cell), timing.event_times(cell, "drop_90")):
+        assert (times.arrivals, times.unknown, str(times)) == ({}, 8, "unknown (needs settled runs)")
+    header, rows = timing.summary_table(planted, planted.cells)
+    row = dict(zip(header, rows[1], strict=True))
+    assert (row["width_median"], row["width_arrived"], row["width_of"], row["width_unknown"]) == (None, 0, 8, 8)
+    assert "unknown (needs settled runs)" in timing.summary_markdown(planted, planted.cells)
+    some = timing.Times(timing.drop_width_times(settled).arrivals, 2)
+    assert str(some).endswith("] (2 unknown)")
+
+
+def test_most_runs_diverging_leaves_the_median_unreached(tmp_path):
+    """They were censored as if they would have grokked: the median was that of the two survivors."""
+    results = plant(tmp_path / "runs", [6000, 7000] * 4, {"seeds": 8})
+    results.sweep_curves.test_loss[2:, 300:] = np.nan
+    (cell,) = results.cells
+    assert cell.outcomes["diverged"] == 6
+    assert str(timing.event_times(cell, "grokked").median) == "> 7,000 (2/8)"
+    header, rows = timing.readable_table(results.cells)
+    assert dict(zip(header, rows[0], strict=True))["grokked at"] == "> 7,000 (2/8)"
+
+
+def test_a_lost_run_is_counted_and_has_no_width(tmp_path):
+    results = plant(tmp_path / "runs", [6000, 7000], {"seeds": 2})
+    results.sweep_curves.test_acc[1, -20:] = 0.1
+    (cell,) = results.cells
+    assert (cell.outcomes["grokked"], cell.outcomes["lost"]) == (1, 1)
+    header, rows = timing.timings_table(results, results.cells)
+    row = dict(zip(header, rows[1], strict=True))
+    lost_at = int(results.sweep_curves.epoch_eval[-20])
+    assert (row["outcome"], row["lost_after"], row["lost_by"]) == ("lost", lost_at - 10, lost_at)
+    assert (row["grokked_by"], row["settled"], row["drop_width"]) == (7000, False, None)
+    assert row["watched_after_grokking"] == 12_000 - 7000
+    header, rows = timing.readable_table(results.cells)
+    row = dict(zip(header, rows[0], strict=True))
+    assert (row["lost"], row["watched after"]) == ("1", "5,500 (5,000 - 6,000)")
+    assert row["drop width"].endswith("(1 unknown)")
+
+
+def test_a_test_loss_peak_at_epoch_zero_is_not_missing(tmp_path):
+    results = plant(tmp_path / "runs", [6000], {"seeds": 1})
+    results.sweep_curves.test_loss[0] = np.linspace(5, 1e-6, len(results.sweep_curves.epoch_eval))
+    (cell,) = results.cells
+    assert timing.event_times(cell, "test_loss_peak").arrivals == {0: Arrival(0, True)}
+    assert timing.stages(cell)["memorisation"] == (0, 0)
 
 
 def test_runs_that_never_memorised_are_left_out_of_the_delay_and_counted(tmp_path):
     results = plant(tmp_path / "runs", [6000, 7000], {"seeds": 2})
-    results.metrics.train_acc[1] = 0
-    results.metrics.test_acc[1] = 0
-    (cell,) = report.cells(results)
-    counts = {outcome: count for outcome, count in cell.outcomes().items() if count}
+    results.sweep_curves.train_acc[1] = 0
+    results.sweep_curves.test_acc[1] = 0
+    (cell,) = results.cells
+    counts = {outcome: count for outcome, count in cell.outcomes.items() if count}
     assert counts == {"grokked": 1, "not memorised": 1}
-    assert cell.median("delay").total == 1
-    assert str(cell.median("memorised")) == "140 [140, -]"
+    assert timing.delay_times(cell).median.total == 1
+    assert str(timing.event_times(cell, "memorised")) == "140 [140, -]"
 
 
-def test_neighbouring_cells_differ_in_one_step(tmp_path):
+def test_numbers_are_compared_with_their_neighbours(tmp_path):
     results = plant(tmp_path / "runs", [6000] * 6, {"seeds": 1, "wd": "0.1,1,3", "frac": "0.3,0.4"})
-    pairs = {(first.name, second.name) for first, second in report.neighbours(report.cells(results))}
+    pairs = {(first.name, second.name) for first, second in timing.compared_pairs(results.cells)}
     assert len(pairs) == 2 * 2 + 3
     assert ("frac=0.3 wd=0.1", "frac=0.3 wd=3") not in pairs
 
 
+def test_categories_are_compared_in_every_pair_and_p_values_are_adjusted(tmp_path):
+    """exact and float64 were never compared, since float32 lies between them in the alphabet."""
+    grokked_at = [*range(5000, 5800, 100), *range(6000, 6800, 100), *range(7000, 7800, 100)]
+    results = plant(tmp_path / "runs", grokked_at, {"seeds": 8, "loss": "exact,float64,float32"})
+    pairs = {
+        frozenset((first.config.loss, second.config.loss)) for first, second in timing.compared_pairs(results.cells)
+    }
+    assert pairs == {frozenset(pair) for pair in (("exact", "float64"), ("exact", "float32"), ("float64", "float32"))}
+    rows = [dict(zip(timing.COMPARISON_HEADER[2:], row[2:])) for row in timing.grokking_comparison_rows(results.cells)]
+    # Each pair has 8 wins of 8: p = 2 / 2^8, and three times that by Holm.
+    assert [row["p"] for row in rows] == ["0.0078"] * 3
+    assert [row["p, Holm"] for row in rows] == ["0.023"] * 3
+
+
 def test_figures_show_every_run_and_the_events(planted):
-    cells = report.cells(planted)
-    curves = [planted.metrics.of_run(record["run"]) for record in cells[0].records]
+    cells = planted.cells
+    curves = [planted.sweep_curves.of_run(record.number) for record in cells[0].records]
     figure = figures.curves_figure(cells[0], curves)
     loss, accuracy = figure.axes
     assert loss.get_yscale() == accuracy.get_xscale() == "log"
@@ -119,8 +188,8 @@ def test_figures_show_every_run_and_the_events(planted):
 
 def test_panels_keep_their_size_where_no_run_has_arrived(tmp_path):
     results = plant(tmp_path / "runs", [None] * 3, {"seeds": 3})
-    (cell,) = report.cells(results)
-    figure = figures.curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    (cell,) = results.cells
+    figure = figures.curves_figure(cell, [results.sweep_curves.of_run(record.number) for record in cell.records])
     figure.draw_without_rendering()
     assert [axes.get_position().height > 0.3 for axes in figure.axes] == [True, True]
     survival = figures.survival_figure([cell])
@@ -129,7 +198,7 @@ def test_panels_keep_their_size_where_no_run_has_arrived(tmp_path):
 
 
 def test_figures_are_written_for_every_cell(planted):
-    paths = figures.write_figures(planted, report.cells(planted))
+    paths = figures.write_figures(planted)
     assert sorted(path.name for path in paths) == ["curves-wd=0.1.png", "curves-wd=1.png", "survival.png"]
     for path in paths:
         assert mpl.image.imread(path).std() > 0.01
@@ -143,40 +212,45 @@ def test_metrics_load_in_one_line(planted):
 
 
 def analysed(results):
-    """The same sweep with one checkpoint per 400 epochs whose restricted loss falls with the test loss, 500 epochs before."""
-    results.__dict__.pop("_restricted", None)
+    """The same sweep with a checkpoint every 400 epochs, whose restricted loss falls 500 epochs before the test
+    loss."""
     epochs = np.arange(0, 12_001, 400)
-    middles = {record["run"]: results.timing(record).by("drop_50") or 10**6 for record in results.runs}
-    curves = {run: np.exp(np.interp(epochs, [at - 1500, at + 500], np.log([5.0, 1e-7]))) for run, at in middles.items()}
-    results.__dict__["_restricted"] = {run: (epochs, loss) for run, loss in curves.items()}  # what the files would have held
-    return results
+    middles = {record.number: results.timing(record).by("drop_50") for record in results.runs}
+    ends = {number: 10**6 if at is None else at for number, at in middles.items()}
+    curves = {
+        number: np.exp(np.interp(epochs, [at - 1500, at + 500], np.log([5.0, 1e-7]))) for number, at in ends.items()
+    }
+    again = jaxgrok.load(results.path)
+    # What the files of an analysis would have held.
+    again.__dict__["_restricted"] = {number: RestrictedLoss(epochs, loss) for number, loss in curves.items()}
+    return again
 
 
 def test_circuit_events_join_the_tables_once_they_are_known(planted):
-    before = report.timings_table(planted, report.cells(planted))[0]
+    before = timing.timings_table(planted, planted.cells)[0]
     assert "restricted_10_by" not in before
     results = analysed(planted)
-    header, rows = report.timings_table(results, report.cells(results))
+    header, rows = timing.timings_table(results, results.cells)
     assert set(before) < set(header)
-    row = dict(zip(header, rows[0]))
+    row = dict(zip(header, rows[0], strict=True))
     assert row["restricted_50_after"] < row["restricted_50_by"] < row["drop_50_by"]
-    unsettled = dict(zip(header, rows[8]))
+    unsettled = dict(zip(header, rows[8], strict=True))
     assert unsettled["restricted_50_by"] is None
-    header, rows = report.summary_table(results, report.cells(results))
-    first = dict(zip(header, rows[0]))
+    header, rows = timing.summary_table(results, results.cells)
+    first = dict(zip(header, rows[0], strict=True))
     assert (first["stable_arrived"], first["stable_of"]) == (8, 8)
     assert first["restricted_10_median"] < first["restricted_90_median"]
 
 
 def test_stages_are_medians_over_seeds_and_say_who_has_not_arrived(planted):
     results = analysed(planted)
-    header, rows = report.stages_table(report.cells(results))
+    header, rows = timing.stages_table(results.cells)
     assert header == ["wd", "stage", "from", "to"]
     at_1 = {row[1]: row[2:] for row in rows if row[0] == "1"}
     assert at_1["memorisation"][0] == "0"
     assert at_1["memorisation"][1] == at_1["interpolation"][0]
     assert at_1["generalisation"][0].replace(",", "")[:4].isdigit()
     assert at_1["stability"][1] == "end of run"
-    # At weight decay 0.1 one of eight settled; of the others it is known only that their test loss falls after its peak.
+    # At weight decay 0.1 no run has settled.
     at_01 = {row[1]: row[2:] for row in rows if row[0] == "0.1"}
-    assert at_01["clean-up"][1].endswith("(1/8)") or at_01["clean-up"][1].endswith("(0/8)")
+    assert at_01["clean-up"] == ["unknown (needs settled runs)"] * 2

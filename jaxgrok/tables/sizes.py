@@ -1,4 +1,4 @@
-"""The table of a sweep over dataset sizes: at which size runs begin to generalise, and where above it they grok.
+"""A sweep over dataset sizes: from which size runs generalise, and at which sizes above it they grok.
 
 tables/crossover.csv   a row per size: runs, how many generalised, when they memorised and grokked
 tables/crossover.md    the same to read, with the size at which half of the runs generalise
@@ -7,46 +7,47 @@ tables/crossover.md    the same to read, with the size at which half of the runs
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxgrok import stats
 from jaxgrok.config import BadInput
-from jaxgrok.stats import survival as stats
-from jaxgrok.stats import threshold
-from jaxgrok.store.results import Results, check_part
-from jaxgrok.store.steps import replace_text
-from jaxgrok.tables.timing import csv_text, markdown
+from jaxgrok.stats import Arrival, threshold
+from jaxgrok.store.results import Results, Status, check_part
+from jaxgrok.tables.timing import Table
+from jaxgrok.tables.write import markdown, write_csv, write_text
 
-FINISHED = ("trained", "ended")  # of a run that is under way nothing is known yet
-LATE = 2  # a run groks, rather than learns, if it generalises at this many times the epoch at which it memorised, or later
+FINISHED = (Status.TRAINED, Status.ENDED)  # the outcome of a run that is still training is not known
+LATE = 2  # a run groks late if it generalises at this many times the epoch at which it memorised, or later
 NOTE = (
-    "Generalised: by the criterion of `grokked`, within the budget. Crossover: the size at which half of the runs generalise, from a "
-    "logistic curve in log size, with its 95 % profile-likelihood interval. Epochs are Kaplan-Meier medians with 95 % intervals. The "
-    f"grokking window begins at the crossover; in it runs generalise at least {LATE} times as late as they memorise, by the medians."
+    "Generalised: the run met the criterion of `grokked` within its budget. Crossover: the size at which half of the "
+    "runs generalise, from a logistic curve in log size, with its 95 % profile-likelihood interval. Epochs are "
+    f"medians with 95 % intervals. The grokking window begins at the crossover; in it runs generalise at least {LATE} "
+    "times as late as they memorise, by the medians."
 )
 
 
 @dataclass(frozen=True)
 class AtSize:
-    """The runs of one size. generalised: of each; memorised, grokked: (time, reached) of each, grokked of the part asked for."""
+    """The runs of one size. generalised, memorised, grokked: of each run; grokked is of the part that was asked for."""
 
     size: int
     generalised: list[bool]
-    memorised: list[tuple[int, bool]]
-    grokked: list[tuple[int, bool]]
+    memorised: list[Arrival]
+    grokked: list[Arrival]
 
     @property
     def medians(self) -> tuple[stats.Median, stats.Median]:
-        """When runs memorised and when they grokked."""
-        return stats.median(*zip(*self.memorised)), stats.median(*zip(*self.grokked))
+        """When runs memorised, and when they grokked."""
+        return stats.median(self.memorised), stats.median(self.grokked)
 
     @property
     def is_late(self) -> bool | None:
-        """Whether grokking came late after memorising; None where half of the runs have not grokked."""
+        """Whether runs grokked late after they memorised; None if half of the runs have not grokked."""
         memorised, grokked = (m.value for m in self.medians)
         return None if grokked is None else memorised is not None and grokked >= LATE * memorised
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a sweep over sizes shows, in order of size. part: of the task, whose learning is asked for; None: the whole."""
+    """What a sweep over sizes shows, in order of size. part: the part of the task that counts; None is the whole."""
 
     of_sizes: list[AtSize]
     part: str | None = None
@@ -56,12 +57,13 @@ class Sizes:
         return threshold.crossover(*self.outcomes())
 
     def outcomes(self) -> tuple[list[int], list[bool]]:
-        """Size and outcome of each run."""
+        """The size and the outcome of each run."""
         runs = [(at.size, outcome) for at in self.of_sizes for outcome in at.generalised]
         return [size for size, _ in runs], [outcome for _, outcome in runs]
 
     def window(self) -> tuple[int | None, int | None]:
-        """(largest size from the crossover on at which runs still grok, smallest above it at which they no longer do)."""
+        """(the largest size from the crossover on at which runs still grok late, the smallest above it at which they no
+        longer do)."""
         crossover = self.crossover.size
         above = [at for at in self.of_sizes if at.is_late is not None and (crossover is None or at.size >= crossover)]
         ends = [at.size for at in above if not at.is_late]
@@ -70,31 +72,36 @@ class Sizes:
 
 
 def sizes_of(results: Results, part: str | None = None) -> Sizes:
-    """The runs of a sweep over n_train by size. Raises BadInput for a part that does not exist, or a sweep that varies more than sizes."""
-    other = [name for name in results.varying() if name != "n_train"]
-    if other or any(record["n_train"] is None for record in results.runs):
-        raise BadInput("run directory", str(results.path), f"a sweep over n_train alone, not {' '.join(other) or 'unlimited data'}")
+    """The runs of a sweep over n_train, by size. Raises BadInput for a part that does not exist, or for a sweep that
+    varies more than the size."""
+    other = [name for name in results.varying if name != "n_train"]
+    if other or any(record.run.unlimited for record in results.runs):
+        what = " ".join(other) or "unlimited data"
+        raise BadInput("run directory", str(results.path), f"a sweep over n_train alone, not {what}")
     if part is not None:
-        check_part(part, results.config(results.runs[0]))
-    found = {}
+        check_part(part, results.runs[0].config)
+    found: dict[int, AtSize] = {}
     for record in results.runs:
-        if record["status"] not in FINISHED:
+        size = record.run.n_train
+        if record.status not in FINISHED or size is None:
             continue
         whole = results.timing(record)
         timing = whole if part is None else results.part_timings(record).get(part)
         if timing is None:
-            raise BadInput("part", part, f"a part that every run tests; run {record['run']} has no test example of it (--n-test)")
-        at = found.setdefault(record["n_train"], AtSize(record["n_train"], [], [], []))
+            accepted = f"a part that every run tests; run {record.number} has no test example of it (--n-test)"
+            raise BadInput("part", part, accepted)
+        at = found.setdefault(size, AtSize(size, [], [], []))
         at.generalised.append("grokked" in timing.events)
-        for times, of, event in ((at.memorised, whole, "memorised"), (at.grokked, timing, "grokked")):
-            times.append((of.last_epoch, False) if of.by(event) is None else (of.by(event), True))
+        for arrivals, arrival in ((at.memorised, whole.arrival("memorised")), (at.grokked, timing.arrival("grokked"))):
+            if arrival is not None:
+                arrivals.append(arrival)
     return Sizes([found[size] for size in sorted(found)], part)
 
 
-def sizes_table(sizes: Sizes) -> tuple[list[str], list[list]]:
-    """(header, rows) of crossover.csv."""
+def sizes_table(sizes: Sizes) -> Table:
+    """crossover.csv: a row per size."""
     header = ["n_train", "runs", "generalised"]
-    header += [f"{event}_{part}" for event in ("memorised", "grokked") for part in ("median", "low", "high", "arrived")]
+    header += [f"{event}_{of}" for event in ("memorised", "grokked") for of in ("median", "low", "high", "arrived")]
     rows = []
     for at in sizes.of_sizes:
         medians = [value for m in at.medians for value in (m.value, m.low, m.high, m.arrived)]
@@ -102,30 +109,31 @@ def sizes_table(sizes: Sizes) -> tuple[list[str], list[list]]:
     return header, rows
 
 
-def readable_table(sizes: Sizes) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) for people: a row per size."""
+def readable_table(sizes: Sizes) -> Table:
+    """For people: a row per size."""
     rows = []
     for at in sizes.of_sizes:
         late = {None: "-", True: "yes", False: "no"}[at.is_late]
-        rows.append([f"{at.size:,}", f"{sum(at.generalised)}/{len(at.generalised)}", *map(str, at.medians), late])
+        generalised = f"{sum(at.generalised)}/{len(at.generalised)}"
+        rows.append([f"{at.size:,}", generalised, *map(str, at.medians), late])
     return ["examples", "generalised", "memorised", "grokked", "late"], rows
 
 
-def lines(sizes: Sizes) -> list[str]:
+def size_lines(sizes: Sizes) -> list[str]:
     """The crossover and the grokking window, a line each."""
-    what = f" of {sizes.part}" if sizes.part else ""
+    what = f" of {sizes.part}" if sizes.part is not None else ""
     last, first = sizes.window()
     if last is None:
-        window = "no size tried above the crossover lies in it" + ("" if first is None else f"; it ends below {first:,}")
+        window = "no size above the crossover was in it" + ("" if first is None else f"; it ends below {first:,}")
     else:
-        window = f"from the crossover to {last:,}, " + ("the largest tried" if first is None else f"no longer at {first:,}")
+        end = "the largest size of this search" if first is None else f"runs no longer grok late at {first:,}"
+        window = f"from the crossover to {last:,}; {end}"
     return [f"Crossover{what}: {sizes.crossover} examples.", f"Grokking window: {window}."]
 
 
-def write_size_tables(results: Results, sizes: Sizes) -> None:
-    """Write tables/crossover.csv and crossover.md."""
-    folder = Path(results.path) / "tables"
-    folder.mkdir(exist_ok=True)
-    replace_text(folder / "crossover.csv", csv_text(*sizes_table(sizes)))
-    text = [f"# {results.path.name}", " ".join(lines(sizes)), markdown(*readable_table(sizes)), NOTE]
-    replace_text(folder / "crossover.md", "\n\n".join(text) + "\n")
+def write_size_tables(results: Results, sizes: Sizes, folder: Path | None = None) -> None:
+    """Write crossover.csv and crossover.md into a folder; None means the sweep's own `tables`."""
+    folder = results.path / "tables" if folder is None else folder
+    write_csv(folder / "crossover.csv", *sizes_table(sizes))
+    text = [f"# {results.path.name}", " ".join(size_lines(sizes)), markdown(*readable_table(sizes)), NOTE]
+    write_text(folder / "crossover.md", "\n\n".join(text) + "\n")
