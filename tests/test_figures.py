@@ -1,4 +1,4 @@
-"""Figures hold the data put in, name what they show, and no text lies on another."""
+"""Figures hold the data put in, name what they show, and no texts overlap."""
 
 import functools
 import itertools
@@ -8,15 +8,20 @@ import jax
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from jaxgrok import figures, measures
-from jaxgrok.config import Config
-from jaxgrok.figures import circuits, style
-from jaxgrok.figures import over_training as progress
-from jaxgrok.measures import all_pairs as network
-from jaxgrok.measures import fourier
+from jaxgrok.config import Config, Run
+from jaxgrok.figures import circuits, over_training, style, timing
+from jaxgrok.measures import all_pairs, fourier
 from jaxgrok.nets.model import make_model
+from jaxgrok.stats import Arrival
+from jaxgrok.store.curves import RunCurves
+from jaxgrok.store.events import Outcome, Timing
+from jaxgrok.store.results import Cell, RunRecord, Status
+from jaxgrok.tables.sizes import AtSize, Sizes
 from jaxgrok.tasks import make_task
 
 TRANSFORMER = Config(p=12, n_heads=2, d_model=8, d_mlp=10)
@@ -30,12 +35,26 @@ OF_ONE_NETWORK = [
     figures.attention_figure,
     figures.embedding_circles_figure,
 ]
-OF_RUNS = [figures.losses_over_training_figure, figures.gini_figure, figures.weights_figure, figures.keys_of_runs_figure]
-OF_ONE_RUN = [figures.excluded_per_key_figure, figures.spectra_over_training_figure, figures.alpha_over_training_figure]
-STAGES = {"memorisation": (0, 150), "generalisation": (4000, 6000), "clean-up": (5000, 7000), "stability": (7000, np.inf)}
+OF_RUNS = [
+    figures.losses_over_training_figure,
+    figures.gini_figure,
+    figures.weights_figure,
+    figures.keys_of_runs_figure,
+]
+OF_ONE_RUN = [
+    figures.excluded_per_key_figure,
+    figures.spectra_over_training_figure,
+    figures.alpha_over_training_figure,
+]
+STAGES = {
+    "memorisation": (0, 150),
+    "generalisation": (4000, 6000),
+    "clean-up": (5000, 7000),
+    "stability": (7000, np.inf),
+}
 
 
-def drawn_texts(figure, monkeypatch) -> list[tuple[str, mpl.transforms.Bbox]]:
+def drawn_texts(figure: Figure, monkeypatch) -> list[tuple[str, Bbox]]:
     """Every text that a figure draws, and where."""
     found, draw = [], Text.draw
 
@@ -50,21 +69,23 @@ def drawn_texts(figure, monkeypatch) -> list[tuple[str, mpl.transforms.Bbox]]:
     return found
 
 
-def collisions(figure, monkeypatch) -> list:
+def collisions(figure: Figure, monkeypatch) -> list:
     """Pairs of texts that overlap by more than a pixel, and texts that leave the figure."""
     texts = drawn_texts(figure, monkeypatch)
     assert texts
     outside = [text for text, box in texts if min(*box.min, *(figure.bbox.max - box.max)) < -1]
-    return outside + [
-        (a, b) for (a, x), (b, y) in itertools.combinations(texts, 2) if np.min(np.minimum(x.max, y.max) - np.maximum(x.min, y.min)) > 1
-    ]
+
+    def overlap(x: Bbox, y: Bbox) -> bool:
+        return np.min(np.minimum(x.max, y.max) - np.maximum(x.min, y.min)) > 1
+
+    return outside + [(a, b) for (a, x), (b, y) in itertools.combinations(texts, 2) if overlap(x, y)]
 
 
-def words(figure) -> str:
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
 
 
-# --- one network ------------------------------------------------------------------------------------------------------------
+# --- one network ------------------------------------------------------------------------------------------------------
 
 
 class Drawn(NamedTuple):
@@ -81,14 +102,15 @@ class Drawn(NamedTuple):
 
 
 def network_of(config, keys) -> Drawn:
-    """A network of drawn weights with these keys; of its measures those that figures show, under their names in `measures.all`."""
-    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), np.zeros((1, 3), np.int32))["params"]
+    """A network of drawn weights with these keys, and the measures that figures show, named as in `measures.all`."""
+    tokens = np.zeros((1, 3), np.int32)
+    shapes = jax.eval_shape(make_model(config, make_task(config)).init, jax.random.key(0), tokens)["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.5).astype(x.dtype), shapes)
 
     @jax.jit
     def measure(params):
-        net = network.run_network(config, params)
+        net = all_pairs.run_network(config, params)
         fits = fourier.fit_neurons(fourier.neuron_blocks(net.neurons))
         return {
             "W_E_frequency_norms": fourier.frequency_norms(net.W_E),
@@ -99,9 +121,9 @@ def network_of(config, keys) -> Drawn:
             "neurons_unclustered": (fits.fve <= fourier.CLUSTERED).sum(),
             "neurons_never_active": net.never_active,
             **with_keys(keys, config.p // 2),
-            "attention_score_frequency": measures.attention_measures(net)["attention_score_frequency"],
-            "principal_components": measures.principal_components(net.W_E),
-        }, (net.neurons, net.logits, net.pattern)
+            "attention_score_frequency": measures.circuits.attention_measures(net.stream)["attention_score_frequency"],
+            "principal_components": measures.circuits.principal_components(net.W_E),
+        }, (net.neurons, net.logits, None if net.stream is None else net.stream.pattern)
 
     m, activations = jax.tree.map(np.asarray, measure(params))
     return Drawn((config, params, m), *activations)
@@ -123,7 +145,7 @@ def mlp():
 
 def test_what_these_tests_draw_is_named_and_shaped_as_measures_are(transformer):
     config, params, m = transformer.arguments
-    split = network.split_of(config, 0.5, 0)
+    split = measures.split_of(config, 0.5, 0)
     measured = jax.eval_shape(lambda: measures.measure(config, params, split))  # nothing is computed
     series = {name: x for name, x in series_of([0]).items() if name not in ("epoch", "sum_squared_weights")}
     for drawn, checkpoints in ((m, 0), (series, 1)):
@@ -134,7 +156,7 @@ def test_what_these_tests_draw_is_named_and_shaped_as_measures_are(transformer):
 
 
 @pytest.mark.parametrize("draw", OF_ONE_NETWORK)
-def test_figures_of_a_network_name_its_keys_and_no_text_lies_on_another(draw, transformer, mlp, monkeypatch):
+def test_figures_of_a_network_name_its_keys_and_no_texts_overlap(draw, transformer, mlp, monkeypatch):
     figure = transformer.figure(draw)
     assert not collisions(figure, monkeypatch)
     assert words(mlp.figure(draw))
@@ -163,7 +185,8 @@ def test_spectra_are_bars_with_coloured_keys_and_the_rule(transformer):
 
 
 def test_a_neuron_is_its_waves_and_a_residual(transformer):
-    panels = [axes for axes in transformer.figure(figures.neuron_waves_figure, **with_keys(range(1, 7))).axes if axes.images]
+    figure = transformer.figure(figures.neuron_waves_figure, **with_keys(range(1, 7)))
+    panels = [axes for axes in figure.axes if axes.images]
     columns = len(panels) // 3
     assert columns >= 2
     for i in range(columns):
@@ -179,13 +202,15 @@ def test_a_neuron_is_its_waves_and_a_residual(transformer):
 
 def test_two_dimensional_spectra_are_the_norms_of_components_with_rows_named(transformer):
     F = fourier.basis(12)
-    for draw, f in ((figures.neuron_spectra_figure, transformer.neurons), (figures.logit_spectrum_figure, transformer.logits)):
+    drawn = ((figures.neuron_spectra_figure, transformer.neurons), (figures.logit_spectrum_figure, transformer.logits))
+    for draw, f in drawn:
         expected = np.linalg.norm(np.einsum("ia,jb,abm->ijm", F, F, f), axis=2)
         expected[0, 0] = np.nan
         everything, of_keys = (axes for axes in transformer.figure(draw).axes[:2])
         np.testing.assert_allclose(everything.images[0].get_array().filled(np.nan), expected, rtol=1e-4, atol=1e-4)
         rows = [0, 3, 4, 11]  # const, cos and sin of 2, and cos 6: p is even
-        np.testing.assert_allclose(of_keys.images[0].get_array().filled(np.nan), expected[np.ix_(rows, rows)], rtol=1e-4, atol=1e-4)
+        found = of_keys.images[0].get_array().filled(np.nan)
+        np.testing.assert_allclose(found, expected[np.ix_(rows, rows)], rtol=1e-4, atol=1e-4)
         assert [text.get_text() for text in of_keys.get_yticklabels()] == ["const", "cos 2", "sin 2", "cos 6"]
         assert [text.get_text() for text in everything.get_yticklabels()] == ["0", "2", "6"]
 
@@ -211,7 +236,8 @@ def test_attention_is_the_pattern_to_a_by_head(transformer, mlp):
     panels = [axes for axes in transformer.figure(figures.attention_figure).axes if axes.images]
     assert len(panels) == 2
     for head, axes in enumerate(panels):
-        np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), transformer.pattern[:, :, head, 0], atol=1e-5)
+        image = np.asarray(axes.images[0].get_array())
+        np.testing.assert_allclose(image, transformer.pattern[:, :, head, 0], atol=1e-5)
         assert axes.get_title().startswith(f"head {head}: k = {best[head]}, FVE")
     assert "no attention" in words(mlp.figure(figures.attention_figure))
 
@@ -220,7 +246,8 @@ def test_a_planted_circle_is_drawn_as_one_joined_in_its_order(transformer):
     angle = 2 * np.pi * 5 * np.arange(12) / 12
     W_E = np.zeros((13, 8), np.float32)
     W_E[:12, :2] = 3 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    axes = transformer.figure(figures.embedding_circles_figure, params={"embed": {"W_E": W_E}}, **with_keys([5])).axes[0]
+    planted = {"params": {"embed": {"W_E": W_E}}, **with_keys([5])}
+    axes = transformer.figure(figures.embedding_circles_figure, **planted).axes[0]
     np.testing.assert_allclose(axes.collections[0].get_offsets(), W_E[:12, :2], atol=1e-5)
     x, y = axes.lines[0].get_data()
     np.testing.assert_allclose(np.diff(np.unwrap(np.arctan2(y, x))), 2 * np.pi / 12, atol=1e-5)
@@ -235,7 +262,8 @@ def test_constant_neurons_and_keys_without_neurons_are_not_shown():
 def test_spectra_of_many_runs_are_scaled_each_to_its_largest(transformer, monkeypatch):
     m = transformer.arguments[2]
     norms = m["W_E_frequency_norms"]
-    runs = {f"seed {i}": m | {"W_E_frequency_norms": (i + 1) * norms} | with_keys([2, i % 6 + 1] if i else []) for i in range(50)}
+    keys = [[2, i % 6 + 1] if i else [] for i in range(50)]
+    runs = {f"seed {i}": m | {"W_E_frequency_norms": (i + 1) * norms} | with_keys(keys[i]) for i in range(50)}
     figure = figures.key_spectra_figure(runs)
     W_E, W_L, clusters = figure.axes[:3]
     np.testing.assert_allclose(W_E.images[0].get_array()[7], norms / norms.max(), rtol=1e-6)
@@ -249,7 +277,7 @@ def test_spectra_of_many_runs_are_scaled_each_to_its_largest(transformer, monkey
     assert not collisions(figure, monkeypatch)
 
 
-# --- over training ------------------------------------------------------------------------------------------------------------
+# --- over training ----------------------------------------------------------------------------------------------------
 
 
 def series_of(epochs, keys=(2, 5), K=6, seed=0, waves=True):
@@ -272,7 +300,9 @@ def series_of(epochs, keys=(2, 5), K=6, seed=0, waves=True):
         "W_E_frequency_norms": draw(K),
         "W_L_frequency_norms": draw(K),
         "gini": {"W_E": rng.uniform(size=T), "W_L": rng.uniform(size=T)},
-        "sum_squared_weights": {name: draw() for name in ("embed.W_E", "blocks.0.mlp.W_in", "blocks.0.mlp.b_in", "total")},
+        "sum_squared_weights": {
+            name: draw() for name in ("embed.W_E", "blocks.0.mlp.W_in", "blocks.0.mlp.b_in", "total")
+        },
         "key_frequencies": {"keys": np.tile(np.isin(np.arange(1, K + 1), keys), (T, 1))},
     }
 
@@ -362,7 +392,8 @@ def test_the_keys_of_runs_stand_against_the_largest_of_the_others():
     s = series_of(LONG, [1, 3, 4])
     alpha, excluded = figures.keys_of_runs_figure([s, series_of(LONG, [])]).axes
     np.testing.assert_allclose(line(alpha, "one key").get_ydata(), np.median(s["alpha"][:, [0, 2, 3]], axis=1))
-    np.testing.assert_array_equal(line(alpha, "largest of the other k").get_ydata(), s["alpha"][:, [1, 4, 5]].max(axis=1))
+    others = line(alpha, "largest of the other k")
+    np.testing.assert_array_equal(others.get_ydata(), s["alpha"][:, [1, 4, 5]].max(axis=1))
     np.testing.assert_array_equal(line(excluded, "all keys of a run").get_ydata(), s["excluded_loss"]["train"])
 
 
@@ -378,10 +409,10 @@ def test_an_axis_of_losses_has_a_floor():
     s = series_of(LONG)
     s["loss"]["train"][-2:] = 0, 1e-30
     (axes,) = figures.losses_over_training_figure([s]).axes
-    assert axes.get_ylim()[0] == progress.LOSS_FLOOR
+    assert axes.get_ylim()[0] == over_training.LOSS_FLOOR
 
 
-# --- medians and thinning -----------------------------------------------------------------------------------------------------
+# --- medians and thinning ---------------------------------------------------------------------------------------------
 
 
 def test_the_median_makes_no_step_where_a_run_ends_or_diverges():
@@ -393,15 +424,38 @@ def test_the_median_makes_no_step_where_a_run_ends_or_diverges():
     assert len(style.median_over_runs([(epochs, np.full(6, np.nan))])[0]) == 0
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_the_median_of_settled_runs_makes_no_step_where_one_leaves(log):
+    """Two runs settle at different values. A median over the runs that still train would jump from 2.5 to 4."""
+    short, long = np.arange(50), np.arange(200)
+    curves = [(short, np.where(short < 20, 8.0, 1.0)), (long, np.where(long < 20, 8.0, 4.0))]
+    at, middle = style.median_over_runs(curves, log=log)
+    np.testing.assert_array_equal(at, long)
+    np.testing.assert_allclose(middle, np.where(long < 20, 8.0, 2.5))
+
+
+def test_titles_say_what_the_median_does_with_runs_that_ended():
+    kept = "ended runs keep their last value"
+    assert style.name_median([100]) == "1 run"
+    assert style.name_median([100, 100]) == "2 runs (thin) and their median"
+    assert style.name_median([100, 0]) == f"2 runs (thin) and their median; {kept}"
+    long, short = series_of(LONG), series_of(SHORT, seed=1)
+    for draw in OF_RUNS:
+        assert kept in words(draw([long, short]))
+        assert kept not in words(draw([long, long]))
+
+
 def test_medians_interpolate_as_the_axes_are():
     # Half way between 9 and 99 on the axis of log(epoch + 1), and half way between 1e-4 and 1 on one of log loss.
     epochs = np.array([9, 99])
     middle = [9, round(10**1.5 - 1), 99]
-    at, values = style.median_over_runs([(epochs, np.array([1, 1e-4])), (np.array(middle), np.array([1, 1e-2, 1e-4]))], log=True)
+    curves = [(epochs, np.array([1, 1e-4])), (np.array(middle), np.array([1, 1e-2, 1e-4]))]
+    at, values = style.median_over_runs(curves, log=True)
     np.testing.assert_array_equal(at, middle)
     assert values[1] == pytest.approx(1e-2, rel=0.05)
-    # What is zero, and has no logarithm, stays so, and becomes no tiny number that would stretch the axis.
-    _, values = style.median_over_runs([(epochs, np.array([0.0, 4])), (np.array([9, 50]), np.full(2, 2.0))], log=True)
+    # A zero has no logarithm. It stays a zero, and does not become a tiny number that would stretch the axis.
+    curves = [(epochs, np.array([0.0, 4])), (np.array([9, 50]), np.full(2, 2.0))]
+    _, values = style.median_over_runs(curves, log=True)
     np.testing.assert_allclose(values, [1, 1, 3])
 
 
@@ -411,8 +465,86 @@ def test_a_spike_survives_the_thinning_of_a_long_curve():
     epochs, thin = style.thinned(np.arange(50_000), values)
     assert len(epochs) == len(thin) <= style.MOST_POINTS
     assert thin.max() == 7
-    # Of a noisy curve the last point is the largest of a stretch, as every point is.
+    # The last point of a noisy curve is the largest value of its stretch, as every other point is.
     _, thin = style.thinned(np.arange(50_000), np.where(np.arange(50_000) % 2, 1.0, 2.0))
     assert thin[-1] == thin[-2] == 2
     _, thin = style.thinned(np.arange(50_000), np.where(np.arange(50_000) % 2, 2.0, 1.0))
     assert thin[-1] == thin[-2] == 2
+
+
+# --- when runs grok ---------------------------------------------------------------------------------------------------
+
+
+def cell_of(runs) -> Cell:
+    """A cell of runs, each given as (the epoch at which it grokked or None, its last epoch, its outcome)."""
+    records, timings = [], []
+    for seed, (grokked, last, outcome) in enumerate(runs):
+        events = {} if grokked is None else {"grokked": (grokked - 10, grokked)}
+        timings.append(Timing(outcome, last, False, events=events))
+        records.append(RunRecord(seed, Run(TRANSFORMER, seed, frac=0.3), last, 0, Status.TRAINED, last))
+    return Cell((("wd", 1.0),), records, timings)
+
+
+def of_marker(axes, marker) -> np.ndarray:
+    """The points of a survival figure that have this marker."""
+    return np.concatenate([np.transpose(line.get_data()) for line in axes.lines if line.get_marker() == marker])
+
+
+def test_diverged_runs_never_arrive_and_have_a_marker_of_their_own(monkeypatch):
+    runs = [
+        (100, 900, Outcome.GROKKED),
+        (None, 200, Outcome.DIVERGED),
+        (None, 300, Outcome.DIVERGED),
+        (400, 900, Outcome.GROKKED),
+        (None, 900, Outcome.MEMORISED_ONLY),
+    ]
+    figure = figures.survival_figure([cell_of(runs)])
+    (axes,) = figure.axes
+    time, share = line(axes, "wd=1: 2 of 5").get_data()
+    # A fifth arrives at 100 and another at 400. The two that diverged stay in the share; 1 minus Kaplan-Meier would
+    # count them as runs that arrive later, and fall from 4/5 to 2/5 at 400.
+    assert share[np.searchsorted(time, 399, side="right") - 1] == pytest.approx(4 / 5)
+    assert share[-1] == pytest.approx(3 / 5)
+    np.testing.assert_allclose(of_marker(axes, timing.RULED_OUT), [[200, 4 / 5], [300, 4 / 5]])
+    np.testing.assert_allclose(of_marker(axes, timing.CENSORED), [[900, 3 / 5]])
+    assert "a run diverged" in words(figure)
+    assert not collisions(figure, monkeypatch)
+
+
+def test_without_diverged_runs_all_that_have_not_arrived_are_crosses(monkeypatch):
+    runs = [(100, 900, Outcome.GROKKED), (None, 200, Outcome.MEMORISED_ONLY), (None, 900, Outcome.NOT_MEMORISED)]
+    figure = figures.survival_figure([cell_of(runs)] * 14)
+    (axes,) = figure.axes
+    assert len(of_marker(axes, timing.CENSORED)) == 2 * 14
+    assert len(of_marker(axes, timing.RULED_OUT)) == 0
+    assert "diverged" not in words(figure)
+    assert not collisions(figure, monkeypatch)
+
+
+def test_an_event_at_epoch_zero_and_cells_that_never_arrive_are_drawn():
+    at_once, never = cell_of([(0, 0, Outcome.GROKKED)]), cell_of([(None, 50, Outcome.DIVERGED)] * 2)
+    (axes,) = figures.survival_figure([at_once, never]).axes
+    assert line(axes, "wd=1: 1 of 1").get_ydata()[-1] == 0
+    np.testing.assert_array_equal(line(axes, "wd=1: 0 of 2").get_ydata(), 1)
+
+
+def test_a_median_interval_is_open_only_where_it_has_no_upper_bound():
+    """The shade ends with the longest run where the interval has no upper bound."""
+    cell = cell_of([(200 + 10 * i, 2000, Outcome.GROKKED) for i in range(3)] + [(None, 2000, Outcome.LOST)] * 2)
+    epochs = np.arange(0, 2000, 10)
+    curves = RunCurves(epochs, epochs + 1.0, epochs, epochs + 1.0, 0.0 * epochs, 0.0 * epochs, 2000)
+    loss, _ = figures.curves_figure(cell, [curves] * 5).axes
+    (shade,) = loss.patches
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (201, 2001)
+
+
+def test_bounds_of_the_crossover_that_do_not_exist_are_the_ends_of_the_axis(monkeypatch):
+    arrivals = [Arrival(100, True)]
+    sizes = Sizes([AtSize(10, [False], arrivals, [Arrival(500, False)]), AtSize(40, [True], arrivals, arrivals)])
+    figure = figures.crossover_figure(sizes)
+    assert (sizes.crossover.low, sizes.crossover.high) == (None, None)
+    for axes in figure.axes:
+        (shade,) = axes.patches
+        assert (shade.get_x(), shade.get_x() + shade.get_width()) == pytest.approx(axes.get_xlim())
+    assert not collisions(figure, monkeypatch)
+    assert "no run has finished" in words(figures.crossover_figure(Sizes([])))

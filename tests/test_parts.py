@@ -1,4 +1,4 @@
-"""The parts of a task in tables and figures: curves planted in a sweep directory come out as what they are."""
+"""The parts of a task in tables and figures, from curves planted in a sweep directory."""
 
 import csv
 
@@ -9,13 +9,16 @@ import jaxgrok
 from jaxgrok import figures
 from jaxgrok.config import BadInput
 from jaxgrok.stats import order
+from jaxgrok.store.curves import SweepCurves
 from jaxgrok.tables import parts as part_tables
-from jaxgrok.tables import timing as report
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
 from tests.test_figures import collisions, words
 
-SETTINGS = {"task": "addition2", "d_model": 8, "n_heads": 2, "seeds": 3, "epochs": 4000, "eval_every": 10, "n_test": 20, "batch_size": 4}
+SETTINGS = {
+    **{"task": "addition2", "d_model": 8, "n_heads": 2, "seeds": 3},
+    **{"epochs": 4000, "eval_every": 10, "n_test": 20, "batch_size": 4},
+}
 # Epoch at which each digit (columns) of each run (rows) falls; the last digit of the last run never does.
 FALLS = np.array([[500, 1000, 1500], [400, 1200, 800], [300, 600, 9999]])
 
@@ -26,8 +29,7 @@ def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("parts") / "runs"
     sweep(make_sweep({**SETTINGS, "epochs": 10}), path)
     results = jaxgrok.load(path)
-    results.metrics = type(results.metrics)(3, 4000, 10, 1, n_parts=3)
-    m = results.metrics
+    m = results.sweep_curves = SweepCurves(3, 4000, 10, 1, n_parts=3)
     m.last_epoch[:] = 4000
     m.train_loss[:], m.train_acc[:] = 1.0, 0.5
     for run, falls in enumerate(FALLS):
@@ -41,7 +43,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parts(results):
-    (parts,) = part_tables.parts_of(results, report.cells(results))
+    (parts,) = part_tables.parts_of(results)
     return parts
 
 
@@ -54,14 +56,14 @@ def test_arrivals_are_the_planted_ones(parts):
 
 
 def test_a_drop_of_one_evaluation_has_no_width_and_one_that_never_came_is_censored(parts):
-    assert parts.timings[0]["digit 1"].width == 0
-    assert parts.timings[2]["digit 2"].width is None
-    assert str(parts.width("digit 0")).startswith("0 [")
+    assert parts.timings[0]["digit 1"].drop_width == 0
+    assert parts.timings[2]["digit 2"].drop_width is None
+    assert str(parts.drop_width("digit 0")).startswith("0 [")
 
 
 def test_half_of_its_own_chance_is_what_a_digit_must_pass(results):
     """0.5 nats is learned of a digit out of ten, and not of the leading one, which is 0 or 1."""
-    m = results.metrics
+    m = results.sweep_curves
     planted = m.test_part_loss[0].copy()
     try:
         m.test_part_loss[0] = 0.5
@@ -74,18 +76,16 @@ def test_half_of_its_own_chance_is_what_a_digit_must_pass(results):
 
 def test_a_constant_guess_learns_no_trigram(tmp_path):
     """One class is always right for a network that always guesses it: accuracy alone would call it learned."""
-    path = sweep(
-        make_sweep({"task": "skip_trigram", "d_model": 8, "n_heads": 2, "seeds": 1, "epochs": 10, "batch_size": 4}), tmp_path / "r"
-    )
-    results = jaxgrok.load(path)
-    results.metrics.test_part_loss[:], results.metrics.test_part_acc[:] = 2.2, 1.0
+    fields = {"task": "skip_trigram", "d_model": 8, "n_heads": 2, "batch_size": 4}
+    results = jaxgrok.load(sweep(make_sweep({**fields, "seeds": 1, "epochs": 10}), tmp_path / "r"))
+    results.sweep_curves.test_part_loss[:], results.sweep_curves.test_part_acc[:] = 2.2, 1.0
     assert not any("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
-    results.metrics.test_part_loss[:] = 0.1
+    results.sweep_curves.test_part_loss[:] = 0.1
     assert all("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
 
 
 def test_tables_say_what_was_planted(results, parts):
-    found = part_tables.write_part_tables(results, [parts.cell])
+    found = part_tables.write_part_tables(results)
     assert found[0].names == parts.names
     with open(results.path / "tables" / "parts.csv") as file:
         rows = list(csv.DictReader(file))
@@ -97,16 +97,19 @@ def test_tables_say_what_was_planted(results, parts):
     assert float(by["0", "digit 0"]["final_loss"]) == pytest.approx(1e-3)
     text = (results.path / "tables" / "parts.md").read_text()
     assert "| digit 2 | 2/3 |" in text
-    assert "over 3 of 3 runs" in text
+    assert "3 of 3 runs with a complete order" in text
     assert "listed first came first in 5 of 6 pairs" in text
     # Digit 1 came before digit 2 in the first run and, censored late enough, in the last; not in the second.
     assert "| digit 1 | 0/3 | - | 2/3 |" in text
 
 
 def test_what_the_loss_does_not_count_is_in_the_table_without_events(tmp_path):
-    fields = {"seq_len": 7, "repeat_len": 2, "n_repeats": 2, "n_tokens": 5, "d_model": 8, "n_heads": 2, "batch_size": 4, "n_test": 8}
-    results = jaxgrok.load(sweep(make_sweep({"task": "induction", **fields, "seeds": 1, "epochs": 10}), tmp_path / "runs"))
-    (of_cell,) = part_tables.parts_of(results, report.cells(results))
+    fields = {"seq_len": 7, "repeat_len": 2, "n_repeats": 2, "n_tokens": 5}
+    fields |= {"d_model": 8, "n_heads": 2, "batch_size": 4, "n_test": 8}
+    results = jaxgrok.load(
+        sweep(make_sweep({"task": "induction", **fields, "seeds": 1, "epochs": 10}), tmp_path / "runs")
+    )
+    (of_cell,) = part_tables.parts_of(results)
     header, rows = part_tables.parts_table(results, [of_cell])
     assert [row[header.index("part")] for row in rows] == ["copy 1 token 1", "outside"]
     assert rows[1][header.index("grokked_by")] is None
@@ -120,11 +123,11 @@ def test_a_part_that_does_not_exist_is_refused_by_name(results):
 
 
 def test_a_part_that_a_test_set_lacks_is_left_out_and_named(results):
-    metrics, (cell,) = results.metrics, report.cells(results)
+    metrics = results.sweep_curves
     planted = metrics.test_part_loss[1].copy()
     try:
         metrics.test_part_loss[1, :, 0] = np.nan
-        (of_cell,) = part_tables.parts_of(results, [cell])
+        (of_cell,) = part_tables.parts_of(results)
     finally:
         metrics.test_part_loss[1] = planted
     assert of_cell.names == ("digit 1", "digit 2")
@@ -149,7 +152,8 @@ def test_the_figures_hold_the_planted_data(parts, monkeypatch):
 def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
     many = tuple(f"copy {i // 15} token {i % 15}" for i in range(30))
     (timing, *_), curve = parts.timings[0].values(), parts.curves[0]
-    curves = {"epoch_eval": curve["epoch_eval"], "test_part_loss": dict.fromkeys(many, curve["test_part_loss"]["digit 0"])}
+    losses = dict.fromkeys(many, curve["test_part_loss"]["digit 0"])
+    curves = {"epoch_eval": curve["epoch_eval"], "test_part_loss": losses}
     wide = part_tables.Parts(parts.cell, many, [dict.fromkeys(many, timing)] * 3, [curves] * 3)
     for draw in (figures.part_losses_figure, figures.part_order_figure):
         assert not collisions(draw(wide), monkeypatch)
@@ -159,8 +163,8 @@ def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
 
 
 def test_on_unlimited_data_figures_say_learned(results):
-    (cell,) = report.cells(results)
+    (cell,) = results.cells
     assert figures.survival_figure([cell]).axes[0].get_ylabel() == "share not yet learned"
-    drawn = figures.curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+    drawn = figures.curves_figure(cell, [results.sweep_curves.of_run(record.number) for record in cell.records])
     assert "learned, median" in words(drawn)
     assert "grokked" not in words(drawn)

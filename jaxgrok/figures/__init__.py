@@ -1,7 +1,13 @@
-"""One function per figure; each takes data, returns a matplotlib Figure, and knows no files. `write` alone writes.
+"""Figures of runs and networks. One function per figure: it takes data and returns a matplotlib Figure.
 
-`timing`: a sweep's curves and when runs grok. `circuits`: what one trained network computes with, or many side by side.
-`progress`: how that grows over training. `heads`: what the heads of induction networks attend to.
+Only the `write_*` functions know files. The modules have the names of the tables they show:
+
+- `timing`: the curves of a sweep, when its runs grok, and a run beside a released one.
+- `parts`: how the parts of a task are learned, and in which order.
+- `sizes`: a sweep over dataset sizes.
+- `slingshots`: spikes of the train loss.
+- `circuits`: what trained networks compute with. `over_training`: how that grows.
+- `heads`: what the heads of induction networks attend to.
 """
 
 from jaxgrok.figures.circuits import (

@@ -1,12 +1,19 @@
-"""How the circuits of networks grow over training, from the measures of every checkpoint.
+"""How the circuits of networks grow over training, from the measures at every checkpoint.
 
-A series is one run: what `measures.all` returns, each array with a leading axis T over checkpoints, and `epoch` [T]. The
-keys are those of its last row. `stages`: {name: (start, end)} in epochs, any of them missing, None for no stages.
-`scale` of the epochs: `log` or `linear`.
+A series is one run: what `Results.measures` returns, which is each array of `measures.all` with a leading axis T over
+checkpoints, and `epoch` [T]. A run's keys are those of its last checkpoint.
+
+The figures share two arguments. stages: {name: (start, end)} in epochs, without the stages whose bounds are unknown;
+None draws no stages. scale: of the axis of epochs, `log` or `linear`.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxgrok.figures.style import (
@@ -16,12 +23,15 @@ from jaxgrok.figures.style import (
     TEST,
     THIN,
     TRAIN,
+    Curve,
     colours_of,
     count_runs,
     explain_colours,
     make_figure,
     median_over_runs,
     name_keys,
+    name_median,
+    note_on_ends,
     styled,
     words_figure,
 )
@@ -35,16 +45,25 @@ STAGE_COLOURS = {
     "stability": "#aa3377",
 }
 RESTRICTED, EXCLUDED, ONE_KEY = "#228833", "#8e5ea2", "#e39b2d"
-EARLIEST = 1 / 3000  # of the run: a logarithmic axis of epochs starts there, nothing moves before
+EARLIEST = 1 / 3000  # of the run: a logarithmic axis of epochs starts there, since nothing moves before
 LOSS_FLOOR = 1e-10  # nats: an axis goes no lower
-WEIGHTS_FLOOR = 1e-4  # of the largest sum of squares: what stays below is left out
+NO_WAVES = "this task has no waves: nothing to exclude or restrict to"
+WEIGHTS_FLOOR = 1e-4  # of the largest sum of squares: matrices that stay below it are left out
+
+Series = dict[str, Any]
+Stages = Mapping[str, tuple[float, float]]
 
 
-def _over_training(series, stages, heights, scale):
-    """A figure of panels over epochs, one above another (inches each); stages are bars on top, a row each, and shades in every panel."""
-    stages = stages or {}
+def _over_training(
+    series: Sequence[Series], stages: Stages | None, heights: list[float], scale: str
+) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel over epochs for each height in inches, one above another.
+
+    Each stage is a bar in a strip above them, and a shade in every panel.
+    """
+    stages = {} if stages is None else stages
     strip = 0.14 * len(stages)
-    height, ratios = 0.7 + strip + sum(heights), [strip] * bool(stages) + heights
+    height, ratios = 0.7 + strip + sum(heights), ([strip] if stages else []) + heights
     figure, panels = make_figure(8.5, height, rows=len(ratios), sharex=True, squeeze=False, height_ratios=ratios)
     panels = list(panels[:, 0])
     end = max(s["epoch"].max() for s in series) + 1
@@ -57,7 +76,7 @@ def _over_training(series, stages, heights, scale):
     return figure, panels
 
 
-def _draw_stages(strip, panels, stages):
+def _draw_stages(strip: Axes, panels: Sequence[Axes], stages: Stages) -> None:
     limits = strip.get_xlim()
     on_paper = strip.xaxis.get_transform().transform
     for row, (name, (start, stop)) in enumerate(stages.items()):
@@ -67,7 +86,8 @@ def _draw_stages(strip, panels, stages):
         # The name stands on the side of the bar with more room.
         room_before, _, room_after = np.diff(on_paper(np.array([limits[0], left, right, limits[1]])))
         at, alignment, offset = (right, "left", 4) if room_after > room_before else (left, "right", -4)
-        strip.annotate(name, (at, row), (offset, 0), textcoords="offset points", ha=alignment, va="center_baseline", fontsize=8)
+        look = {"ha": alignment, "va": "center_baseline", "fontsize": 8}
+        strip.annotate(name, (at, row), (offset, 0), textcoords="offset points", **look)
         for axes in panels:
             axes.axvspan(left, right, color=colour, alpha=0.08, lw=0)
     strip.set_ylim(len(stages) - 0.4, -0.6)
@@ -75,11 +95,11 @@ def _draw_stages(strip, panels, stages):
     strip.spines[:].set_visible(False)
 
 
-def _curves(series, *names):
-    """[(epochs, values)] of the runs in which a measure exists, found under these names."""
+def _curves(series: Sequence[Series], *names: str) -> list[Curve]:
+    """The curves of a measure, found under these names, of the runs in which it exists."""
     found = []
     for s in series:
-        values = s
+        values: Any = s
         for name in names:
             values = values[name]
         if np.isfinite(values).any():
@@ -87,8 +107,19 @@ def _curves(series, *names):
     return found
 
 
-def _draw(axes, curves, colour, label, log=False, each=True, **line):
-    """Curves [(epochs, values)] thin, unless not `each`, and their median thick; one curve alone is drawn as the median is."""
+def _draw(
+    axes: Axes,
+    curves: Sequence[Curve],
+    colour: Any,
+    label: str,
+    log: bool = False,
+    each: bool = True,
+    **line: Any,
+) -> None:
+    """Draw the median of the curves (thick) and, if `each`, every curve (thin). One curve alone is drawn thick.
+
+    log: whether the axis of values is logarithmic.
+    """
     if len(curves) > 1 and each:
         for epoch, values in curves:
             axes.plot(epoch + 1, values, color=colour, **THIN)
@@ -97,40 +128,46 @@ def _draw(axes, curves, colour, label, log=False, each=True, **line):
         axes.plot(epoch + 1, values, color=colour, label=label, **(MEDIAN | line))
 
 
-def _loss_axis(axes, name="cross-entropy (nats)"):
+def _loss_axis(axes: Axes, name: str = "cross-entropy (nats)") -> None:
     axes.set(yscale="log", ylabel=name)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], LOSS_FLOOR))
 
 
-def _keys(s) -> list[int]:
+def _keys(s: Series) -> list[int]:
     return frequencies_of(s["key_frequencies"]["keys"][-1])
 
 
-def _why_undefined(s) -> str | None:
-    """Why the measures that need keys do not exist for a run; None where they do."""
+def _why_undefined(s: Series) -> str | None:
+    """Why the measures that need keys do not exist for a run; None if they do."""
     if not np.isfinite(s["alpha"]).any():
-        return "this task has no waves: nothing to exclude or restrict to"
+        return NO_WAVES
     return None if _keys(s) else "no keys"
 
 
-def _title_of(series) -> str:
-    """What was drawn: the keys of one run, or how many runs and how many of them lack keys."""
+def _ends(series: Sequence[Series]) -> list[int]:
+    return [int(s["epoch"].max()) for s in series]
+
+
+def _title_of(series: Sequence[Series]) -> str:
+    """What is drawn: the keys of one run, or how many runs there are and how many of them lack keys."""
     if len(series) == 1:
         return _why_undefined(series[0]) or name_keys(_keys(series[0]))
     without = sum(_why_undefined(s) is not None for s in series)
-    return f"{count_runs(len(series))} (thin) and their median" + (f"; {without} without keys" if without else "")
+    return name_median(_ends(series)) + (f"; {without} without keys" if without else "")
 
 
 @styled
-def losses_over_training_figure(series: list[dict], stages: dict | None = None, scale: str = "log") -> Figure:
-    """Train and test loss, restricted loss (train, test, all pairs) and excluded loss (all keys together, train pairs)."""
+def losses_over_training_figure(series: Sequence[Series], stages: Stages | None = None, scale: str = "log") -> Figure:
+    """The losses of the network, its restricted losses, and its excluded loss (all keys together, on train pairs)."""
     figure, (axes,) = _over_training(series, stages, [3.8], scale)
     _draw(axes, _curves(series, "loss", "train"), TRAIN, "train", log=True)
     _draw(axes, _curves(series, "loss", "test"), TEST, "test", log=True)
-    # The three are all but equal: the widest below, what lies on it lets it show.
-    _draw(axes, _curves(series, "restricted_loss", "all"), RESTRICTED, "restricted, all", log=True, lw=4, alpha=0.4)
-    _draw(axes, _curves(series, "restricted_loss", "train"), RESTRICTED, "restricted, train", log=True, each=False, lw=1.2)
-    _draw(axes, _curves(series, "restricted_loss", "test"), "k", "restricted, test", log=True, each=False, lw=1.2, ls=(0, (1, 3)))
+    # The three are nearly equal, so that the first is drawn wide and the others thin on top of it.
+    restricted = {part: _curves(series, "restricted_loss", part) for part in ("train", "test", "all")}
+    thin: dict[str, Any] = {"log": True, "each": False, "lw": 1.2}
+    _draw(axes, restricted["all"], RESTRICTED, "restricted, all", log=True, lw=4, alpha=0.4)
+    _draw(axes, restricted["train"], RESTRICTED, "restricted, train", **thin)
+    _draw(axes, restricted["test"], "k", "restricted, test", ls=(0, (1, 3)), **thin)
     _draw(axes, _curves(series, "excluded_loss", "train"), EXCLUDED, "excluded, train", log=True)
     _loss_axis(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
@@ -138,15 +175,16 @@ def losses_over_training_figure(series: list[dict], stages: dict | None = None, 
     return figure
 
 
-def _draw_keys(axes, s, per_frequency):
-    """Lines over epochs of values [T, K]: the keys coloured and labelled."""
+def _draw_keys(axes: Axes, s: Series, per_frequency: Float[np.ndarray, "T K"]) -> None:
+    """Draw the lines of the keys, coloured and labelled."""
     keys = _keys(s)
     for k, colour in colours_of(keys).items():
-        axes.plot(s["epoch"] + 1, per_frequency[:, k - 1], color=colour, lw=1.2, label=f"k = {k}" if len(keys) <= MOST_COLOURS else None)
+        label = f"k = {k}" if len(keys) <= MOST_COLOURS else None
+        axes.plot(s["epoch"] + 1, per_frequency[:, k - 1], color=colour, lw=1.2, label=label)
 
 
-def _draw_others(axes, s, per_frequency):
-    """Lines over epochs of values [T, K]: all but the keys, grey."""
+def _draw_others(axes: Axes, s: Series, per_frequency: Float[np.ndarray, "T K"]) -> None:
+    """Draw the lines of all frequencies that are not keys, in grey."""
     others = ~s["key_frequencies"]["keys"][-1]
     if others.any():
         lines = axes.plot(s["epoch"] + 1, per_frequency[:, others], color=OTHER, lw=0.5, zorder=1)
@@ -154,25 +192,29 @@ def _draw_others(axes, s, per_frequency):
 
 
 @styled
-def excluded_per_key_figure(s: dict, stages: dict | None = None, scale: str = "log") -> Figure:
-    """Train loss with one key excluded, for each, and with all; dashed: the largest over all frequencies, which needs no keys."""
+def excluded_per_key_figure(s: Series, stages: Stages | None = None, scale: str = "log") -> Figure:
+    """The train loss of one run with each key excluded, and with all of them.
+
+    Dashed: the largest excluded loss of any one frequency, which exists without keys too.
+    """
     why = _why_undefined(s)
-    if not np.isfinite(s["excluded_loss_per_key"]).any():
+    if why is not None and not np.isfinite(s["excluded_loss_per_key"]).any():
         return words_figure(why)
     figure, (axes,) = _over_training([s], stages, [3.6], scale)
     _draw(axes, _curves([s], "loss", "train"), TRAIN, "train loss")
     _draw(axes, _curves([s], "excluded_loss", "train"), "k", "all keys together")
     _draw_keys(axes, s, s["excluded_loss_per_key"])
-    _draw(axes, _curves([s], "excluded_loss_max_over_frequencies"), "0.35", "largest of any one k", ls=(0, (4, 3)), lw=1)
+    largest = _curves([s], "excluded_loss_max_over_frequencies")
+    _draw(axes, largest, "0.35", "largest of any one k", ls=(0, (4, 3)), lw=1)
     _loss_axis(axes, "excluded train loss (nats)")
-    axes.set_title(why or name_keys(_keys(s)), loc="left")
+    axes.set_title(name_keys(_keys(s)) if why is None else why, loc="left")
     explain_colours(figure, axes, _keys(s))
     return figure
 
 
 @styled
-def spectra_over_training_figure(s: dict, stages: dict | None = None, scale: str = "log") -> Figure:
-    """Norms of W_E and W_L at every frequency, the keys coloured."""
+def spectra_over_training_figure(s: Series, stages: Stages | None = None, scale: str = "log") -> Figure:
+    """The norms of W_E and W_L of one run at every frequency, with the keys coloured."""
     figure, panels = _over_training([s], stages, [2.4, 2.4], scale)
     for axes, name in zip(panels, ("W_E", "W_L")):
         _draw_others(axes, s, s[f"{name}_frequency_norms"])
@@ -185,10 +227,13 @@ def spectra_over_training_figure(s: dict, stages: dict | None = None, scale: str
 
 
 @styled
-def alpha_over_training_figure(s: dict, stages: dict | None = None, scale: str = "log") -> Figure:
-    """alpha_k, the coefficient of cos(w_k (s - c)) in the logits, s what the task's waves are waves of, of every frequency."""
+def alpha_over_training_figure(s: Series, stages: Stages | None = None, scale: str = "log") -> Figure:
+    """alpha_k of one run for every frequency k: the coefficient of cos(w_k (s - c)) in the logits.
+
+    Here c is the output class, and s is what the task's waves are waves of (`fourier.wave_argument`), such as a + b.
+    """
     if not np.isfinite(s["alpha"]).any():
-        return words_figure(_why_undefined(s))
+        return words_figure(NO_WAVES)
     figure, (axes,) = _over_training([s], stages, [3.2], scale)
     _draw_others(axes, s, s["alpha"])
     _draw_keys(axes, s, s["alpha"])
@@ -199,22 +244,25 @@ def alpha_over_training_figure(s: dict, stages: dict | None = None, scale: str =
 
 
 @styled
-def gini_figure(series: list[dict], stages: dict | None = None, scale: str = "log") -> Figure:
-    """Gini coefficients of the Fourier component norms of W_E and W_L: 0 where all are equal, 1 where one has everything."""
+def gini_figure(series: Sequence[Series], stages: Stages | None = None, scale: str = "log") -> Figure:
+    """Gini coefficients of the norms of the Fourier components of W_E and W_L.
+
+    The coefficient is 0 if all components are equal, and near 1 if one has everything.
+    """
     figure, (axes,) = _over_training(series, stages, [3], scale)
     for name, colour in (("W_E", TRAIN), ("W_L", TEST)):
         _draw(axes, _curves(series, "gini", name), colour, f"${name}$")
     axes.set(ylabel="Gini coefficient", ylim=(0, 1))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title(count_runs(len(series)) + (" (thin) and their median" if len(series) > 1 else ""), loc="left")
+    axes.set_title(name_median(_ends(series)), loc="left")
     return figure
 
 
 @styled
-def weights_figure(series: list[dict], stages: dict | None = None, scale: str = "log") -> Figure:
-    """Sum of squared weights of every matrix and in total; biases are dashed in the colour of the matrix before them.
+def weights_figure(series: Sequence[Series], stages: Stages | None = None, scale: str = "log") -> Figure:
+    """The sum of squared weights of every matrix, and in total. A bias is dashed, in the colour of its matrix.
 
-    What stays below WEIGHTS_FLOOR of the largest total is left out.
+    Matrices that stay below WEIGHTS_FLOOR of the largest total are left out.
     """
     figure, (axes,) = _over_training(series, stages, [4], scale)
     squares = series[0]["sum_squared_weights"]
@@ -222,7 +270,7 @@ def weights_figure(series: list[dict], stages: dict | None = None, scale: str = 
     least = WEIGHTS_FLOOR * totals[np.isfinite(totals)].max(initial=np.finfo(np.float32).tiny)
     names = [name for name in squares if name != "total"]
     matrices = [name for name in names if not name.split(".")[-1].startswith("b_")]
-    colours = dict(zip(matrices, mpl.colormaps["tab20" if len(matrices) > 10 else "tab10"].colors * len(matrices)))
+    colours = dict(zip(matrices, mpl.color_sequences["tab20" if len(matrices) > 10 else "tab10"] * len(matrices)))
     one_layer = not any(name.startswith("blocks.1.") for name in names)
     for name in sorted(names, key=lambda name: -squares[name][-1]):
         curves = _curves(series, "sum_squared_weights", name)
@@ -236,21 +284,23 @@ def weights_figure(series: list[dict], stages: dict | None = None, scale: str = 
     axes.set(yscale="log", ylabel="sum of squared weights")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], least))
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set_title(count_runs(len(series)) + (" (thin) and their median" if len(series) > 1 else ""), loc="left")
+    axes.set_title(name_median(_ends(series)), loc="left")
     return figure
 
 
 @styled
-def keys_of_runs_figure(series: list[dict], stages: dict | None = None, scale: str = "log") -> Figure:
-    """The keys of all runs: alpha_k, and the train loss with one key excluded or all; thick: medians over keys, or over runs.
+def keys_of_runs_figure(series: Sequence[Series], stages: Stages | None = None, scale: str = "log") -> Figure:
+    """The keys of all runs: alpha_k, and the train loss with one key excluded, or all.
 
-    Grey, one line per run: the largest |alpha_k| and the largest excluded loss among the other frequencies.
+    Thick lines are medians over keys, or over runs. Each grey line is a run's largest |alpha_k|, or largest excluded
+    loss, among the frequencies that are not its keys.
     """
     known = [s for s in series if _why_undefined(s) is None]
     if not known:
-        return words_figure(_why_undefined(series[0]))
+        return words_figure(str(_why_undefined(series[0])))
     figure, (alpha, excluded) = _over_training(series, stages, [2.6, 2.6], scale)
-    for axes, name, colour, log in ((alpha, "alpha", TRAIN, False), (excluded, "excluded_loss_per_key", ONE_KEY, True)):
+    drawn = ((alpha, "alpha", TRAIN, False), (excluded, "excluded_loss_per_key", ONE_KEY, True))
+    for axes, name, colour, log in drawn:
         keys, others = [], []
         for s in known:
             mask = s["key_frequencies"]["keys"][-1]
@@ -265,5 +315,6 @@ def keys_of_runs_figure(series: list[dict], stages: dict | None = None, scale: s
     for axes in (alpha, excluded):
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     without = f", {len(series) - len(known)} more without keys" if len(known) < len(series) else ""
-    alpha.set_title(f"{count_runs(len(known))}{without}; thin: each key of each run, thick: medians", loc="left")
+    what = f"thin: each key of each run, thick: medians{note_on_ends(_ends(known))}"
+    alpha.set_title(f"{count_runs(len(known))}{without}; {what}", loc="left")
     return figure

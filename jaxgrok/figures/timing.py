@@ -1,107 +1,166 @@
-"""When the runs of a sweep memorise and grok: their curves, and the share that has not got there yet."""
+"""When the runs of a sweep memorise and grok: their curves, and the share that has not grokked yet."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxgrok.figures.style import MEDIAN, TEST, THIN, TRAIN, make_figure, median_over_runs, styled, thinned
-from jaxgrok.stats import survival as stats
-from jaxgrok.tables.released import Curves, shared
-from jaxgrok.tables.timing import Cell
+from jaxgrok.figures.style import (
+    MEDIAN,
+    TEST,
+    THIN,
+    TRAIN,
+    make_figure,
+    mark_at_foot,
+    median_over_runs,
+    name_median,
+    styled,
+    thinned,
+    words_figure,
+)
+from jaxgrok.stats import Arrival, survival_curve
+from jaxgrok.store.curves import RunCurves
+from jaxgrok.store.results import Cell
+from jaxgrok.tables.released import LossCurves, shared
+from jaxgrok.tables.timing import event_times
 
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
+MOST_LARGE = 12  # cells named in the usual size beside a survival figure; more are named in a smaller one
+CENSORED, RULED_OUT = "x", "D"  # markers of runs that did not reach an event
+FAR = 5  # largest / smallest ratio of two losses from which their axis is logarithmic
 
 
-def _name_of(event: str, of_cells: list[Cell]) -> str:
-    """An event's name for people: on unlimited data `grokked` is learned."""
-    unlimited = all(record["n_train"] is None for cell in of_cells for record in cell.records)
-    return "learned" if event == "grokked" and unlimited else event
+def _name_of(event: str, cells: Sequence[Cell]) -> str:
+    """An event's name for people: on unlimited data, `grokked` is called learned."""
+    return "learned" if event == "grokked" and all(cell.unlimited for cell in cells) else event
 
 
 @styled
-def curves_figure(cell: Cell, curves: list[dict]) -> Figure:
-    """Loss and accuracy of every run of a cell (thin) and their median (thick), and when runs memorised and grokked.
+def curves_figure(cell: Cell, curves: Sequence[RunCurves]) -> Figure:
+    """Loss and accuracy of every run of a cell (thin), their median (thick), and when the runs memorised and grokked.
 
-    curves: one `Metrics.of_run` per run. Ticks at the foot are runs, dashed lines the Kaplan-Meier medians, shades their
-    95 % intervals.
+    curves: one per run of the cell. Ticks at the foot are runs. Dashed lines are the medians of the events, and shades
+    their 95 % intervals.
     """
     figure, (loss, accuracy) = make_figure(7, 5.6, rows=2, sharex=True, height_ratios=(3, 2))
-    lines = [(loss, "epoch_train", "train_loss", TRAIN, "train"), (loss, "epoch_eval", "test_loss", TEST, "test")]
-    lines += [(accuracy, "epoch_eval", "train_acc", TRAIN, "train"), (accuracy, "epoch_eval", "test_acc", TEST, "test")]
-    for axes, x, y, colour, label in lines:
-        for curve in curves:
-            axes.plot(*thinned(curve[x] + 1, curve[y]), color=colour, **THIN)
-        epochs, middle = median_over_runs([(curve[x], curve[y]) for curve in curves])
-        axes.plot(*thinned(epochs + 1, middle), color=colour, **MEDIAN, label=f"{label}, median" if len(curves) > 1 else label)
+    train = [(of_run.epoch_train, of_run.train_loss) for of_run in curves]
+    _draw_runs(loss, train, TRAIN, "train")
+    _draw_runs(loss, [(of_run.epoch_eval, of_run.test_loss) for of_run in curves], TEST, "test")
+    _draw_runs(accuracy, [(of_run.epoch_eval, of_run.train_acc) for of_run in curves], TRAIN, "train")
+    _draw_runs(accuracy, [(of_run.epoch_eval, of_run.test_acc) for of_run in curves], TEST, "test")
     loss.set(yscale="log", ylabel="cross-entropy (nats)")
     accuracy.set(xscale="log", xlabel="epoch + 1", ylabel="accuracy", ylim=(-0.04, 1.04))
     for event, colour in EVENT_COLOURS.items():
-        times = cell.times(event)
-        m = cell.median(event)
-        reached = [time for time, arrived in times.values() if arrived]
         for axes in (loss, accuracy):
-            if reached:
-                foot = {"ms": 8, "clip_on": False, "transform": axes.get_xaxis_transform()}
-                (ticks,) = axes.plot(np.array(reached) + 1, np.zeros(len(reached)), "|", color=colour, **foot)
-                ticks.set_in_layout(False)  # they may hang over the axis; the layout must not make room for that
-            if m.value is not None:
-                label = f"{_name_of(event, [cell])}, median {m.value:,.0f}" if axes is loss else None
-                axes.axvline(m.value + 1, color=colour, ls="--", lw=1, label=label)
-                if m.low is not None:
-                    axes.axvspan(m.low + 1, (m.high or max(time for time, _ in times.values())) + 1, color=colour, alpha=0.1, lw=0)
+            _draw_event(axes, cell, event, colour, labelled=axes is loss)
     loss.legend(loc="lower left")
-    runs = f"{len(curves)} runs" if len(curves) > 1 else "1 run"
+    runs = name_median([of_run.last_epoch for of_run in curves])
     loss.set_title(f"{cell.name}: {runs}" if cell.name else runs, loc="left")
     return figure
 
 
+def _draw_runs(axes: Axes, curves: Sequence[tuple], colour: str, name: str) -> None:
+    for epochs, values in curves:
+        axes.plot(*thinned(epochs + 1, values), color=colour, **THIN)
+    epochs, middle = median_over_runs(curves)
+    label = f"{name}, median" if len(curves) > 1 else name
+    axes.plot(*thinned(epochs + 1, middle), color=colour, **MEDIAN, label=label)
+
+
+def _draw_event(axes: Axes, cell: Cell, event: str, colour: str, labelled: bool) -> None:
+    """Draw when each run reached an event, the median, and its interval."""
+    times = event_times(cell, event)
+    m = times.median
+    if reached := [arrival.time for arrival in times.arrivals.values() if arrival.reached]:
+        mark_at_foot(axes, reached, colour)
+    if m.value is None:
+        return
+    label = f"{_name_of(event, [cell])}, median {m.value:,.0f}" if labelled else None
+    axes.axvline(m.value + 1, color=colour, ls="--", lw=1, label=label)
+    if m.low is not None:
+        high = m.longest if m.high is None else m.high
+        axes.axvspan(m.low + 1, high + 1, color=colour, alpha=0.1, lw=0)
+
+
 @styled
-def survival_figure(of_cells: list[Cell], event: str = "grokked") -> Figure:
-    """The share of runs that have not had an event yet, per cell (Kaplan-Meier), with its 95 % band; crosses are censored runs."""
-    figure, axes = make_figure(7, 3.8)
-    name = _name_of(event, of_cells)
-    end = max(time for cell in of_cells for time, _ in cell.times(event).values())
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(of_cells)))
-    widths = np.linspace(3, 1.4, len(of_cells)) if len(of_cells) > 1 else [1.6]  # what lies below shows where curves coincide
-    for cell, colour, width in zip(of_cells, colours, widths):
-        times, reached = (np.array(column) for column in zip(*cell.times(event).values()))
-        label = f"{cell.name}: {reached.sum()} of {len(reached)}" if cell.name else f"{reached.sum()} of {len(reached)} runs"
-        if reached.any():
-            time, alive, low, high = stats.survival(times, reached)
-            time, alive = np.r_[0, time, end], np.r_[1, alive, alive[-1]]
-            # Where survival is 0 or 1 there is no band: it closes on the curve.
-            low, high = (np.r_[1, band, band[-1]] for band in (low, high))
-            low, high = (np.where(np.isnan(band), alive, band) for band in (low, high))
-            axes.fill_between(time, low, high, step="post", color=colour, alpha=0.15, lw=0)
-        else:
-            time, alive = np.array([0, end]), np.ones(2)
-        axes.step(time, alive, where="post", color=colour, lw=width, label=label)
-        censored = times[~reached]
-        axes.plot(censored, alive[np.searchsorted(time, censored, side="right") - 1], "x", color=colour, ms=4)
-    axes.set(xlabel="epoch", ylabel=f"share not yet {name}", ylim=(-0.03, 1.03), xlim=(0, end * 1.02))
+def survival_figure(cells: Sequence[Cell], event: str = "grokked") -> Figure:
+    """The share of runs that have not reached an event yet, per cell, with its 95 % band.
+
+    The share is the Kaplan-Meier estimate, or 1 minus the cumulative incidence if any run of the cell diverged. Crosses
+    are censored runs, at their last epochs. Diamonds are runs that diverged and so never reach the event.
+    """
+    name = _name_of(event, cells)
+    by_cell = [list(event_times(cell, event).arrivals.values()) for cell in cells]
+    if not any(by_cell):
+        return words_figure(f"no run for which it is known when it {name}")
+    end = max(arrival.time for arrivals in by_cell for arrival in arrivals)
+    figure, axes = make_figure(8, 3.8)
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(cells)))
+    # Lines below are wider, so that they show where curves coincide.
+    widths = np.linspace(3, 1.4, len(cells)) if len(cells) > 1 else [1.6]
+    for cell, arrivals, colour, width in zip(cells, by_cell, colours, widths):
+        if arrivals:
+            _draw_survival(axes, cell.name, arrivals, end, color=colour, lw=width)
+    axes.set(xlabel="epoch", ylabel=f"share not yet {name}", ylim=(-0.03, 1.03), xlim=(0, max(end, 1) * 1.02))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    if len(of_cells) <= 12:
-        axes.legend(loc="best", title=f"{name}:")
-    else:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7, title=f"{name}:")
+    if any(arrival.ruled_out for arrivals in by_cell for arrival in arrivals):
+        look: dict[str, Any] = {"color": "0.3", "ls": "", "ms": 4}
+        axes.plot([], [], CENSORED, label=f"end of a run not yet {name}", **look)
+        axes.plot([], [], RULED_OUT, mfc="none", label="a run diverged", **look)
+    size = 9 if len(cells) <= MOST_LARGE else 7
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=size, title=f"{name}:")
     return figure
 
 
+def _draw_survival(axes: Axes, cell: str, arrivals: Sequence[Arrival], end: float, color: Any, lw: float) -> None:
+    """Draw one cell's curve from 0 to `end`, its band, and a marker for each run that did not arrive."""
+    time, surviving, low, high = survival_curve(arrivals)
+    # Where the share is 0 or 1 there is no band: it closes on the curve.
+    low, high = (np.where(np.isnan(band), surviving, band) for band in (low, high))
+    surviving, low, high = (np.r_[1, share, share[-1]] for share in (surviving, low, high))
+    time = np.r_[0, time, end]
+    axes.fill_between(time, low, high, step="post", color=color, alpha=0.15, lw=0)
+    arrived = sum(arrival.reached for arrival in arrivals)
+    count = f"{arrived} of {len(arrivals)}"
+    axes.step(time, surviving, where="post", color=color, lw=lw, label=f"{cell}: {count}" if cell else f"{count} runs")
+
+    def mark(times: list[float], marker: str, **look: Any) -> None:
+        at = surviving[np.searchsorted(time, times, side="right") - 1]
+        axes.plot(times, at, marker, color=color, ms=4, **look)
+
+    waiting = [arrival for arrival in arrivals if not arrival.reached]
+    mark([arrival.time for arrival in waiting if not arrival.ruled_out], CENSORED)
+    mark([arrival.time for arrival in waiting if arrival.ruled_out], RULED_OUT, mfc="none")
+
+
 @styled
-def rerun_figure(ours: Curves, theirs: Curves) -> Figure:
-    """Train and test loss of a run of ours beside a released one, whose samples are dots; below, how far they differ."""
+def rerun_figure(ours: LossCurves, theirs: LossCurves) -> Figure:
+    """Train and test loss of one of our runs beside a released one; below, the ratio of the two.
+
+    If the released run gives only samples of its curves, they are dots.
+    """
     figure, (loss, ratio) = make_figure(7.5, 5.4, rows=2, sharex=True, height_ratios=(3, 1.2))
+    dots: dict[str, Any] = {"marker": ".", "ls": ""}
+    look: dict[str, Any] = {"lw": 0.9, "ls": (0, (3, 2))} if theirs.whole else dots | {"zorder": 3}
     for part, colour in (("train", TRAIN), ("test", TEST)):
         loss.plot(*thinned(ours.epochs(part) + 1, ours.losses(part)), color=colour, lw=1.6, label=f"{part}, ours")
-        look = {"lw": 0.9, "ls": (0, (3, 2))} if theirs.whole else {"marker": ".", "ls": "", "zorder": 3}
         label = "released" if part == "test" else None
         loss.plot(*thinned(theirs.epochs(part) + 1, theirs.losses(part)), color="k", label=label, **look)
         epochs, a, b = shared(ours, theirs, part)
-        ratio.plot(*thinned(epochs + 1, a / b), color=colour, **({"lw": 1} if theirs.whole else {"marker": ".", "ls": ""}))
+        ratio.plot(*thinned(epochs + 1, _ratio(a, b)), color=colour, **({"lw": 1} if theirs.whole else dots))
     loss.set(yscale="log", ylabel="cross-entropy (nats)")
     loss.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     low, high = ratio.get_ylim()
-    far = low <= 0 or high / low > 5 or not theirs.whole
+    far = low <= 0 or high / low > FAR or not theirs.whole
     ratio.set(yscale="log" if far else "linear", xscale="log", ylabel="ours / released", xlabel="epoch + 1")
     ratio.axhline(1, color="k", lw=0.6)
     return figure
+
+
+def _ratio(a: Float[np.ndarray, "T"], b: Float[np.ndarray, "T"]) -> Float[np.ndarray, "T"]:
+    """a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full(len(b), np.nan), where=b != 0)

@@ -1,21 +1,25 @@
-"""What commands draw, and under which names."""
+"""What the commands draw, and the names of the files."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from flax.traverse_util import unflatten_dict
+from matplotlib.figure import Figure
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.figures import circuits
-from jaxgrok.figures import over_training as progress
+from jaxgrok.figures import circuits, over_training
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
-from jaxgrok.measures import checkpoints as analysis
+from jaxgrok.measures import checkpoints
+from jaxgrok.store.events import Outcome
+from jaxgrok.store.results import Cell, Results, RunRecord
 from jaxgrok.tables.heads import heads_of
 from jaxgrok.tables.parts import Parts
 from jaxgrok.tables.sizes import Sizes
-from jaxgrok.tables.timing import Cell
+from jaxgrok.tables.timing import stages as median_stages
 
 OF_ONE_NETWORK = {
     "spectra": circuits.spectra_figure,
@@ -28,28 +32,32 @@ OF_ONE_NETWORK = {
 }
 OF_ONE_INDUCTION_NETWORK = {"head-patterns": head_patterns_figure}
 OF_ALL_RUNS = {
-    "losses": progress.losses_over_training_figure,
-    "keys": progress.keys_of_runs_figure,
-    "gini": progress.gini_figure,
-    "weights": progress.weights_figure,
+    "losses": over_training.losses_over_training_figure,
+    "keys": over_training.keys_of_runs_figure,
+    "gini": over_training.gini_figure,
+    "weights": over_training.weights_figure,
 }
 OF_ONE_RUN = {
-    "excluded-per-key": progress.excluded_per_key_figure,
-    "spectra-over-training": progress.spectra_over_training_figure,
-    "alpha-over-training": progress.alpha_over_training_figure,
+    "excluded-per-key": over_training.excluded_per_key_figure,
+    "spectra-over-training": over_training.spectra_over_training_figure,
+    "alpha-over-training": over_training.alpha_over_training_figure,
 }
-# What the figures over training are drawn from; a measure's name is its path, see `Results.analysed`.
-DRAWN = ("loss/", "restricted_loss/", "excluded_loss", "alpha", "gini/", "sum_squared_weights/", "key_frequencies/", "W_E_", "W_L_freq")
+# What the names of the measures that figures over training need start with. A name is a path, see `Results.analysed`.
+DRAWN = (
+    *("loss/", "restricted_loss/", "excluded_loss", "alpha", "gini/", "sum_squared_weights/"),
+    *("key_frequencies/", "W_E_", "W_L_freq"),
+)
 
 
-def _save(folder: Path, figures: dict) -> list[Path]:
+def _save(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values()):
             figure.savefig(path)
     except OSError as error:
-        raise BadInput("figures", str(folder), f"a directory that can be written ({error.strerror})") from None
+        accepted = f"a directory that can be written ({error.strerror or error})"
+        raise BadInput("figures", str(folder), accepted) from None
     return paths
 
 
@@ -57,83 +65,105 @@ def _name(*parts: str) -> str:
     return "-".join(word for part in parts for word in part.split())
 
 
-def write_figures(results, of_cells: list[Cell], of_parts: list[Parts] = ()) -> list[Path]:
-    """Write figures/survival.png, a figures/curves*.png per cell, and parts*.png and order*.png where it has parts; returns the paths."""
-    drawn = {"survival": survival_figure(of_cells)} if of_cells else {}
-    for cell in of_cells:
-        drawn[_name("curves", cell.name)] = curves_figure(cell, [results.metrics.of_run(record["run"]) for record in cell.records])
+def _folder(results: Results, folder: Path | None) -> Path:
+    return results.path / "figures" if folder is None else folder
+
+
+def write_figures(results: Results, of_parts: Sequence[Parts] = (), folder: Path | None = None) -> list[Path]:
+    """Write survival.png, a curves*.png per cell, and parts*.png and order*.png per cell with parts.
+
+    folder: None means the sweep's own `figures`, here and in the functions below. Returns the paths. Raises BadInput if
+    the folder cannot be written.
+    """
+    drawn = {"survival": survival_figure(results.cells)} if results.cells else {}
+    for cell in results.cells:
+        curves = [results.sweep_curves.of_run(record.number) for record in cell.records]
+        drawn[_name("curves", cell.name)] = curves_figure(cell, curves)
     for parts in of_parts:
         drawn[_name("parts", parts.cell.name)] = part_losses_figure(parts)
         drawn[_name("order", parts.cell.name)] = part_order_figure(parts)
-    return _save(results.path / "figures", drawn)
+    return _save(_folder(results, folder), drawn)
 
 
-def write_size_figures(results, sizes: Sizes) -> list[Path]:
-    """Write figures/crossover.png; returns its path."""
-    return _save(results.path / "figures", {"crossover": crossover_figure(sizes)})
+def write_size_figures(results: Results, sizes: Sizes, folder: Path | None = None) -> list[Path]:
+    """Write crossover.png and return its path."""
+    return _save(_folder(results, folder), {"crossover": crossover_figure(sizes)})
 
 
-def write_network_figures(config: Config, params, m: dict, folder) -> list[Path]:
-    """Write every figure of one network, m as `measures.all` or `heads.scores` returns it, into a folder; returns their paths."""
-    draws = OF_ONE_INDUCTION_NETWORK if analysis.kind_of(config) == analysis.HEADS else OF_ONE_NETWORK
+def write_network_figures(config: Config, params: dict[str, Any], m: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Write every figure of one network into a folder and return the paths.
+
+    m: its measures, as `measures.all` or `heads.scores` returns them, as numpy.
+    """
+    of_heads = checkpoints.kind_of(config) is checkpoints.HEADS
+    draws = OF_ONE_INDUCTION_NETWORK if of_heads else OF_ONE_NETWORK
     return _save(Path(folder), {name: draw(config, params, m) for name, draw in draws.items()})
 
 
-def write_circuit_figures(results, of_cells: list[Cell]) -> list[Path]:
-    """Write what an analysed sweep shows of its circuits; returns the paths.
+def write_circuit_figures(results: Results, folder: Path | None = None) -> list[Path]:
+    """Write what an analysed sweep shows of its circuits, and return the paths.
 
-    For each cell, all runs over training (stages at their medians) and side by side; and of its first run that has not
-    diverged, the keys over training and, in figures/circuits*/, the network at its last checkpoint. Holds one cell's
-    curves at a time, a few kilobytes per checkpoint.
+    For each cell: all runs over training, with the stages at their medians, and all runs side by side. For its first
+    run that has not diverged: the keys over training and, in circuits*/, the network at its last checkpoint. Only one
+    cell's measures are held at a time, a few kilobytes per checkpoint.
     """
-    folder, paths = results.path / "figures", []
-    for cell in analysis.of_kind(analysis.CIRCUITS, of_cells):
+    folder, paths = _folder(results, folder), []
+    for cell in checkpoints.of_kind(checkpoints.CIRCUITS, results.cells):
         last = {int(found["run"]): found for found in results.last_analysed(cell.records)}
-        records = [record for record in cell.records if record["run"] in last]
-        if not records:
-            continue
-        names = [name for name in last[records[0]["run"]] if name.startswith(DRAWN)]
-        series = results.measured(records, names)
-        drawn = {_name(name, cell.name): draw(series, cell.stages(), scale="linear") for name, draw in OF_ALL_RUNS.items()}
-        measured = {run: unflatten_dict(found, sep="/") for run, found in last.items()}
-        runs = {f"seed {record['seed']}": measured[record["run"]] for record in records}
-        drawn[_name("key-spectra", cell.name)] = circuits.key_spectra_figure(runs)
-        first = _first_finite(results, records)
-        seed, of_first = f"seed={first['seed']}", series[records.index(first)]
-        stages = results.timing(first).stages()
-        drawn |= {_name(name, cell.name, seed): draw(of_first, stages, scale="linear") for name, draw in OF_ONE_RUN.items()}
-        paths += _save(folder, drawn)
-        paths += _write_network_of(results, first, measured[first["run"]], folder / _name("circuits", cell.name, seed))
+        if records := [record for record in cell.records if record.number in last]:
+            paths += _write_circuits_of(results, cell, records, last, folder)
     return paths
 
 
-def _first_finite(results, records: list[dict]) -> dict:
-    """The first run that has not diverged; the first of all where each has."""
-    return next((record for record in records if results.timing(record).outcome != "diverged"), records[0])
+def _write_circuits_of(
+    results: Results, cell: Cell, records: list[RunRecord], last: dict[int, dict[str, Any]], folder: Path
+) -> list[Path]:
+    """Write the figures of one cell. records: its analysed runs. last: {run: its last measures, by path}."""
+    names = [name for name in last[records[0].number] if name.startswith(DRAWN)]
+    series, stages = results.measured(records, names), median_stages(cell)
+    drawn = {_name(name, cell.name): draw(series, stages, scale="linear") for name, draw in OF_ALL_RUNS.items()}
+    measured = {number: unflatten_dict(found, sep="/") for number, found in last.items()}
+    runs = {f"seed {record.seed}": measured[record.number] for record in records}
+    drawn[_name("key-spectra", cell.name)] = circuits.key_spectra_figure(runs)
+    first = _first_finite(results, records)
+    seed, of_first, stages = f"seed={first.seed}", series[records.index(first)], results.timing(first).stages()
+    for name, draw in OF_ONE_RUN.items():
+        drawn[_name(name, cell.name, seed)] = draw(of_first, stages, scale="linear")
+    paths = _save(folder, drawn)
+    return paths + _write_network_of(
+        results, first, measured[first.number], folder / _name("circuits", cell.name, seed)
+    )
 
 
-def _write_network_of(results, record: dict, m: dict, folder) -> list[Path]:
-    """Write the figures of a run's network, m its measures at one checkpoint, `epoch` and `dtype` among them."""
+def _first_finite(results: Results, records: Sequence[RunRecord]) -> RunRecord:
+    """The first run that has not diverged, or the first of all if each has."""
+    finite = (record for record in records if results.timing(record).outcome is not Outcome.DIVERGED)
+    return next(finite, records[0])
+
+
+def _write_network_of(results: Results, record: RunRecord, m: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the figures of a run's network. m: its measures at one checkpoint, with their `epoch` and `dtype`."""
     dtype = str(m["dtype"])
-    config, params = analysis.config_for_analysis(results.config(record), dtype), results.params(int(m["epoch"]), run=record["run"])
-    return write_network_figures(config, analysis.cast(params, dtype), m, folder)
+    config = checkpoints.config_for_analysis(record.config, dtype)
+    params = results.params(int(m["epoch"]), run=record.number)
+    return write_network_figures(config, checkpoints.cast(params, dtype), m, folder)
 
 
-def write_head_figures(results, of_cells: list[Cell]) -> list[Path]:
-    """Write what an analysed sweep shows of its induction heads; returns the paths.
+def write_head_figures(results: Results, folder: Path | None = None) -> list[Path]:
+    """Write what an analysed sweep shows of its induction heads, and return the paths.
 
-    For each cell, all runs over training; and of its first run that has not diverged, every head over training and, in
-    figures/circuits*/, the best heads' patterns at its last checkpoint.
+    For each cell: all runs over training. For its first run that has not diverged: every head over training and, in
+    circuits*/, the best heads' patterns at its last checkpoint.
     """
-    folder, paths = results.path / "figures", []
-    for cell in analysis.of_kind(analysis.HEADS, of_cells):
-        runs = {run.record["run"]: run for run in heads_of(results, cell)}
+    folder, paths = _folder(results, folder), []
+    for cell in checkpoints.of_kind(checkpoints.HEADS, results.cells):
+        runs = {run.record.number: run for run in heads_of(results, cell)}
         if not runs:
             continue
-        first = runs[_first_finite(results, [run.record for run in runs.values()])["run"]]
-        seed = f"seed={first.record['seed']}"
+        first = runs[_first_finite(results, [run.record for run in runs.values()]).number]
+        seed = f"seed={first.record.seed}"
         drawn = {_name("heads", cell.name): heads_of_runs_figure(list(runs.values()), cell.name)}
-        curves = results.metrics.of_run(first.record["run"])
+        curves = results.sweep_curves.of_run(first.record.number)
         drawn[_name("heads-over-training", cell.name, seed)] = heads_over_training_figure(first, curves)
         paths += _save(folder, drawn)
         paths += _write_network_of(results, first.record, first.m, folder / _name("circuits", cell.name, seed))
