@@ -1,9 +1,10 @@
-"""Time a training step of each task, and an analysis, beside plain PyTorch versions of the authors' loops (extra `torch`).
+"""Time a training step of each task, and an analysis, against plain PyTorch versions of the authors' loops.
 
-Training: both programs with the same threads, in turn, so that the machine's moods hit both; medians are printed. Fresh data
-are made within the step. FLOPs are of matrix products alone: ours as pruned, theirs with every position through everything.
-The share is of the best rate that any of the step's own dense products reaches by itself, here and now. Analysis: every
-measure of one p = 113 network, and the search for each neuron's frequency.
+Training: both programs run with the same number of threads and in turn, so that other load on the machine slows both;
+medians are printed. Fresh data are made within the step. FLOPs are of matrix products alone: for ours as pruned, for
+theirs with every position through every layer. `share of best` is the FLOP rate of a step relative to the best rate
+that any of the step's own dense products reaches by itself, here and now. Analysis: every measure of one p = 113
+network, and the search for each neuron's frequency. The PyTorch versions need the extra `torch`.
 """
 
 import os
@@ -15,42 +16,52 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgrok.config import Config
+    from jaxgrok.tasks import Task
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 OUR_STEPS, THEIR_STEPS, PRODUCTS = 20, 4, 10  # in one timing
+ADVANCE_STEPS = 10  # of one call of our program without evaluations
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run to time. size: of its train set, None: unlimited. evaluate_every: steps between our evaluations, a row each; None: never.
+    """A run to time.
 
-    batch: what makes the PyTorch loop's fresh data; reads: the positions at which that loop reads, None: the task's.
+    size: of its train set; None means unlimited data.
+    evaluate_every: steps between our evaluations, with a row of the table for each; None means never.
+    batch: the function of torch_loop that makes fresh data. reads: the positions at which the PyTorch loop reads; None
+        means the task's.
     """
 
-    fields: dict
+    fields: dict[str, Any]
     size: float | None = None
-    evaluate_every: tuple = (None, 10)
+    evaluate_every: tuple[int | None, ...] = (None, 10)
     batch: str | None = None
     reads: tuple[int, int] | None = None
 
     @property
-    def config(self):
+    def config(self) -> "Config":
         from jaxgrok.tasks import make_config
 
         return make_config(**self.fields)
 
     @property
-    def task(self):
+    def task(self) -> "Task":
         from jaxgrok.tasks import make_task
 
         return make_task(self.config)
 
     @property
     def n_examples(self) -> int:
-        """Of one step."""
+        """The number of examples of one step."""
         from jaxgrok.tasks import step_examples
 
         return step_examples(self.config, self.task.n_train(self.size))
@@ -64,15 +75,16 @@ CASES = {
     "addition5-700": Case({"task": "addition5"}, 700),
 }
 NAMES = (*CASES, "analysis")
+MOST = 1_000_000  # of threads or rounds
 
 
-def seconds(f) -> float:
+def seconds(f: Callable[[], Any]) -> float:
     start = time.perf_counter()
     f()
     return time.perf_counter() - start
 
 
-def medians(functions: dict, rounds: int) -> dict:
+def medians(functions: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, float]:
     """{name: median seconds} of functions that are called in turn, after a first call of each."""
     for f in functions.values():
         f()
@@ -80,7 +92,7 @@ def medians(functions: dict, rounds: int) -> dict:
     return {name: statistics.median(row[name] for row in times) for name in functions}
 
 
-def unpruned_flops(config, n_examples: int) -> float:
+def unpruned_flops(config: "Config", n_examples: int) -> float:
     """`plan.forward_flops` of a network that takes every position through every layer and the unembedding."""
     from jaxgrok.tasks import make_task
 
@@ -89,25 +101,25 @@ def unpruned_flops(config, n_examples: int) -> float:
     return n_examples * task.n_ctx * (config.n_layers * layer + 2 * D * task.d_vocab_out)
 
 
-def our_steps(case: Case, evaluate_every: int | None):
-    """A function that trains OUR_STEPS steps of one run in the sweep's own compiled batch."""
+def our_steps(case: Case, evaluate_every: int | None) -> Callable[[], None]:
+    """A function that trains OUR_STEPS steps of one run, with the sweep's own compiled functions."""
     import jax
     import numpy as np
 
-    from jaxgrok.training.run import make_hyper
-    from jaxgrok.training.sweep import compiled
+    from jaxgrok.config import Run
+    from jaxgrok.training.batch import compiled
 
-    length = evaluate_every or 10
+    length = ADVANCE_STEPS if evaluate_every is None else evaluate_every
     functions = compiled(case.config, length, tuple(jax.local_devices()[:1]))
-    rows = (*case.task.split(case.size, 0), make_hyper(case.config, 0, 1.0, 1e-3))
+    rows = (*case.task.split(case.size, 0), Run(case.config).hyper())
     train, test, hyper = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[None], rows), functions.sharding)
     state = functions.init(hyper)
 
-    def steps():
+    def steps() -> None:
         nonlocal state
-        result = None
+        result = loss = None
         for _ in range(OUR_STEPS // length):
-            if evaluate_every:
+            if evaluate_every is not None:
                 result = functions.evaluate(state.params, test)
             state, loss, _ = functions.advance(state, train, hyper, length)
         jax.block_until_ready((result, loss))
@@ -115,34 +127,49 @@ def our_steps(case: Case, evaluate_every: int | None):
     return steps
 
 
-def their_steps(case: Case, threads: int):
+def their_steps(case: Case, threads: int) -> Callable[[], Any]:
     """A function that trains THEIR_STEPS steps of the authors' loop."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    step = _pairs_step(case) if case.config.modular else _sequences_step(case)
+    return lambda: [step() for _ in range(THEIR_STEPS)]
+
+
+def _pairs_step(case: Case) -> Callable[[], Any]:
+    """A step of the authors' loop on the pairs of a modular task; it evaluates too."""
+    from tests.reference import torch_loop
+
+    train, test = case.task.split(case.size, 0)
+    assert train is not None
+    pairs = [(part.tokens, part.targets[:, 0]) for part in (train, test)]
+    return torch_loop.Loop(torch_loop.Net(case.task.d_vocab), pairs[0], pairs[1]).epoch
+
+
+def _sequences_step(case: Case) -> Callable[[], Any]:
+    """A step of the authors' loop on sequences, fresh ones or all train examples."""
     import torch
 
     from tests.reference import torch_loop
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
     config, task = case.config, case.task
-    train, test = task.split(case.size, 0)
-    if config.modular:
-        net = torch_loop.Net(task.d_vocab)
-        step = torch_loop.Loop(net, *[(part.tokens, part.targets[:, 0]) for part in (train, test)]).epoch
-    else:
-        sizes = (task.d_vocab, task.d_vocab_out, task.n_ctx, config.n_layers, config.d_model, config.n_heads)
-        net = torch_loop.SequenceNet(*sizes, attn_only=config.arch == "attn_only", residual_factor=config.residual_factor)
-        loop = torch_loop.SequenceLoop(net, case.reads or task.read, betas=(config.b1, config.b2))
-        if case.batch:
-            step = lambda: loop.step(*getattr(torch_loop, case.batch)(case.n_examples))  # noqa: E731
-        else:
-            tokens, targets = (torch.as_tensor(x, dtype=torch.long) for x in (train.tokens, train.targets))
-            counts = torch.ones_like(targets, dtype=torch.bool)
-            step = lambda: loop.step(tokens, targets, counts)  # noqa: E731
-    return lambda: [step() for _ in range(THEIR_STEPS)]
+    sizes = (task.d_vocab, task.d_vocab_out, task.n_ctx, config.n_layers, config.d_model, config.n_heads)
+    options = {"attn_only": config.arch == "attn_only", "residual_factor": config.residual_factor}
+    net = torch_loop.SequenceNet(*sizes, **options)
+    loop = torch_loop.SequenceLoop(net, case.reads or task.read, betas=(config.b1, config.b2))
+    train, _ = task.split(case.size, 0)
+    if train is None:
+        fresh = getattr(torch_loop, str(case.batch))
+        return lambda: loop.step(*fresh(case.n_examples))
+    tokens, targets = (torch.as_tensor(x, dtype=torch.long) for x in (train.tokens, train.targets))
+    counts = torch.ones_like(targets, dtype=torch.bool)
+    return lambda: loop.step(tokens, targets, counts)
 
 
-def products(case: Case) -> dict:
-    """{shape: function}: the step's dense products, forward and backward, whole and in the sweep's blocks, PRODUCTS at a time."""
+def products(case: Case) -> dict[tuple[int, int, int], Callable[[], Any]]:
+    """{shape: function} for the step's dense products, forward and backward, whole and in the sweep's blocks. Each
+    function computes PRODUCTS of them."""
     import jax
     import jax.numpy as jnp
 
@@ -168,46 +195,57 @@ def has_torch() -> bool:
     return True
 
 
-def table_rows(name: str, rounds: int, threads: int) -> tuple[list, str]:
-    """The rows of one case, and a line on its best product."""
+def table_rows(name: str, rounds: int, threads: int) -> tuple[list[list[str]], str]:
+    """The rows of one case, and a line about its best product."""
     from jaxgrok.training.plan import epoch_flops, forward_flops
 
     case = CASES[name]
     config, n_train, n_test = case.config, case.task.n_train(case.size), case.task.n_test(case.size)
     shapes = products(case)
-    programs = {every: our_steps(case, every) for every in case.evaluate_every}
+    programs: dict[Any, Callable[[], Any]] = {every: our_steps(case, every) for every in case.evaluate_every}
     if has_torch():
         programs["torch"] = their_steps(case, threads)
     times = medians(programs | shapes, rounds)
     best, shape = max((PRODUCTS * 2 * a * b * c / times[a, b, c], (a, b, c)) for a, b, c in shapes)
     their_time = times["torch"] / THEIR_STEPS if "torch" in programs else None
-    their_flops = 3 * unpruned_flops(config, case.n_examples) + (unpruned_flops(config, n_test) if config.modular else 0)
+    their_flops = 3 * unpruned_flops(config, case.n_examples)
+    their_flops += unpruned_flops(config, n_test) if config.modular else 0  # their loop evaluates at every step
     rows = []
     for every in case.evaluate_every:
-        step, flops = times[every] / OUR_STEPS, epoch_flops(config, n_train) + (forward_flops(config, n_test) / every if every else 0)
-        row = [name, f"ours, test every {every or '-'}", f"{1e3 * step:.2f}", f"{flops / 1e9:.3f}", f"{flops / step / best:.2f}"]
+        step, flops = times[every] / OUR_STEPS, epoch_flops(config, n_train)
+        flops += 0 if every is None else forward_flops(config, n_test) / every
         fewer = their_flops / flops
-        faster = their_time and their_time / step
-        rows.append([*row, f"{fewer:.2f}", *([f"{faster:.2f}", f"{faster / fewer:.2f}"] if faster else ["-", "-"])])
-    if their_time:
+        speed = ["-", "-"]
+        if their_time is not None:
+            faster = their_time / step
+            speed = [f"{faster:.2f}", f"{faster / fewer:.2f}"]
+        label = f"ours, test every {'-' if every is None else every}"
+        rows.append([name, label, *_step_cells(step, flops, best), f"{fewer:.2f}", *speed])
+    if their_time is not None:
         label = "PyTorch, test every 1" if config.modular else "PyTorch, test every -"
-        rows.append([name, label, f"{1e3 * their_time:.2f}", f"{their_flops / 1e9:.3f}", f"{their_flops / their_time / best:.2f}", *"---"])
+        rows.append([name, label, *_step_cells(their_time, their_flops, best), "-", "-", "-"])
     return rows, f"{name}: best dense product {best / 1e9:.0f} GFLOP/s at {' x '.join(map(str, shape))}"
 
 
-def analyses() -> dict:
-    """{label: function}: every measure of one network, and its neurons' frequencies; at the same size by the authors' loop."""
+def _step_cells(seconds_per_step: float, flops: float, best: float) -> list[str]:
+    """A step's milliseconds, its GFLOP, and its share of the best rate."""
+    return [f"{1e3 * seconds_per_step:.2f}", f"{flops / 1e9:.3f}", f"{flops / seconds_per_step / best:.2f}"]
+
+
+def analyses() -> dict[str, Callable[[], Any]]:
+    """{label: function} for every measure of one network, for its neurons' frequencies, and for the same frequencies by
+    the authors' loop."""
     import jax
     import numpy as np
 
     from jaxgrok import measures
-    from jaxgrok.config import Config
+    from jaxgrok.config import Config, Run
     from jaxgrok.measures import fourier
     from jaxgrok.measures.all_pairs import run_network
-    from jaxgrok.training.run import make_hyper, make_train
+    from jaxgrok.training.run import make_program
 
     config = Config()
-    params = jax.jit(make_train(config).init)(make_hyper(config, 0, 1.0, 1e-3)).params
+    params = jax.jit(make_program(config).init)(Run(config).hyper()).params
     # As many keys as a trained network has: what is measured on them costs what it costs there.
     split, keys = measures.split_of(config, 0.3, 0), fourier.mask_of([14, 35, 41, 42, 52], config.p)
     neurons = jax.jit(lambda params: run_network(config, params).neurons)(params)
@@ -235,11 +273,20 @@ def names(text: str) -> list[str]:
     return chosen
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:10]) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text!r}; a whole number from 1 to {MOST:,}")
+    return int(text)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from jaxgrok.cli.parser import Parser
+
+    parser = Parser(description=__doc__)
     parser.add_argument("--task", type=names, default=NAMES, help=f"a comma list of {', '.join(NAMES)} (default all)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of both programs (default: all cores)")
-    parser.add_argument("--rounds", type=int, default=7, help="each program is timed this often, in turn (default 7)")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=positive, default=cores, help="of each program (default: all cores)")
+    parser.add_argument("--rounds", type=positive, default=7, help="timings of each program, in turn (default 7)")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # before jax counts the cores
 
@@ -252,8 +299,10 @@ def main() -> int:
         print("torch is not installed: pip install -e '.[torch]' to compare", file=sys.stderr)
     timed = [table_rows(name, args.rounds, args.threads) for name in args.task if name in CASES]
     if timed:
-        header = ["task", "program", "ms per step", "GFLOP", "share of best", "fewer FLOPs", "times as fast", "faster / fewer"]
-        print_table(header, [row for rows, _ in timed for row in rows])
+        header = ["task", "program", "ms per step", "GFLOP", "share of best"]
+        print_table(
+            [*header, "fewer FLOPs", "times as fast", "faster / fewer"], [row for rows, _ in timed for row in rows]
+        )
         print(*(line for _, line in timed), sep="\n")
     if "analysis" in args.task:
         for label, f in analyses().items():

@@ -19,7 +19,9 @@ TINY = ["--arch", "mlp", "--p", "5", "--d-mlp", "8", "--frac", "0.5", "--seeds",
 
 
 def run(*arguments, cwd):
-    return subprocess.run([sys.executable, str(SWEEP), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(SWEEP), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture
@@ -60,7 +62,9 @@ def main(monkeypatch, tmp_path):
         ("--init torch --arch mlp", "--init", "torch"),
     ],
 )
-def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(main, capsys, tmp_path, arguments, named, value):
+def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(
+    main, capsys, tmp_path, arguments, named, value
+):
     assert main(shlex.split(arguments)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -94,26 +98,49 @@ TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram 
             "--n-train: got 4; accepted: at least 1, and fewer than the task's 4 sequences; or unlimited",
         ),
         ("--task addition5 --n-train 9999999", "--n-train: got 9999999; accepted: at most 1,000,000; or unlimited"),
-        ("--task addition5 --n-test 9999999", "--n-test: got 9999999; accepted: at most 1000000"),
+        ("--task addition5 --n-test 9999999", "--n-test: got 9999999; accepted: a whole number from 1 to 1,000,000"),
         (
             "--task addition5 --n-train few",
             "--n-train: got 'few'; accepted: whole numbers of train examples >= 1, or unlimited, as a comma list",
         ),
         ("--task addition5 --n-ctx 17", "--n-ctx: got 17; accepted: at least 18, the sequences of task addition5"),
-        ("--task induction --repeat-len 29", "--repeat-len: got 29; accepted: at most 28, a block of a sequence of 85 in 3 repeats"),
-        ("--task induction --seq-len 7", "--repeat-len: got 16; accepted: at most 2, a block of a sequence of 7 in 3 repeats"),
+        (
+            "--task induction --repeat-len 29",
+            "--repeat-len: got 29; accepted: at most 28, a block of a sequence of 85 in 3 repeats",
+        ),
+        (
+            "--task induction --seq-len 7",
+            "--repeat-len: got 16; accepted: at most 2, a block of a sequence of 7 in 3 repeats",
+        ),
         ("--task addition5 --seq-len 20", "--seq-len: got 20; accepted: with task induction or skip_trigram"),
         ("--task addition5 --arch mlp", "--arch: got 'mlp'; accepted: transformer or attn_only with task addition5"),
-        ("--task addition5 --frac 0.3", "--frac: got '0.3'; accepted: with a modular task; the size of the others is n_train"),
+        (
+            "--task addition5 --frac 0.3",
+            "--frac: got '0.3'; accepted: with a modular task; the size of the others is n_train",
+        ),
         ("--task addition5 --p 7", "--p: got '7'; accepted: with a modular task"),
         (
             "--n-train 30",
-            "--n-train: got '30'; accepted: with addition<N>, induction or skip_trigram; the size of modular tasks is frac",
+            "--n-train: got '30'; accepted: with addition<N>, induction or skip_trigram; "
+            "the size of modular tasks is frac",
         ),
-        ("--task addition5 --n-train 700,20 --batch-size 21", "--batch-size: got 21; accepted: at most 20, the train examples"),
-        ("--n-test 100,200", "--n-test: got '100,200'; accepted: with a task that draws its examples; modular ones test all other pairs"),
-        ("--n-ctx 4", "--n-ctx: got 4; accepted: with task addition<N>, induction or skip_trigram; the others have three positions"),
-        ("--init torch --init-scale 2", "--init-scale: got '2'; accepted: without init, whose weights are taken as they are"),
+        (
+            "--task addition5 --n-train 700,20 --batch-size 21",
+            "--batch-size: got 21; accepted: at most 20, the train examples",
+        ),
+        (
+            "--n-test 100,200",
+            "--n-test: got '100,200'; accepted: with a task that draws its examples; modular ones test all other pairs",
+        ),
+        (
+            "--n-ctx 4",
+            "--n-ctx: got 4; accepted: with task addition<N>, induction or skip_trigram; "
+            "the others have three positions",
+        ),
+        (
+            "--init torch --init-scale 2",
+            "--init-scale: got '2'; accepted: without init, whose weights are taken as they are",
+        ),
     ],
 )
 def test_a_task_that_cannot_be_is_refused_in_one_line(main, capsys, tmp_path, arguments, complaint):
@@ -128,7 +155,9 @@ def test_a_plan_of_drawn_tasks(main, capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     found = [row[:5] + row[7:8] for row in rows if row and row[0] in ("addition1", "skip_trigram")]
     lengths = [("20", "40,000"), ("unlimited", "6,000")]
-    expected = [[task, "-", "attn_only", n, "2", epochs] for task in ("addition1", "skip_trigram") for n, epochs in lengths]
+    expected = [
+        [task, "-", "attn_only", n, "2", epochs] for task in ("addition1", "skip_trigram") for n, epochs in lengths
+    ]
     assert found == expected
 
 
@@ -146,7 +175,11 @@ def test_a_sweep_from_the_command_line(main, capsys, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "> 30 (0/2)" in done.stdout
     (folder,) = (tmp_path / "runs").iterdir()
-    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    made = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "checkpoints" not in path.parts
+    }
     figures = {"figures/survival.png", "figures/curves-wd=0.1.png", "figures/curves-wd=1.png"}
     tables = {"tables/timings.csv", "tables/summary.csv", "tables/summary.md"}
     assert made == {"config.json", "manifest.json", "metrics.npz", ".lock", *figures, *tables}
@@ -164,7 +197,11 @@ def test_an_interrupted_command_says_so_and_shows_what_there_is(tmp_path):
     """Ctrl-C while the first of two cells trains: status 130, a table of what has begun, and no traceback."""
     arguments = [*TINY, "--frac", "0.5,0.6", "--epochs", "1000000", "--checkpoint-every", "100000", "--out", "runs"]
     child = subprocess.Popen(
-        [sys.executable, str(SWEEP), *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(SWEEP), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (tmp_path / "runs" / "checkpoints" / "0000" / "0").exists():
         assert child.poll() is None
@@ -174,7 +211,7 @@ def test_an_interrupted_command_says_so_and_shows_what_there_is(tmp_path):
     out, error = child.communicate(timeout=120)
     assert child.returncode == 130, error
     assert "Traceback" not in error
-    assert "goes on from there" in error
+    assert "resumes from there" in error
     assert "2 of 4 runs have not begun" in out
     assert (tmp_path / "runs" / "figures" / "curves-frac=0.5.png").exists()
 
@@ -198,9 +235,12 @@ def test_help_names_every_flag_of_the_contract(main, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    flags = "seeds wd frac lr split-seed task p arch n-layers n-heads d-model d-mlp act epochs until-settled max-epochs loss dtype"
-    flags += " matmul-precision out plan checkpoint-every eval-every batch-runs preset n-train init-scale seq-len repeat-len n-repeats"
-    flags += " n-tokens n-test n-ctx residual-factor optimizer regulariser dropout batch-size b1 b2"
+    flags = (
+        "seeds wd frac lr split-seed task p arch n-layers n-heads d-model d-mlp act epochs "
+        "until-settled max-epochs loss dtype matmul-precision out plan checkpoint-every eval-every "
+        "batch-runs preset n-train init-scale seq-len repeat-len n-repeats n-tokens n-test n-ctx "
+        "residual-factor optimizer regulariser dropout batch-size b1 b2"
+    )
     for flag in flags.split():
         assert f"--{flag}" in text
 
@@ -214,26 +254,33 @@ def test_the_readmes_commands_are_commands(main, monkeypatch, capsys):
     for command in commands:
         if "--init torch" in command and importlib.util.find_spec("torch") is None:
             continue
-        assert main([*shlex.split(command), *([] if "--plan" in command else ["--plan"])]) == 0, (command, capsys.readouterr().err)
+        assert main([*shlex.split(command), *([] if "--plan" in command else ["--plan"])]) == 0, (
+            command,
+            capsys.readouterr().err,
+        )
     for script in ("analyze", "rerun", "crossover", "slingshots"):
-        module = importlib.import_module(script)
-        accepted = module.parser().format_help()
+        accepted = importlib.import_module(f"jaxgrok.cli.{script}").parser().format_help()
         commands = re.findall(rf"python scripts/{script}\.py([^#\n`]*)", text)
         assert commands
         for flag in re.findall(r"--[a-z-]+", " ".join(commands)):
             assert f"{flag} " in accepted, flag
 
 
+QUICK_SECONDS = 180
+
+
 @pytest.mark.slow
-def test_the_quick_preset_groks_within_ninety_seconds(tmp_path):
-    """What README's first command promises, imports and compilation included, on two cores with nothing else running."""
+def test_the_quick_preset_groks_and_settles_while_one_waits(tmp_path):
+    """What README's first command promises, imports and compilation included, on two cores with no other load."""
     start = time.monotonic()
     done = run("--preset", "quick", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 90
+    assert time.monotonic() - start < QUICK_SECONDS
+    assert "unknown" not in done.stdout.split("Times are in epochs")[0]
     (folder,) = (tmp_path / "runs").iterdir()
     rows = list(csv.DictReader((folder / "tables" / "summary.csv").open()))
     assert len(rows) == 2
     for row in rows:
-        assert row["grokked"] == row["runs"] == "3"
+        assert row["grokked"] == row["settled"] == row["runs"] == "3"
+        assert row["width_median"]
         assert float(row["delay_median"]) > 3 * float(row["memorised_median"])

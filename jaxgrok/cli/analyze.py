@@ -1,0 +1,206 @@
+"""Measure what networks have learned: every checkpoint of a sweep, or one file of weights.
+
+For a sweep directory, all measures of the grokking paper are computed at every checkpoint of every run: key
+frequencies, restricted and excluded loss, ablations. Tables and figures are written into the directory. For a file of
+weights, or one run of a directory, the same measures are computed of one network.
+"""
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin beside those of jax
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgrok.cli.parser import Parser, add_tables_flag, flag_of, status_of, write_tables
+from jaxgrok.config import CHOICES, MODULAR, BadInput, digits_of
+
+EPILOG = """\
+examples:
+  %(prog)s runs/frac                                       every measure of every checkpoint; tables and figures
+  %(prog)s runs/frac --tables /tmp/frac                    the same of a directory that cannot be written
+  %(prog)s runs/frac --seed 3 --frac 0.3 --json out.json   one network of it
+  %(prog)s runs/frac --run 7 --epoch 8000 --export net.pth --names transformer_lens
+  %(prog)s weights.pth --frac 0.3 --split-seed 1 --json out.json --figures circuits
+  %(prog)s weights.pth --task induction --residual-factor 2
+
+The same command resumes an interrupted analysis. The exit status is 1 if a checkpoint had to be skipped, because it is
+missing or damaged. A file of weights is read as data; nothing in it is executed.
+"""
+SKIPPED = 1  # the exit status if a checkpoint could not be read
+NAMES = ("authors", "transformer_lens")
+OF_ONE_NETWORK = ("json", "export", "figures")  # flags that ask for one network
+COORDINATES = ("run", "seed", "frac", "wd", "lr")
+SEQUENCES = ("seq_len", "repeat_len", "n_repeats", "n_tokens")
+OF_A_FILE = ("split_seed", "task", "act", "residual_factor", *SEQUENCES)
+
+
+def parser(prog: str = "analyze.py") -> Parser:
+    p = Parser(prog=prog, description=__doc__, epilog=EPILOG)
+    target = "a directory that a sweep made, or a file of weights: .pth .pt .safetensors .npz"
+    p.add_argument("target", type=Path, help=target)
+    p.add_argument("--dtype", metavar="NAME", help=f"{' '.join(CHOICES['dtype'])} of the analysis (default float32)")
+    add_tables_flag(p, "tables and figures")
+    one = p.add_argument_group("one network; with any of these flags nothing else is done")
+    one.add_argument("--json", metavar="FILE", type=Path, help="write its measures")
+    one.add_argument("--export", metavar="FILE", type=Path, help="write its weights: .pth .safetensors .npz")
+    one.add_argument("--figures", metavar="DIR", type=Path, help="draw its circuits into a folder")
+    names = "names of the weights (default: authors when written; when read, what fits)"
+    p.add_argument("--names", metavar="NAME", help=f"{' '.join(NAMES)}: {names}")
+    run = p.add_argument_group("which network of a directory")
+    run.add_argument("--run", metavar="N", help="its number in timings.csv; or give its coordinates:")
+    run.add_argument("--seed", metavar="N", help="its seed; for a file: seed of random labels (default: the split's)")
+    run.add_argument("--wd", metavar="X", help="its weight decay")
+    run.add_argument("--lr", metavar="X", help="its learning rate")
+    run.add_argument("--epoch", metavar="N", help="a saved epoch (default: the last)")
+    file = p.add_argument_group("what the network in a file was trained on")
+    file.add_argument("--frac", metavar="X", help="fraction of the pairs (default 0.3); or which run of a directory")
+    file.add_argument("--split-seed", metavar="N", help="seed of the train/test split (default 0)")
+    file.add_argument("--task", metavar="NAME", help=f"{' '.join(CHOICES['task'])} (default add)")
+    file.add_argument("--act", metavar="NAME", help=f"{' '.join(CHOICES['act'])} (default relu)")
+    residual = "factor f in f x + sublayer(x) (default 1; the released induction networks have 2)"
+    file.add_argument("--residual-factor", metavar="X", help=residual)
+    for name in SEQUENCES:
+        file.add_argument(flag_of(name), metavar="N", help="of induction or skip_trigram, as for a sweep")
+    return p
+
+
+def _factor(flag: str, value: str) -> tuple[float, ...]:
+    from jaxgrok.training.grid import parse_list
+
+    return parse_list(flag, value, float, "a number > 0")
+
+
+def checked(args: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given, with numbers parsed and names checked. Raises BadInput, and names the flag."""
+    from jaxgrok.training.grid import GRID_FIELDS, whole
+
+    given = {name: value for name, value in args.items() if value is not None}
+    for name in ("run", "seed", "epoch", "split_seed", *SEQUENCES):
+        if name in given:
+            given[name] = whole(flag_of(name), given[name], 0)
+    numbers: dict[str, Any] = {name: GRID_FIELDS[name] for name in ("frac", "wd", "lr")} | {"residual_factor": _factor}
+    for name, parse in numbers.items():
+        if name in given:
+            values = parse(flag_of(name), given[name])
+            if len(values) > 1:
+                raise BadInput(flag_of(name), given[name], "one number")
+            given[name] = values[0]
+    choices = {name: CHOICES[name] for name in ("dtype", "task", "act")} | {"names": NAMES}
+    for name, accepted in choices.items():
+        is_addition = name == "task" and name in given and digits_of(given[name]) is not None
+        if name in given and given[name] not in accepted and not is_addition:
+            raise BadInput(flag_of(name), given[name], " ".join(accepted))
+    for name in ("json", "export"):
+        if name in given and (not given[name].absolute().parent.is_dir() or given[name].is_dir()):
+            raise BadInput(flag_of(name), str(given[name]), "a file in a directory that exists")
+    return given
+
+
+def _refuse(given: dict[str, Any], names: Iterable[str], accepted: str) -> None:
+    for name in names:
+        if name in given:
+            value = given[name]
+            raise BadInput(flag_of(name), str(value) if isinstance(value, Path) else value, accepted)
+
+
+def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) -> None:
+    """Raises BadInput for flags that do not go together, or not with the target."""
+    if is_directory:
+        _refuse(given, OF_A_FILE, "with a file of weights; the directory knows this of its runs")
+        if not is_one:
+            _refuse(given, ("epoch", *COORDINATES), "with --json, --export or --figures, which are of one network")
+        if "export" not in given:
+            _refuse(given, ("names",), "with --export, or a file of weights")
+    else:
+        _refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
+        if given.get("task", MODULAR[0]) not in MODULAR:
+            _refuse(given, ("frac", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
+    if is_one or not is_directory:
+        _refuse(given, ("tables",), "with a directory, and without --json, --export or --figures")
+
+
+def analyze_directory(given: dict[str, Any]) -> int:
+    """Measure every checkpoint of a sweep, and write tables and figures."""
+    from jaxgrok.cli import live, show
+    from jaxgrok.figures import write_circuit_figures, write_figures, write_head_figures
+    from jaxgrok.measures.checkpoints import analyze
+    from jaxgrok.tables.circuits import write_circuit_tables
+    from jaxgrok.tables.heads import write_head_tables
+    from jaxgrok.tables.parts import write_part_tables
+    from jaxgrok.tables.timing import write_timing_tables
+
+    tables = given.get("tables")
+    with live.AnalysisWatch() as watch:
+        found = analyze(given["target"], dtype=given.get("dtype", "float32"), watch=watch)
+    results = found.results
+
+    def write() -> None:
+        write_timing_tables(results, tables)
+        of_parts = write_part_tables(results, tables)
+        write_circuit_tables(results, tables)
+        write_head_tables(results, tables)
+        write_figures(results, of_parts, tables)
+        write_circuit_figures(results, tables)
+        write_head_figures(results, tables)
+
+    write_tables(write, tables)
+    show.print_networks(found)
+    print(f"tables, figures: {results.path if tables is None else tables}")
+    for line in found.skipped:
+        print(f"skipped: {line}")
+    return SKIPPED if found.skipped else 0
+
+
+def analyze_one(given: dict[str, Any]) -> int:
+    """Measure, draw or export one network."""
+    from jaxgrok import figures
+    from jaxgrok.cli import show
+    from jaxgrok.measures import checkpoints
+    from jaxgrok.nets import interop
+    from jaxgrok.store.atomic import replace_text
+    from jaxgrok.store.results import load
+
+    if given["target"].is_dir():
+        coordinates = {name: given[name] for name in COORDINATES if name in given}
+        subject = checkpoints.subject_of_run(load(given["target"]), given.get("epoch"), **coordinates)
+    else:
+        names = ("frac", "seed", *OF_A_FILE, *(() if "export" in given else ("names",)))
+        subject = checkpoints.subject_of_file(given["target"], **{name: given[name] for name in names if name in given})
+    if "export" in given:
+        interop.save(given["export"], subject.config, subject.params, given.get("names", NAMES[0]))
+        if (factor := subject.config.residual_factor) != 1:
+            print(f"the file does not hold the residual factor {factor:g}: give it where the weights are read")
+    if set(given) & {"json", "figures"} or not set(given) & set(OF_ONE_NETWORK):
+        dtype = given.get("dtype", "float32")
+        measured = checkpoints.measure(subject, dtype)
+        if "json" in given:
+            replace_text(given["json"], json.dumps(checkpoints.to_json(subject, measured), indent=1) + "\n")
+        if "figures" in given:
+            config = checkpoints.config_for_analysis(subject.config, dtype)
+            params = checkpoints.cast(subject.params, dtype)
+            figures.write_network_figures(config, params, measured, given["figures"])
+        show.print_network(checkpoints.flatten(measured), checkpoints.remarks(subject, measured))
+    return 0
+
+
+def run(args: dict[str, Any]) -> int:
+    """Analyse a directory or one network, as the flags say; returns the exit status. Raises BadInput."""
+    given = checked(args)
+    if not os.path.exists(given["target"]):
+        raise BadInput("run directory or file", str(given["target"]), "one that exists")
+    is_directory, is_one = given["target"].is_dir(), bool(set(given) & set(OF_ONE_NETWORK))
+    _check_combination(given, is_directory, is_one)
+    if given.get("dtype") == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    return analyze_one(given) if is_one or not is_directory else analyze_directory(given)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "analyze.py") -> int:
+    args = vars(parser(prog).parse_args(argv))
+    interrupted = "stopped; what was measured is saved. The same command resumes from there."
+    return status_of(prog, lambda: run(args), args, interrupted)
