@@ -14,7 +14,7 @@ from jaxgrok import measures
 from jaxgrok.config import BadInput, Config
 from jaxgrok.figures.write import OF_ONE_NETWORK
 from jaxgrok.measures import checkpoints as analysis
-from jaxgrok.measures import fourier
+from jaxgrok.measures import fourier, subjects
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import make_model
 from jaxgrok.store.steps import SweepFiles
@@ -65,7 +65,7 @@ def epochs_of(results, seed=0):
     return results.checkpoint_epochs(results.record(seed=seed))
 
 
-class Count(analysis.Silent):
+class Count(analysis.SilentAnalysis):
     """Counts the networks measured and found; interrupts after `limit` measured."""
 
     def __init__(self, limit=None):
@@ -106,7 +106,7 @@ def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_ke
         for i in (0, len(epochs) - 1):
             split = measures.split_of(CONFIG, 0.4, seed)
             alone = measures.all(CONFIG, results.params(epochs[i], seed=seed), split, keys, seed)
-            for name, x in analysis.flatten(alone).items():
+            for name, x in subjects.flatten(alone).items():
                 here = series
                 for part in name.split("/"):
                     here = here[part]
@@ -184,7 +184,7 @@ def test_a_run_that_waits_has_no_networks(analysed, tmp_path):
     circuit_tables.write_circuit_tables(results)
     assert len(rows_of(path / "tables" / "networks.csv")) == 2
     with pytest.raises(BadInput, match="begun"):
-        analysis.subject_of_run(results, seed=7)
+        subjects.subject_of_run(results, seed=7)
 
 
 # --- versions of measures ---------------------------------------------------------------------------------------------
@@ -288,8 +288,8 @@ def test_runs_without_any_checkpoint_are_named_and_left_out(path):
 
 def test_one_network_of_a_run_without_its_last_checkpoint_says_so(path):
     remove(path, 10)
-    subject = analysis.subject_of_run(jaxgrok.load(path), seed=1)
-    lines = analysis.remarks(subject, analysis.measure(subject))
+    subject = subjects.subject_of_run(jaxgrok.load(path), seed=1)
+    lines = subjects.remarks(subject, subjects.measure_subject(subject))
     assert lines[0].endswith("counts as the last, and their key frequencies are found in it")
     assert "the last checkpoint of run 1, is missing" in lines[0]
 
@@ -446,35 +446,38 @@ def test_medians_and_ranges_pool_what_a_network_has_per_key():
 
 def test_a_network_of_a_run_and_of_a_file_are_measured_alike(analysed, tmp_path):
     results = jaxgrok.load(analysed)
-    of_run = analysis.subject_of_run(results, seed=1)
+    of_run = subjects.subject_of_run(results, seed=1)
     interop.save(tmp_path / "weights.npz", of_run.config, of_run.params)
-    of_file = analysis.subject_of_file(tmp_path / "weights.npz", frac=0.4, split_seed=1)
-    first, second = (analysis.to_json(subject, analysis.measure(subject)) for subject in (of_run, of_file))
+    of_file = subjects.subject_of_file(tmp_path / "weights.npz", frac=0.4, split_seed=1)
+    first, second = (
+        subjects.subject_to_json(subject, subjects.measure_subject(subject)) for subject in (of_run, of_file)
+    )
     assert first.pop("split") == {"seed": 1, "frac_train": 0.4, "run": 1, "epoch": 10}
     assert second.pop("split") == {"seed": 1, "frac_train": 0.4}
     assert json.dumps(first) == json.dumps(second)
-    earlier = analysis.subject_of_run(results, 0, seed=1)
+    earlier = subjects.subject_of_run(results, 0, seed=1)
     np.testing.assert_array_equal(earlier.params["unembed"]["W_U"], planted()["unembed"]["W_U"])
     np.testing.assert_array_equal(
-        analysis.measure(earlier)["key_frequencies"]["keys"], results.measures(seed=1)["key_frequencies"]["keys"][0]
+        subjects.measure_subject(earlier)["key_frequencies"]["keys"],
+        results.measures(seed=1)["key_frequencies"]["keys"][0],
     )
 
 
 def test_coordinates_of_several_runs_and_epochs_not_saved_are_refused(analysed):
     results = jaxgrok.load(analysed)
     with pytest.raises(BadInput, match="seed"):
-        analysis.subject_of_run(results)
+        subjects.subject_of_run(results)
     with pytest.raises(BadInput, match="epoch"):
-        analysis.subject_of_run(results, 7, seed=0)
+        subjects.subject_of_run(results, 7, seed=0)
     with pytest.raises(BadInput, match="seed"):
-        analysis.subject_of_run(results, seed=9)
+        subjects.subject_of_run(results, seed=9)
 
 
 def test_remarks_say_what_a_reader_must_know():
-    subject = analysis.Subject(
+    subject = subjects.Subject(
         Config(task="multiply"), {}, None, {}, 0, {"recorded_train_loss": 2.0, "recorded_test_loss": 1.0}
     )
-    lines = analysis.remarks(subject, {"no_keys": True, "loss_all_classes": {"train": 1.0, "test": 1.0001}})
+    lines = subjects.remarks(subject, {"no_keys": True, "loss_all_classes": {"train": 1.0, "test": 1.0001}})
     assert "multiply" in lines[0]
     assert "no keys" in lines[1]
     assert lines[2].startswith("train loss 1.0")

@@ -278,7 +278,7 @@ def test_a_long_sweep_says_so_before_it_starts(tmp_path, monkeypatch, trained, s
         pass
 
     cost = Cost()
-    cost.seconds = seconds
+    cost.seconds, cost.disk = seconds, 1e6
     monkeypatch.setattr(live, "describe", lambda plan: [cost])
     shown = io.StringIO()
     with Watch(shown) as watch:

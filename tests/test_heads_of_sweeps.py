@@ -11,7 +11,7 @@ import jaxgrok
 from jaxgrok import figures
 from jaxgrok.config import Config
 from jaxgrok.measures import checkpoints as analysis
-from jaxgrok.measures import heads
+from jaxgrok.measures import heads, subjects
 from jaxgrok.nets import interop
 from jaxgrok.tables import heads as head_tables
 from jaxgrok.training.grid import make_sweep
@@ -51,11 +51,11 @@ def analysed(trained, tmp_path_factory):
 
 def test_every_checkpoint_has_the_scores_of_its_network(analysed):
     results = jaxgrok.load(analysed)
-    config = analysis.config_for_analysis(results.runs[0].config)
+    config = subjects.config_for_analysis(results.runs[0].config)
     series = results.measures(seed=1)
     assert list(series["epoch"]) == epochs_of(results, 1)
     for i in (0, -1):
-        alone = analysis.flatten(
+        alone = subjects.flatten(
             heads.scores(config, results.params(int(series["epoch"][i]), seed=1), *heads.sequences(config))
         )
         for name, x in alone.items():
@@ -183,7 +183,7 @@ def test_one_network_of_a_run_and_of_a_file(main, capsys, tmp_path, analysed):
     ],
 )
 def test_bad_input_is_one_line(main, capsys, tmp_path, arguments, said):
-    config = analysis.config_for_analysis(Config(**{**SHAPES, "n_layers": 2, "d_model": 8, "dtype": "float32"}))
+    config = subjects.config_for_analysis(Config(**{**SHAPES, "n_layers": 2, "d_model": 8, "dtype": "float32"}))
     interop.save(tmp_path / "net.npz", config, drawn(config))
     assert main(["net.npz", *arguments.split()]) == 2
     error = capsys.readouterr().err
@@ -220,26 +220,26 @@ def test_a_mixed_sweep_is_measured_as_far_as_it_goes(tmp_path, monkeypatch):
         make_sweep({"task": ["add", "addition1", "induction"], **sizes, "seeds": 1, "epochs": 1}), tmp_path / "runs"
     )
     results = analysis.analyze(path).results
-    (said,) = analysis.left_out(results)
+    (said,) = subjects.left_out(results)
     assert said.startswith("left out: 1 of 3 runs, task addition1; ")
     head_tables.write_head_tables(results)
     assert {row["task"] for row in rows_of(path / "tables" / "heads.csv")} == {"induction"}
-    assert [cell.config.task for cell in analysis.of_kind(analysis.CIRCUITS, results.cells)] == ["add"]
+    assert [cell.config.task for cell in subjects.of_kind(subjects.CIRCUITS, results.cells)] == ["add"]
     assert results.has_circuit_events
-    (name,) = {cell.name for cell in analysis.of_kind(analysis.HEADS, results.cells)}
+    (name,) = {cell.name for cell in subjects.of_kind(subjects.HEADS, results.cells)}
     assert f"## {name}" in (path / "tables" / "heads.md").read_text()
 
 
 def test_modular_networks_that_the_measures_do_not_know_are_left_out():
-    assert analysis.kind_of(Config()) == analysis.kind_of(Config(arch="mlp")) == analysis.CIRCUITS
-    assert analysis.kind_of(SMALL) == analysis.HEADS
+    assert subjects.kind_of(Config()) == subjects.kind_of(Config(arch="mlp")) == subjects.CIRCUITS
+    assert subjects.kind_of(SMALL) == subjects.HEADS
     for config in (
         Config(arch="attn_only"),
         Config(residual_factor=2.0),
         Config(task="addition5"),
         Config(task="skip_trigram"),
     ):
-        assert analysis.kind_of(config) is None
+        assert subjects.kind_of(config) is None
 
 
 def test_a_diverged_run_has_tables_and_figures():

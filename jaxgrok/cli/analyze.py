@@ -158,31 +158,31 @@ def analyze_one(given: dict[str, Any]) -> int:
     """Measure, draw or export one network."""
     from jaxgrok import figures
     from jaxgrok.cli import show
-    from jaxgrok.measures import checkpoints
+    from jaxgrok.measures import subjects
     from jaxgrok.nets import interop
     from jaxgrok.store.atomic import replace_text
     from jaxgrok.store.results import load
 
     if given["target"].is_dir():
         coordinates = {name: given[name] for name in COORDINATES if name in given}
-        subject = checkpoints.subject_of_run(load(given["target"]), given.get("epoch"), **coordinates)
+        subject = subjects.subject_of_run(load(given["target"]), given.get("epoch"), **coordinates)
     else:
         names = ("frac", "seed", *OF_A_FILE, *(() if "export" in given else ("names",)))
-        subject = checkpoints.subject_of_file(given["target"], **{name: given[name] for name in names if name in given})
+        subject = subjects.subject_of_file(given["target"], **{name: given[name] for name in names if name in given})
     if "export" in given:
         interop.save(given["export"], subject.config, subject.params, given.get("names", NAMES[0]))
         if (factor := subject.config.residual_factor) != 1:
             print(f"the file does not hold the residual factor {factor:g}: give it where the weights are read")
     if set(given) & {"json", "figures"} or not set(given) & set(OF_ONE_NETWORK):
         dtype = given.get("dtype", "float32")
-        measured = checkpoints.measure(subject, dtype)
+        measured = subjects.measure_subject(subject, dtype)
         if "json" in given:
-            replace_text(given["json"], json.dumps(checkpoints.to_json(subject, measured), indent=1) + "\n")
+            replace_text(given["json"], json.dumps(subjects.subject_to_json(subject, measured), indent=1) + "\n")
         if "figures" in given:
-            config = checkpoints.config_for_analysis(subject.config, dtype)
-            params = checkpoints.cast(subject.params, dtype)
+            config = subjects.config_for_analysis(subject.config, dtype)
+            params = subjects.cast(subject.params, dtype)
             figures.write_network_figures(config, params, measured, given["figures"])
-        show.print_network(checkpoints.flatten(measured), checkpoints.remarks(subject, measured))
+        show.print_network(subjects.flatten(measured), subjects.remarks(subject, measured))
     return 0
 
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxgrok.config import UNLIMITED
-from jaxgrok.measures import checkpoints as analysis
+from jaxgrok.measures import subjects
+from jaxgrok.measures.checkpoints import Analysis
 from jaxgrok.store.results import Cell, Results
 from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables import heads as head_tables
@@ -120,10 +121,10 @@ def print_network(found: dict[str, np.ndarray], remarks: Sequence[str]) -> None:
     print("\n".join([circuit_tables.NETWORKS_NOTE, *remarks]))
 
 
-def print_networks(found: analysis.Analysis) -> None:
+def print_networks(found: Analysis) -> None:
     """Print what the networks of each cell learned, when their stages came, and what was not measured."""
     results = found.results
-    circuits = analysis.of_kind(analysis.CIRCUITS, results.cells)
+    circuits = subjects.of_kind(subjects.CIRCUITS, results.cells)
     for cell in circuits:
         networks = results.last_analysed(cell.records)
         if networks:
@@ -133,8 +134,8 @@ def print_networks(found: analysis.Analysis) -> None:
     if circuits:
         print(circuit_tables.NETWORKS_NOTE)
         _print_stages(circuits)
-    _print_heads(results, analysis.of_kind(analysis.HEADS, results.cells))
-    for line in (*analysis.left_out(results), *found.pending):
+    _print_heads(results, subjects.of_kind(subjects.HEADS, results.cells))
+    for line in (*subjects.left_out(results), *found.pending):
         print(line)
 
 

@@ -13,7 +13,7 @@ from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, he
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
-from jaxgrok.measures import checkpoints
+from jaxgrok.measures import subjects
 from jaxgrok.store.events import Outcome
 from jaxgrok.store.results import Cell, Results, RunRecord
 from jaxgrok.tables.heads import heads_of
@@ -95,7 +95,7 @@ def write_network_figures(config: Config, params: dict[str, Any], m: dict[str, A
 
     m: its measures, as `measures.all` or `heads.scores` returns them, as numpy.
     """
-    of_heads = checkpoints.kind_of(config) is checkpoints.HEADS
+    of_heads = subjects.kind_of(config) is subjects.HEADS
     draws = OF_ONE_INDUCTION_NETWORK if of_heads else OF_ONE_NETWORK
     return _save(Path(folder), {name: draw(config, params, m) for name, draw in draws.items()})
 
@@ -108,7 +108,7 @@ def write_circuit_figures(results: Results, folder: Path | None = None) -> list[
     cell's measures are held at a time, a few kilobytes per checkpoint.
     """
     folder, paths = _folder(results, folder), []
-    for cell in checkpoints.of_kind(checkpoints.CIRCUITS, results.cells):
+    for cell in subjects.of_kind(subjects.CIRCUITS, results.cells):
         last = {int(found["run"]): found for found in results.last_analysed(cell.records)}
         if records := [record for record in cell.records if record.number in last]:
             paths += _write_circuits_of(results, cell, records, last, folder)
@@ -144,9 +144,9 @@ def _first_finite(results: Results, records: Sequence[RunRecord]) -> RunRecord:
 def _write_network_of(results: Results, record: RunRecord, m: dict[str, Any], folder: Path) -> list[Path]:
     """Write the figures of a run's network. m: its measures at one checkpoint, with their `epoch` and `dtype`."""
     dtype = str(m["dtype"])
-    config = checkpoints.config_for_analysis(record.config, dtype)
+    config = subjects.config_for_analysis(record.config, dtype)
     params = results.params(int(m["epoch"]), run=record.number)
-    return write_network_figures(config, checkpoints.cast(params, dtype), m, folder)
+    return write_network_figures(config, subjects.cast(params, dtype), m, folder)
 
 
 def write_head_figures(results: Results, folder: Path | None = None) -> list[Path]:
@@ -156,7 +156,7 @@ def write_head_figures(results: Results, folder: Path | None = None) -> list[Pat
     circuits*/, the best heads' patterns at its last checkpoint.
     """
     folder, paths = _folder(results, folder), []
-    for cell in checkpoints.of_kind(checkpoints.HEADS, results.cells):
+    for cell in subjects.of_kind(subjects.HEADS, results.cells):
         runs = {run.record.number: run for run in heads_of(results, cell)}
         if not runs:
             continue

@@ -46,7 +46,7 @@ def draw_controls(seed: int | Int[Array, ""], keys: Bool[Array, "K"], clusters: 
     has_cluster = clusters > 0
     free = ~keys & ~has_cluster
     # float32 in every dtype, for the reason given in fourier.random_sets.
-    score = jnp.where(free, jax.random.uniform(stand_ins_key, (DRAWS, len(keys)), jnp.float32), jnp.inf)
+    score = jnp.where(free[None], jax.random.uniform(stand_ins_key, (DRAWS, len(keys)), jnp.float32), jnp.inf)
     stand_ins = score.argsort(axis=1)[:, jnp.where(has_cluster, has_cluster.cumsum() - 1, 0)]
     return Controls(
         fourier.random_sets(sets_key, ~keys, keys.sum(), DRAWS),
@@ -79,10 +79,10 @@ def row_space(rows: Float[Array, "F M"], chosen: Bool[Array, "F"]) -> Float[Arra
     """Orthonormal columns that span the chosen rows. The columns beyond their rank are zero."""
     # With the chosen rows first, the leading columns of Q span them and nothing else.
     order = jnp.argsort(~chosen)
-    Q, R = jnp.linalg.qr(jnp.where(chosen[order], rows[order].T, 0))
+    Q, R = jnp.linalg.qr(jnp.where(chosen[None, order], rows[order].T, 0))
     size = jnp.abs(R.diagonal())
     spans = (jnp.arange(len(size)) < chosen.sum()) & (size > len(rows) * jnp.finfo(rows.dtype).eps * size.max())
-    return jnp.where(spans, Q, 0)
+    return jnp.where(spans[None], Q, 0)
 
 
 def losses_without_each_block(
@@ -123,11 +123,11 @@ def losses_with_polynomials(
     """
     p, K = len(labels), stand_ins.shape[1]
     clustered = fits.fve > fourier.CLUSTERED
-    W_L = jnp.where(clustered, net.W_L, 0)
-    rest = net.logits - net.neurons @ W_L.T + W_L @ of_neurons.mean
+    W_L = jnp.where(clustered[None], net.W_L, 0)
+    rest = net.logits - net.neurons @ W_L.T + (W_L @ of_neurons.mean)[None, None]
 
     def of_one(stand_in):
-        takes = stand_in[fits.index] == jnp.arange(K)[:, None]
+        takes = stand_in[None, fits.index] == jnp.arange(K)[:, None]
         kept = fourier.from_blocks(jnp.where(takes[:, None, None], of_neurons.blocks, 0) @ W_L.T, p)
         return mean_loss(rest + kept, labels)
 
@@ -168,8 +168,8 @@ def ablations_of_skips(
     if net.stream is None:
         return dict.fromkeys(names)
     stream = net.stream
-    mlp_alone = mlp_logits + net.bias
-    mean_direct = stream.direct.mean(axis=1).mean(axis=0)
+    mlp_alone = mlp_logits + net.bias[None, None]
+    mean_direct = stream.direct.mean(axis=1).mean(axis=0)[None, None]
     without_attention = jnp.broadcast_to(stream.logits_with(stream.before), net.logits.shape)
     attention_alone = stream.logits_with(stream.mid - stream.before)
     logits = (mlp_alone, mlp_alone + mean_direct, without_attention, attention_alone)
@@ -191,7 +191,8 @@ def ablations(
     logit_blocks, mean = fourier.blocks(logit_components), logit_components[0, 0] / p
 
     def keep_blocks(mask):
-        return mean_loss(mean + fourier.from_blocks(jnp.where(mask[:, None, None, None], logit_blocks, 0), p), labels)
+        kept = fourier.from_blocks(jnp.where(mask[:, None, None, None], logit_blocks, 0), p)
+        return mean_loss(mean[None, None] + kept, labels)
 
     without_each = losses_without_each_block(net, mlp_logits, labels, keys | controls.singles.any(axis=0))
     itself = jnp.arange(p // 2)[None]

@@ -156,7 +156,7 @@ def over_splits(
     """The means over {"all", "train", "test"} pairs."""
 
     def mean(chosen):
-        return jnp.where(chosen, per_pair, 0).sum(axis=1).sum() / chosen.sum()
+        return jnp.where(chosen, per_pair, 0).sum(axis=1).sum() / chosen.sum().astype(per_pair.dtype)
 
     return {"all": _mean(per_pair), "train": mean(is_train), "test": mean(~is_train)}
 

@@ -95,7 +95,7 @@ def restricted_loss(
     Limit: the average over the pairs of one s carries the labels of the train pairs to the test pairs. With many keys
     this loss is therefore low even in a network that only memorises.
     """
-    logits = fourier.keep_frequencies(waves.levels, keys) + waves.mean
+    logits = fourier.keep_frequencies(waves.levels, keys) + waves.mean[None]
     return over_splits(cross_entropy(logits, jnp.arange(len(logits)))[waves.s], is_train)
 
 
@@ -146,7 +146,7 @@ def mlp_readout_fve(
     p = len(s)
     readout = neurons @ fourier.transform(W_L)[1:].T
     on_wave = fourier.transform(fourier.average_over_levels(readout, s))[1:].diagonal() * math.sqrt(p)
-    total = ((readout - readout.mean(axis=1).mean(axis=0)) ** 2).sum(axis=1).sum(axis=0)
+    total = ((readout - readout.mean(axis=1).mean(axis=0)[None, None]) ** 2).sum(axis=1).sum(axis=0)
     return on_wave**2 / total
 
 
@@ -164,7 +164,7 @@ def attention_measures(stream: Stream | None) -> dict[str, Array | dict[str, Arr
         return dict.fromkeys(("attention_pattern_mean", "attention_to_equals_mean", "attention_score_frequency"))
     mean_pattern = stream.pattern.mean(axis=1).mean(axis=0)
     score = (stream.scores[..., 0] - stream.scores[..., 1]).mean(axis=1)
-    energies = fourier.frequency_energies(score - score.mean(axis=0))
+    energies = fourier.frequency_energies(score - score.mean(axis=0)[None])
     fve = energies.max(axis=0) / energies.sum(axis=0)
     return {
         "attention_pattern_mean": mean_pattern,
@@ -179,7 +179,7 @@ def principal_components(W_E: Float[Array, "P D"]) -> dict[str, Array]:
 
     The embedding forms circles in the first two components if they are the cos and sin of one frequency.
     """
-    scores, sizes, _ = jnp.linalg.svd(W_E - W_E.mean(axis=0), full_matrices=False)
+    scores, sizes, _ = jnp.linalg.svd(W_E - W_E.mean(axis=0)[None], full_matrices=False)
     energies = fourier.frequency_energies(scores)
     exists = sizes > len(W_E) * jnp.finfo(W_E.dtype).eps * sizes[0]
     return {

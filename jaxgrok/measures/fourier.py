@@ -236,7 +236,8 @@ def fit_neurons(of: NeuronBlocks) -> NeuronFits:
 
 def cluster_sizes(fits: NeuronFits, K: int) -> Int[Array, "K"]:
     """The number of neurons whose best frequency is k and explains more than CLUSTERED of their energy, for each k."""
-    return ((fits.index == jnp.arange(K)[:, None]) & (fits.fve > CLUSTERED)).sum(axis=1)
+    best = fits.index[None] == jnp.arange(K)[:, None]
+    return (best & (fits.fve > CLUSTERED)[None]).sum(axis=1)
 
 
 # --- the waves of a task ----------------------------------------------------------------------------------------------
@@ -314,5 +315,5 @@ def random_sets(
     """
     # float32 in every dtype, so that float32 and float64 get the same sets.
     score = jax.random.uniform(key, (draws, len(allowed)), jnp.float32)
-    rank = jnp.where(allowed, score, jnp.inf).argsort(axis=1).argsort(axis=1)
-    return (rank < size) & allowed & (size <= allowed.sum())
+    rank = jnp.where(allowed[None], score, jnp.inf).argsort(axis=1).argsort(axis=1)
+    return (rank < size) & allowed[None] & (size <= allowed.sum())

@@ -73,10 +73,10 @@ def _scores_of_layer(
     in_block = np.minimum((position - 1) // block, copies.shape[1] - 1) == np.arange(copies.shape[1])[:, None]
     # Both [N, C - 1, T, C, H]: from token t of a later copy to token t of every copy, and to the token after that.
     query, n = reads[..., None] - first, np.arange(N).reshape(-1, 1, 1, 1)
-    same = copies[:, None, None] + np.arange(reads.shape[-1])[:, None]
+    same = copies[:, None, None] + np.arange(reads.shape[-1], dtype=copies.dtype)[None, None, :, None]
     to_same, to_next = (pattern[n, :, query, key] for key in (same, same + 1))
     copy, later = np.arange(copies.shape[1]), np.arange(1, copies.shape[1])
-    earlier, last = (of[:, None, :, None] for of in (copy < later[:, None], copy == later[:, None] - 1))
+    earlier, last = (of[None, :, None, :, None] for of in (copy < later[:, None], copy == later[:, None] - 1))
 
     def mean(attention, to):
         return jnp.where(to, attention, 0).sum(axis=3).mean(axis=(0, 1, 2))
@@ -144,7 +144,7 @@ def scores(
     tokens, copies = jnp.asarray(tokens), jnp.asarray(copies)
     start, stop = task.read
     first = [start if layer == config.n_layers - 1 else 0 for layer in range(config.n_layers)]
-    reads = copies[:, 1:, None] + np.arange(task.repeat_len - 1)
+    reads = copies[:, 1:, None] + np.arange(task.repeat_len - 1, dtype=copies.dtype)[None, None]
 
     def of_layers(patterns) -> dict[str, Array]:
         layers = [_scores_of_layer(pattern, at, copies, reads, task.block) for pattern, at in zip(patterns, first)]

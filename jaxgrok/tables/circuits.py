@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxgrok.config import UNLIMITED
-from jaxgrok.measures.checkpoints import CIRCUITS, kind_of, of_kind
 from jaxgrok.measures.fourier import frequencies_of
+from jaxgrok.measures.subjects import CIRCUITS, kind_of, of_kind
 from jaxgrok.store.results import AXES, KEYS, NOT_MEASURES, Cell, Results, RunRecord
 from jaxgrok.tables.write import markdown, write_csv, write_text
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from jaxgrok import stats
 from jaxgrok.measures import heads
-from jaxgrok.measures.checkpoints import HEADS, kind_of, of_kind
+from jaxgrok.measures.subjects import HEADS, kind_of, of_kind
 from jaxgrok.stats import Arrival
 from jaxgrok.store.events import Bracket, Outcome, Timing
 from jaxgrok.store.results import Cell, Results, RunRecord
