@@ -8,7 +8,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jaxgrok"
 
 # Lowest first. A package imports only those that stand before it.
-ORDER = ("config", "tasks", "stats", "nets", "store", "training", "measures", "tables", "figures", "report", "search", "cli")
+ORDER = (
+    "config",
+    "tasks",
+    "stats",
+    "nets",
+    "store",
+    "training",
+    "measures",
+    "tables",
+    "figures",
+    "report",
+    "search",
+    "cli",
+)
 READERS = ("measures", "tables", "figures", "report")
 PLANNED = {"report"}  # named by the architecture, not built yet
 

@@ -17,7 +17,7 @@ from jaxgrok.tables import timing
 from jaxgrok.tasks import AdditionTask, Criterion, make_config
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import cycle_of, train
-from jaxgrok.training.sweep import Interrupted, prepare, sweep
+from jaxgrok.training.sweep import Interrupted, compiled, prepare, sweep
 from tests.conftest import optimised
 from tests.on_disk import StopAt, curves, same_files
 
@@ -34,11 +34,18 @@ BOTH = {**NETWORK, "task": "addition1,skip_trigram", "n_train": "20,unlimited", 
 CELLS = [(task, n_train) for task in ("addition1", "skip_trigram") for n_train in (20, None)]
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """The sweep of BOTH, by the optimised program, which is what resumes bit for bit."""
+@pytest.fixture(scope="module", autouse=True)
+def shipped():
+    """The program that ships, compiled in full: the promise to resume bit for bit is about that one."""
+    compiled.cache_clear()
     with optimised():
-        return sweep(make_sweep(BOTH), tmp_path_factory.mktemp("drawn") / "runs", batch_runs=2)
+        yield
+    compiled.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, shipped):
+    return sweep(make_sweep(BOTH), tmp_path_factory.mktemp("drawn") / "runs", batch_runs=2)
 
 
 @pytest.fixture
@@ -141,21 +148,19 @@ def test_the_train_accuracy_of_minibatches_is_of_a_cycle_through_them(results):
 
 def test_an_interrupted_sweep_resumes_bit_for_bit(drawn, tmp_path):
     path = tmp_path / "runs"
-    with optimised():
-        for stop in (61, 80):
-            with pytest.raises(Interrupted):
-                sweep(make_sweep(BOTH), path, batch_runs=2, watch=StopAt(stop))
-            half_way = {record.run.n_train for record in jaxgrok.load(path).runs if 0 < record.last_epoch < 20}
-            assert half_way == {None}
-        sweep(make_sweep(BOTH), path, batch_runs=2)
+    for stop in (61, 80):
+        with pytest.raises(Interrupted):
+            sweep(make_sweep(BOTH), path, batch_runs=2, watch=StopAt(stop))
+        half_way = {record.run.n_train for record in jaxgrok.load(path).runs if 0 < record.last_epoch < 20}
+        assert half_way == {None}
+    sweep(make_sweep(BOTH), path, batch_runs=2)
     same_files(drawn, path)
 
 
 def test_more_sizes_and_epochs_extend_a_sweep_and_another_task_does_not(drawn, tmp_path):
     path, task = tmp_path / "runs", {**BOTH, "task": "skip_trigram"}
-    with optimised():
-        sweep(make_sweep({**task, "n_train": 20, "epochs": 10}), path, batch_runs=2)
-        sweep(make_sweep(task), path, batch_runs=2)
+    sweep(make_sweep({**task, "n_train": 20, "epochs": 10}), path, batch_runs=2)
+    sweep(make_sweep(task), path, batch_runs=2)
     both, extended = jaxgrok.load(drawn), jaxgrok.load(path)
     runs = [(record.run.n_train, record.seed) for record in extended.runs]
     assert runs == [(20, 0), (20, 1), (None, 0), (None, 1)]
@@ -178,8 +183,7 @@ def test_more_sizes_and_epochs_extend_a_sweep_and_another_task_does_not(drawn, t
 
 def test_a_split_seed_gives_all_runs_the_same_data(drawn, tmp_path):
     settings = {**BOTH, "task": "skip_trigram", "n_train": "unlimited", "split_seed": 1}
-    with optimised():
-        fixed = jaxgrok.load(sweep(make_sweep(settings), tmp_path / "runs", batch_runs=2))
+    fixed = jaxgrok.load(sweep(make_sweep(settings), tmp_path / "runs", batch_runs=2))
     own = jaxgrok.load(drawn)
     at = {"task": "skip_trigram", "n_train": None}
     same = [fixed.curves(seed=s).train_loss == own.curves(**at, seed=s).train_loss for s in (0, 1)]

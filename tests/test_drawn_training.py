@@ -49,7 +49,8 @@ def plain_losses(config, params, examples):
     task = make_task(config)
     logits, _ = plain.transformer(jax.tree.map(np.asarray, params), np.asarray(examples.tokens), config.act)
     logits = logits[:, slice(*task.read)]
-    return plain.cross_entropy(logits, np.asarray(examples.targets)), logits.argmax(axis=-1) == examples.targets
+    targets = np.asarray(examples.targets)
+    return plain.cross_entropy(logits, targets), logits.argmax(axis=-1) == targets
 
 
 def mean_loss(config, params, examples):
@@ -270,7 +271,8 @@ def test_scores_against_numpy(name, block, rng):
     assert np.isnan(means).any() == (name == "skip_trigram")
     # The parts, weighted by their targets, are the whole.
     weights = np.array([len(by_part[i]) for i in range(task.counted)])
-    assert np.nansum(weights * scores.part_loss[: task.counted]) / weights.sum() == pytest.approx(float(scores.loss))
+    whole = np.nansum(weights * np.asarray(scores.part_loss[: task.counted])) / weights.sum()
+    assert whole == pytest.approx(float(scores.loss))
 
 
 def test_what_the_loss_does_not_count_changes_no_step():

@@ -83,7 +83,7 @@ def test_the_last_frequency_is_a_candidate():
     # The authors' loop stops one short of it (spec: MEASURES.md).
     for p in (113, 12):
         k = p // 2
-        wave = jnp.cos(2 * jnp.pi * k * jnp.arange(p) / p)
+        wave = jnp.cos(2 * jnp.pi * k * jnp.arange(p, dtype=float) / p)
         assert int(fourier.frequency_norms(wave[:, None]).argmax()) + 1 == k
 
 
@@ -116,7 +116,7 @@ def test_random_sets_have_the_size_and_avoid_what_is_not_allowed():
     draw = jax.jit(fourier.random_sets, static_argnums=3)
     sets = draw(jax.random.key(0), allowed, 5, 1000)
     assert (sets.sum(axis=1) == 5).all()
-    assert not (sets & ~allowed).any()
+    assert not (sets & ~allowed[None]).any()
     # 1,000 draws of 5 from 17 give each frequency 294 times, with standard deviation 14.4.
     counts = np.asarray(sets.sum(axis=0))[3:]
     assert (np.abs(counts - 294) < 5 * 14.4).all()
@@ -149,7 +149,7 @@ def test_neuron_blocks_row_by_row_are_those_of_all_components(p):
     of, components = fourier.neuron_blocks(f), fourier.transform2(f)
     assert_tight(of.blocks, fourier.blocks(components))
     assert_tight(of.mean, f.mean(axis=(0, 1)))
-    np.testing.assert_allclose(of.energy, ((f - f.mean(axis=(0, 1))) ** 2).sum(axis=(0, 1)), rtol=1e-11)
+    np.testing.assert_allclose(of.energy, ((f - f.mean(axis=(0, 1), keepdims=True)) ** 2).sum(axis=(0, 1)), rtol=1e-11)
 
 
 @pytest.mark.parametrize("p", [5, 6, 9, 12, 59])
@@ -255,7 +255,7 @@ def test_noise_has_no_key(p):
         W_L, W_E, neurons = (noise(*shape, seed=(seed, i)) for i, shape in enumerate([(p, 128), (p, 64), (p, p, 20)]))
         clusters = fourier.cluster_sizes(fits_of(jax.nn.relu(neurons)), p // 2)
         rules = fourier.key_frequencies(fourier.frequency_norms(W_L), fourier.frequency_norms(W_E), clusters)
-        assert rules.W_L.sum() > 0.9 * (p // 2)
+        assert rules.W_L.mean() > 0.9
         assert not rules.keys.any()
 
 

@@ -171,7 +171,7 @@ def test_with_two_layers_the_measures_are_those_of_the_last_block():
     targets = task.labels(0)
     loss = analysis.cross_entropy(np.array(logits[:, 0, :7]), targets).mean()
     assert float(m["loss"]["all"]) == pytest.approx(loss, rel=1e-10)
-    mlp, before = params["blocks_1"]["mlp"], activations["blocks.1.hook_resid_pre"][:, 0]
+    mlp, before = params["blocks_1"]["mlp"], np.asarray(activations["blocks.1.hook_resid_pre"][:, 0])
     out = np.maximum(before @ mlp["W_in"] + mlp["b_in"], 0) @ mlp["W_out"] + mlp["b_out"]
     without = np.array((before + out) @ params["unembed"]["W_U"][:, :7])
     loss = analysis.cross_entropy(without, targets).mean()

@@ -124,7 +124,7 @@ def test_initial_weights_have_the_authors_scales():
         else:
             std = 1 / np.sqrt(114 if name == "W_U" else 128)
             # 5 standard errors of a standard deviation
-            assert abs(weight.std() / std - 1) < 5 / np.sqrt(2 * weight.size), name
+            assert abs(float(weight.std()) / std - 1) < 5 / np.sqrt(2 * weight.size), name
 
 
 def test_float64_starts_from_the_float32_weights():

@@ -55,7 +55,9 @@ def sequence_net(seed=0, **fields):
     from tests.reference.torch_loop import SequenceNet
 
     torch.manual_seed(seed)
-    net = SequenceNet(**{"d_vocab": 12, "d_vocab_out": 7, "n_ctx": 9, "d_model": 12, "n_heads": 3, **fields}).to(torch.float64)
+    net = SequenceNet(**{"d_vocab": 12, "d_vocab_out": 7, "n_ctx": 9, "d_model": 12, "n_heads": 3, **fields}).to(
+        torch.float64
+    )
     with torch.no_grad():
         for weight in net.parameters():
             weight += 0.1 * torch.randn_like(weight)
@@ -63,13 +65,21 @@ def sequence_net(seed=0, **fields):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"n_layers": 2}, {"n_layers": 2, "attn_only": True, "residual_factor": 2}, {"n_layers": 2, "residual_factor": 3}]
+    "fields",
+    [
+        {},
+        {"n_layers": 2},
+        {"n_layers": 2, "attn_only": True, "residual_factor": 2},
+        {"n_layers": 2, "residual_factor": 3},
+    ],
 )
 @pytest.mark.parametrize("length", [9, 5])
 def test_the_network_on_sequences_is_the_plain_one(fields, length, rng):
     net = sequence_net(**fields)
     tokens = rng.integers(12, size=(20, length))
-    expected, _ = plain.transformer(plain.from_authors(as_numpy(net), 3), tokens, residual_factor=fields.get("residual_factor", 1))
+    expected, _ = plain.transformer(
+        plain.from_authors(as_numpy(net), 3), tokens, residual_factor=fields.get("residual_factor", 1)
+    )
     logits = net(torch.from_numpy(tokens)).detach().numpy()
     # float64 sums in another order; logits reach some hundreds where the residual stream is tripled
     np.testing.assert_allclose(logits, expected, rtol=1e-11, atol=1e-11)
@@ -155,7 +165,9 @@ def test_the_batches_of_skip_trigrams_have_one_large_entry(entries):
 def test_a_step_on_sequences_is_adamw_on_the_targets_that_count(rng):
     from tests.reference.torch_loop import SequenceLoop, induction_batch
 
-    net, again = (sequence_net(n_ctx=13, d_vocab_out=12, attn_only=True, n_layers=2, residual_factor=2) for _ in range(2))
+    net, again = (
+        sequence_net(n_ctx=13, d_vocab_out=12, attn_only=True, n_layers=2, residual_factor=2) for _ in range(2)
+    )
     loop = SequenceLoop(net, (0, 12), lr=1e-2, weight_decay=0.5, betas=(0.9, 0.999))
     moments = {name: [torch.zeros_like(weight)] * 2 for name, weight in again.named_parameters()}
     for step in range(12):
@@ -163,7 +175,9 @@ def test_a_step_on_sequences_is_adamw_on_the_targets_that_count(rng):
         tokens, targets, counts = (x.numpy() for x in batch)
         logits, _ = plain.transformer(plain.from_authors(as_numpy(again), 3), tokens, residual_factor=2)
         # float64 rounding along 12 steps
-        assert loop.step(*batch) == pytest.approx(plain.cross_entropy(logits[:, :12], targets)[counts].mean(), rel=1e-10)
+        assert loop.step(*batch) == pytest.approx(
+            plain.cross_entropy(logits[:, :12], targets)[counts].mean(), rel=1e-10
+        )
         losses = torch.nn.functional.cross_entropy(again(batch[0])[:, :12].transpose(1, 2), batch[1], reduction="none")
         gradients = torch.autograd.grad(losses[batch[2]].mean(), list(again.parameters()))
         lr = 1e-2 * min(step / 10, 1)

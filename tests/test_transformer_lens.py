@@ -46,7 +46,11 @@ def their_logits(path, config, tokens):
     state, _ = weight_files.read(path)
     shape = {"n_layers": config.n_layers, "n_heads": config.n_heads, "d_model": config.d_model, "d_head": config.d_head}
     network = their_network(
-        {name: torch.from_numpy(x) for name, x in state.items()}, **shape, d_mlp=config.mlp_width, d_vocab=config.p + 1, n_ctx=3,
+        {name: torch.from_numpy(x) for name, x in state.items()},
+        **shape,
+        d_mlp=config.mlp_width,
+        d_vocab=config.p + 1,
+        n_ctx=3,
         act_fn=config.act, attn_only=False, normalization_type=None, positional_embedding_type="standard",
         dtype=getattr(torch, config.dtype),
     )  # fmt: skip
@@ -55,7 +59,8 @@ def their_logits(path, config, tokens):
 
 
 def differences(folder, config, params, suffix):
-    """(largest absolute difference of the two networks' logits on all p^2 pairs, largest logit) after an export to a file."""
+    """(largest absolute difference of the two networks' logits on all p^2 pairs, largest logit) after an export to a
+    file."""
     params = jax.tree.map(lambda x: np.asarray(x, config.dtype), params)
     interop.save(folder / f"weights{suffix}", config, params, names="transformer_lens")
     task = make_task(config)
@@ -68,7 +73,9 @@ def differences(folder, config, params, suffix):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("network", "suffix"), [("random", ".safetensors"), ("two layers, gelu", ".npz"), ("released", ".pth")])
+@pytest.mark.parametrize(
+    ("network", "suffix"), [("random", ".safetensors"), ("two layers, gelu", ".npz"), ("released", ".pth")]
+)
 def test_the_same_logits(tmp_path, request, network, suffix, dtype):
     if network == "released":
         _, params, _ = interop.load(request.getfixturevalue("shared") / RELEASED)
@@ -80,6 +87,7 @@ def test_the_same_logits(tmp_path, request, network, suffix, dtype):
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     difference, largest = differences(tmp_path, config, params, suffix)
-    print(f"\n{network}, {dtype}, {suffix}: {difference:.1e}; largest logit {largest:.1f}, ratio {difference / largest:.1e}")
+    ratio = difference / largest
+    print(f"\n{network}, {dtype}, {suffix}: {difference:.1e}; largest logit {largest:.1f}, ratio {ratio:.1e}")
     # float64: some thousand roundings of a logit of tens. float32: some roundings of the largest logit.
     assert difference <= (1e-10 if dtype == "float64" else 2e-6 * largest)

@@ -15,7 +15,7 @@ def _right_and_wrong(
     logits: Float[Array | np.ndarray, "... C"], targets: Int[Array | np.ndarray, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "... C"]]:
     """The right class's logit, and all logits with the right one replaced by -inf."""
-    is_right = jnp.arange(logits.shape[-1]) == targets[..., None]
+    is_right = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
     right = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return right, jnp.where(is_right, -jnp.inf, logits)
 

@@ -57,7 +57,7 @@ def rows_of_tables(W_E: Float[Array, "V D"], W_pos: Float[Array, "S D"], tokens:
     """The projection (W_E[tokens] + W_pos) @ W of the embedded tokens, computed by looking up rows of W_E @ W."""
 
     def project(W: Float[Array, "D H*K"], positions: slice) -> Float[Array, "N Q H*K"]:
-        return (W_E @ W)[tokens[:, positions]] + W_pos[positions] @ W
+        return (W_E @ W)[tokens[:, positions]] + (W_pos[positions] @ W)[None]
 
     return project
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         n_ctx = k.shape[2]
         visible = np.arange(n_ctx)[queries][:, None] >= np.arange(n_ctx)
         if not visible.all():
-            scores = jnp.where(visible, scores, -jnp.inf)
+            scores = jnp.where(visible[None, None], scores, -jnp.inf)
         # The softmax divides after the product with v: K divisions per query instead of S, faster on long sequences.
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         share = 1 / weights.sum(axis=-1, keepdims=True)
@@ -101,6 +101,12 @@ class Attention(nn.Module):
         out = z.reshape(*z.shape[:2], H * K) @ W_O.reshape(H * K, D)
         seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_z": z}
         return out, seen | {"hook_attn_scores": scores, "hook_pattern": weights * share}
+
+
+def affine(x: Float[Array, "... A"], W: Float[Array, "A B"], b: Float[Array, "B"]) -> Float[Array, "... B"]:
+    """x @ W + b."""
+    # With broadcast_to in place of expand_dims, XLA rounds the gradients of a training step differently.
+    return x @ W + jnp.expand_dims(b, range(x.ndim - 1))
 
 
 class MLP(nn.Module):
@@ -121,9 +127,9 @@ class MLP(nn.Module):
         b_in = self.param("b_in", zeros, (self.d_mlp,), self.dtype)
         W_out = self.param("W_out", init, (self.d_mlp, self.d_model), self.dtype)
         b_out = self.param("b_out", zeros, (self.d_model,), self.dtype)
-        pre = resid @ W_in + b_in
+        pre = affine(resid, W_in, b_in)
         post = ACTIVATIONS[self.act](pre)
-        return post @ W_out + b_out, {"hook_pre": pre, "hook_post": post}
+        return affine(post, W_out, b_out), {"hook_pre": pre, "hook_post": post}
 
 
 def with_dropout(
@@ -219,7 +225,7 @@ class Transformer(nn.Module):
         stream = None
         for layer in range(c.n_layers):
             queries = slice(*self.read) if layer == c.n_layers - 1 else ALL
-            resid_pre = W_E[tokens[:, queries]] + W_pos[queries] if stream is None else stream[:, queries]
+            resid_pre = W_E[tokens[:, queries]] + W_pos[None, queries] if stream is None else stream[:, queries]
             stream, block = Block(c, layer, name=f"blocks_{layer}")(project, resid_pre, queries, dropout_keys)
             activations |= _under(f"blocks.{layer}", block)
             project = rows_of_stream(stream)
@@ -250,9 +256,9 @@ class OneHotMLP(nn.Module):
         b_in = self.param("b_in", zeros, (M,), dtype)
         W_out = self.param("W_out", normal(1 / np.sqrt(M)), (M, p), dtype)
         b_out = self.param("b_out", zeros, (p,), dtype)
-        pre = W_in[tokens[:, :2]].sum(axis=1) + b_in
+        pre = W_in[tokens[:, :2]].sum(axis=1) + b_in[None]
         post = ACTIVATIONS[self.config.act](pre)
-        logits = post @ W_out + b_out
+        logits = affine(post, W_out, b_out)
         return logits[:, None], {"mlp.hook_pre": pre[:, None], "mlp.hook_post": post[:, None]}
 
 

@@ -102,19 +102,19 @@ class InductionTask(DrawnTask):
         filler = jax.random.randint(keys[0], (n, length), 1, self.n_tokens, jnp.int32)
         repeated = jax.random.randint(keys[1], (n, self.repeat_len), 1, self.n_tokens, jnp.int32)
         offsets = jax.random.randint(keys[2], (n, repeats), 0, block - self.repeat_len + 1, jnp.int32)
-        copies = 1 + jnp.arange(repeats, dtype=jnp.int32) * block + offsets
+        copies = 1 + jnp.arange(repeats, dtype=jnp.int32)[None] * block + offsets
         _, token = self._places(copies)
         tokens = jnp.concatenate([jnp.full((n, 1), START, jnp.int32), filler], axis=1)
         inside = jnp.take_along_axis(repeated, jnp.maximum(token, 0), axis=1)
         return jnp.where(token >= 0, inside, tokens), copies
 
     def _places(self, copies):
-        """(copy [S], token [N, S]): the copy whose block each position is in, and the number of the copy's token that
-        stands there, -1 outside the copy."""
+        """(copy [1, S], token [N, S]): the copy whose block each position is in, and the number of the copy's token
+        that stands there, -1 outside the copy."""
         position = jnp.arange(self.seq_len, dtype=jnp.int32)
         copy = jnp.clip((position - 1) // self.block, 0, self.n_repeats - 1)
-        token = position - copies[:, copy]
-        return copy, jnp.where((token >= 0) & (token < self.repeat_len), token, -1)
+        token = position[None] - copies[:, copy]
+        return copy[None], jnp.where((token >= 0) & (token < self.repeat_len), token, -1)
 
     def sample(self, key: Key[Array, ""], n: int) -> Examples:
         tokens, copies = self.draw(key, n)

@@ -1,8 +1,7 @@
 """Skip trigrams: find the one entry >= 10 (spec: EXPERIMENTS.md A3).
 
 Worked example, with 5 entries between START (20) and END (21): [20, 3, 9, 14, 0, 3, 21]. The logits are read at END.
-The
-target is 14, which is class 4 of ten: the skip trigram is "14 ... END -> 14". Each of the ten entries is a part.
+The target is 14, which is class 4 of ten: the skip trigram is "14 ... END -> 14". Each of the ten entries is a part.
 """
 
 from dataclasses import dataclass
@@ -50,6 +49,6 @@ class SkipTrigramTask(DrawnTask):
         small = jax.random.randint(keys[0], (n, entries), 0, DIGITS, jnp.int32)
         where = jax.random.randint(keys[1], (n, 1), 0, entries, jnp.int32)
         target = jax.random.randint(keys[2], (n, 1), 0, DIGITS, jnp.int32)
-        middle = jnp.where(jnp.arange(entries) == where, DIGITS + target, small)
+        middle = jnp.where(jnp.arange(entries, dtype=jnp.int32)[None] == where, DIGITS + target, small)
         start, end = (jnp.full((n, 1), token, jnp.int32) for token in (START, END))
         return Examples(jnp.concatenate([start, middle, end], axis=1), target, target)

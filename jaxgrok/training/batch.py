@@ -18,7 +18,7 @@ from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.store.schedule import schedule
 from jaxgrok.store.steps import PADDING, SavedState
 from jaxgrok.tasks import make_task
-from jaxgrok.training.layout import Devices, Layout, Plan
+from jaxgrok.training.layout import Devices, Plan, RowLayout
 from jaxgrok.training.plan import block_of
 from jaxgrok.training.run import Scores, TrainState, cycle_of, make_program
 
@@ -169,7 +169,7 @@ class LiveBatch:
         rows = tuple(None if run == PADDING else run for run in self.run.tolist())
         devices = len(self.plan.devices)
         if not layouts or (layouts[-1].rows, layouts[-1].devices) != (rows, devices):
-            layouts.append(Layout(self.epoch, rows, devices))
+            layouts.append(RowLayout(self.epoch, rows, devices))
 
     @property
     def live_rows(self) -> Int[np.ndarray, "live"]:

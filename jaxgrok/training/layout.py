@@ -28,7 +28,7 @@ Devices = tuple[Any, ...]  # of jax.Device, to which jaxlib gives no type
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Which run each row of a batch holds from an epoch on (None for a padding row), over how many devices."""
 
     epoch: int
@@ -39,7 +39,7 @@ class Layout:
         return {"from": self.epoch, "rows": list(self.rows), "devices": self.devices}
 
     @classmethod
-    def from_manifest(cls, layout: dict[str, Any]) -> "Layout":
+    def from_manifest(cls, layout: dict[str, Any]) -> "RowLayout":
         """The layout that `to_manifest` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         epoch, rows, devices = layout["from"], layout["rows"], layout["devices"]
         if not isinstance(rows, list) or not all(isinstance(x, int) for x in (epoch, devices)):
@@ -57,7 +57,7 @@ class PlannedBatch:
     """
 
     batch: Batch
-    layouts: list[Layout]
+    layouts: list[RowLayout]
     asked: bool
 
     def to_manifest(self) -> dict[str, Any]:
@@ -260,4 +260,4 @@ def _read_batch(batch: dict[str, Any], records: list[RunRecord]) -> PlannedBatch
     if len(shapes) != 1:
         raise ValueError(f"the runs {runs} of a batch differ in their config or number of train examples")
     ((config, n_train),) = shapes
-    return PlannedBatch(Batch(tuple(runs), config, n_train, epochs), list(map(Layout.from_manifest, layouts)), False)
+    return PlannedBatch(Batch(tuple(runs), config, n_train, epochs), list(map(RowLayout.from_manifest, layouts)), False)

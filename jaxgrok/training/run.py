@@ -158,7 +158,6 @@ class Program:
 
     def evaluate(self, params: Params, examples: Examples) -> Scores:
         """How a network does on examples."""
-        parts = jnp.arange(len(self.task.parts))
 
         @at_precision(self.config.matmul_precision)
         def sums(examples: Examples):
@@ -166,7 +165,8 @@ class Program:
             counted_right = self._counted(right, examples)
             answers = (counted_right.sum(axis=1) == self.task.n_counted).sum(dtype=loss.dtype)
             # [N, Q, parts]
-            of_part = jnp.zeros((*loss.shape, 0), bool) if examples.part is None else examples.part[..., None] == parts
+            part = jnp.zeros(loss.shape, jnp.int32) if examples.part is None else examples.part
+            of_part = jax.nn.one_hot(part, len(self.task.parts), dtype=bool)
             by_part = [jnp.where(of_part, x[..., None], 0).sum((0, 1)) for x in (loss, right, jnp.ones_like(loss))]
             return self._counted(loss, examples).sum(), counted_right.sum(), answers, *by_part
 
@@ -199,7 +199,8 @@ class Program:
             return train
         # (epoch * batch_size) % n for each step of a cycle, in numpy: the product may not fit into an int32.
         starts = np.arange(cycle_of(config, n)) * config.batch_size % n
-        rows = (jnp.asarray(starts, jnp.int32)[epoch % len(starts)] + jnp.arange(config.batch_size)) % n
+        start = jnp.asarray(starts, jnp.int32)[epoch % len(starts)]
+        rows = (start + jnp.arange(config.batch_size, dtype=jnp.int32)) % n
         return jax.tree.map(lambda x: x[rows], train)
 
     def _dropout_keys(self, epoch: Int[Array, ""], hyper: Hyper, n: int) -> Any:
@@ -224,7 +225,9 @@ class Program:
 
         total = sum_over_blocks(with_gradient, (examples, keys), self.block)
         (loss, accuracy), grads = jax.tree.map(lambda x: x / (n * self.task.n_counted), total)
-        updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, state.params)
+        # Optax's Adam computes float ** integer, which strict dtype promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.epoch + 1), loss, accuracy
 
