@@ -98,7 +98,7 @@ def concordance(
         return sum(part.sum(axis) ** 2 for part in parts)
 
     test = permutation_test(
-        ranks.T,
+        tuple(ranks.T),
         sum_of_squares,
         permutation_type="samples",
         alternative="greater",
