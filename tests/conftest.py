@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+# A strict session, as equinox and optimistix run theirs: arrays of different ranks or dtypes are not mixed without a
+# word.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Small networks spend their time in the compiler: leave out its optimisations, here (but see
 # `optimised`) and in the commands that tests run.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -100,7 +100,7 @@ def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_ke
     for seed in (0, 1):
         series, epochs = results.measures(seed=seed), epochs_of(results, seed)
         assert list(series["epoch"]) == epochs
-        keys = measures.find_keys(CONFIG, results.params(seed=seed))
+        keys = np.asarray(measures.find_keys(CONFIG, results.params(seed=seed)))
         assert KEY in fourier.frequencies_of(keys)
         assert (series["key_frequencies"]["keys"] == keys).all()
         for i in (0, len(epochs) - 1):
@@ -254,7 +254,7 @@ def test_a_last_checkpoint_that_cannot_be_read_is_named_with_the_one_used_instea
     assert f"the last checkpoint of runs 0 1, is {state}: that of epoch 5 counts as the last" in line
     assert "\n" not in line
     used = epochs_of(found.results)[-1 if state == "missing" else -2]
-    keys = measures.find_keys(CONFIG, found.results.params(used, seed=1))
+    keys = np.asarray(measures.find_keys(CONFIG, found.results.params(used, seed=1)))
     assert f"epoch {used}" in line
     assert (found.results.measures(seed=1)["key_frequencies"]["keys"] == keys).all()
 

@@ -60,7 +60,8 @@ def _read_torch(path: Path) -> Any:
 def _read_any(path: Path) -> Any:
     """The content of a file, whatever its kind. A damaged file can raise nearly any exception."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here, because np.load leaves a damaged file open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     if path.suffix == ".safetensors":
         return optional("safetensors.numpy", "file", str(path)).load_file(path)

@@ -148,7 +148,8 @@ class SweepCurves:
         Raises BadInput, and names the file, if it is missing, damaged or not such a file.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here, because np.load leaves a damaged file open.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 self._take(stored)
         except FileNotFoundError:
             raise _unusable(path, "this one is missing") from None

@@ -164,7 +164,8 @@ class SweepFiles:
     def load_measures(self, batch: int, epoch: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
         """What `save_measures` wrote, or the named measures of it. None if nothing was saved, or if it is damaged."""
         try:
-            with np.load(self._measures_npz(batch, epoch), allow_pickle=False) as arrays:
+            # Opened here, because np.load leaves a damaged file open.
+            with open(self._measures_npz(batch, epoch), "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 wanted = arrays.files if names is None else names
                 return {name: arrays[name] for name in wanted if name in arrays}
         except UNREADABLE:
