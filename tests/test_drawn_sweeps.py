@@ -53,6 +53,7 @@ def results(drawn):
     return jaxgrok.load(drawn)
 
 
+@pytest.mark.slow
 def test_the_live_line_counts_runs_on_unlimited_data_apart(tmp_path, monkeypatch):
     shown = io.StringIO()
     with live.Watch(shown) as watch:
@@ -119,14 +120,14 @@ def test_tables_name_unlimited_data(results):
         planted.train_acc[record.number] = 1.0
     timing.write_timing_tables(results)
     cells = results.cells
-    rows = list(csv.DictReader((results.path / "tables" / "timings.csv").open()))
+    rows = list(csv.DictReader((results.path / "tables" / "timings.csv").read_text().splitlines()))
     assert [row["n_train"] for row in rows] == ["20", "20", "unlimited", "unlimited"] * 2
     assert [row["outcome"] for row in rows] == ["grokked", "memorised only", "learned", "not learned"] * 2
     assert [row["memorised_by"] for row in rows] == ["0", "0", "", ""] * 2
     assert {(row["p"], row["frac"]) for row in rows} == {("", "")}
     assert [cell.name for cell in cells] == [f"task={task} n_train={n or 'unlimited'}" for task, n in CELLS]
     assert timing.event_times(cells[1], "memorised").arrivals == timing.delay_times(cells[1]).arrivals == {}
-    rows = list(csv.DictReader((results.path / "tables" / "summary.csv").open()))
+    rows = list(csv.DictReader((results.path / "tables" / "summary.csv").read_text().splitlines()))
     assert [(row["n_train"], row["learned"], row["not_learned"], row["memorised_only"]) for row in rows] == [
         ("20", "0", "0", "1"),
         ("unlimited", "1", "1", "0"),
@@ -204,6 +205,7 @@ def test_forgotten_epochs_are_forgotten_of_parts_too():
         assert np.isfinite(kept).all()
 
 
+@pytest.mark.slow
 def test_runs_agree_in_batches_of_another_size(drawn, tmp_path):
     one = sweep(make_sweep({**BOTH, "task": "skip_trigram"}), tmp_path / "runs", batch_runs=1)
     for name in ("train_loss", "test_loss", "test_part_loss"):

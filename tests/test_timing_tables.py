@@ -54,7 +54,7 @@ def planted(tmp_path):
 
 def test_timings_have_a_row_per_run_with_brackets(planted):
     timing.write_timing_tables(planted)
-    rows = list(csv.DictReader((planted.path / "tables" / "timings.csv").open()))
+    rows = list(csv.DictReader((planted.path / "tables" / "timings.csv").read_text().splitlines()))
     assert list(rows[0])[:10] == ["run", "seed", "task", "arch", "p", "frac", "wd", "lr", "n_train", "outcome"]
     assert [f"{event}_{end}" for event in EVENTS for end in ("after", "by")] == list(rows[0])[11 : 11 + 2 * len(EVENTS)]
     assert [row["run"] for row in rows] == [str(i) for i in range(16)]
@@ -67,7 +67,7 @@ def test_timings_have_a_row_per_run_with_brackets(planted):
 
 def test_summary_has_a_row_per_cell_and_says_honestly_what_has_not_arrived(planted):
     timing.write_timing_tables(planted)
-    rows = list(csv.DictReader((planted.path / "tables" / "summary.csv").open()))
+    rows = list(csv.DictReader((planted.path / "tables" / "summary.csv").read_text().splitlines()))
     assert [row["wd"] for row in rows] == ["1.0", "0.1"]
     assert (rows[0]["grokked"], rows[0]["grokked_median"], rows[0]["grokked_arrived"]) == ("8", "6600.0", "8")
     assert (rows[1]["grokked_median"], rows[1]["grokked_arrived"], rows[1]["memorised_only"]) == ("", "1", "7")
