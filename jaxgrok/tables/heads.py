@@ -210,7 +210,7 @@ def runs_table(runs: Sequence[RunHeads]) -> Table:
 
 
 def _median_time(runs: Sequence[RunHeads], time_of: Callable[[RunHeads], int | None]) -> str:
-    """The Kaplan-Meier median of a time, which is None in the runs that did not get there."""
+    """The median of a time, which is None in the runs that did not get there."""
     return str(stats.median([run.arrival(time_of(run)) for run in runs]))
 
 
