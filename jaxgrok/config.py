@@ -16,6 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
+def printable(text: str) -> str:
+    """The text in one line. Names of files and keys may hold a newline, or codes that a terminal obeys."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class BadInput(ValueError):
     """A value that a user gave and that is not accepted. `str()` is one clear line for the terminal.
 
@@ -27,7 +32,7 @@ class BadInput(ValueError):
         self.name, self.value, self.accepted = name, value, accepted
 
     def __str__(self) -> str:
-        return f"{self.name}: got {self.value!r}; accepted: {self.accepted}"
+        return printable(f"{self.name}: got {self.value!r}; accepted: {self.accepted}")
 
 
 MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # the tasks whose examples are the p^2 pairs
@@ -46,6 +51,7 @@ _SMALLEST = {
     **{"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0},
     **{"n_ctx": 1, "seq_len": 3, "repeat_len": 2, "n_repeats": 2, "n_tokens": 2, "batch_size": 1, "n_test": 1},
 }
+MAX_EPOCHS = 10_000_000  # every recorded epoch takes memory
 MAX_EXAMPLES = 1_000_000  # train and test examples are drawn before training starts
 MAX_WIDTH = 1_000_000
 # A mistyped size is refused before it fills the memory or keeps the compiler busy for hours. p is small because the
@@ -283,7 +289,16 @@ class Run:
 
     @classmethod
     def from_coordinates(cls, record: dict[str, Any]) -> "Run":
-        """The run with these coordinates. What an older file lacks is at its default."""
+        """The run with these coordinates. What an older file lacks is at its default.
+
+        Raises BadInput for a number that is none, and KeyError for one that is missing.
+        """
+        for name in ("frac", "wd", "lr", "init_scale"):
+            if record.get(name) is not None:
+                _real(name, record[name], "a finite number", lambda x: True)
+        for name in ("seed", "n_train", "split_seed"):
+            if not isinstance(record[name], int | None) or isinstance(record[name], bool):
+                raise BadInput(name, record[name], "a whole number")
         numbers = {name: record[name] for name in ("seed", "frac", "n_train", "lr", "split_seed")}
         scale = record.get("init_scale", 1.0)
         return cls(Config.from_dict(record), weight_decay=record["wd"], init_scale=scale, **numbers)

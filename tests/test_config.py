@@ -166,3 +166,17 @@ def test_fields_that_do_not_go_together(fields, named):
 
 def test_fingerprint_does_not_depend_on_the_order_of_keys():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_bad_input_is_one_printable_line_whatever_it_names():
+    said = str(BadInput("key 'p' in a\nb.toml", "1\x1b[2J", "one of x\ny"))
+    assert said == "key 'p' in a\\nb.toml: got '1\\x1b[2J'; accepted: one of x\\ny"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("wd", "../../x"), ("lr", [1]), ("frac", "0.3|"), ("seed", "1"), ("split_seed", 1.5)]
+)
+def test_coordinates_from_a_file_must_be_numbers(name, value):
+    with pytest.raises(BadInput) as error:
+        Run.from_coordinates({**Run(Config(), frac=0.3).coordinates(), name: value})
+    assert error.value.name == name

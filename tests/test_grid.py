@@ -388,3 +388,18 @@ def test_the_posts_experiments_are_there():
         "mlp",
     }
     assert expected <= {file.stem for file in FILES}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named", "said"),
+    [
+        ({"seeds": 100_000, "wd": "1,2,3"}, "seeds", "at most 200,000 runs; this one has 300,000"),
+        ({"p": list(range(2, 202)), "d_mlp": list(range(1, 102))}, "p", "at most 10,000 networks and tasks"),
+    ],
+)
+def test_a_grid_out_of_reason_is_refused_at_once(settings, named, said):
+    start = time.monotonic()
+    with pytest.raises(BadInput, match=said) as error:
+        make_sweep({"arch": "mlp", **settings})
+    assert error.value.name == named
+    assert time.monotonic() - start < 2

@@ -121,3 +121,21 @@ def test_a_directory_of_several_runs_is_refused(monkeypatch, tmp_path, capsys):
     )
     assert rerun.main([str(path), "curves.json"]) == 2
     assert capsys.readouterr().err == f"rerun.py: error: run directory: got {str(path)!r}; accepted: one run, not 2\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"low": {"train_at": {"0": ' + "9" * 400 + '}, "test_at": {"0": 1}}}',
+        '{"low": {"train_at": {"' + "9" * 30 + '": 1}, "test_at": {"0": 1}}}',
+        '{"low": {"train_at": [1, 2], "test_at": {"0": 1}}}',
+        '{"a\\nb": {"train_at": {"0": 1}, "test_at": {"0": 1}}}',
+    ],
+    ids=["deep", "loss", "epoch", "list", "newline"],
+)
+def test_json_out_of_reason_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "curves.json").write_text(text)
+    with pytest.raises(BadInput) as caught:
+        released.read_released(tmp_path / "curves.json", "low")
+    assert "\n" not in str(caught.value)

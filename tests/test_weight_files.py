@@ -1,9 +1,11 @@
 """Files of weights: pickles that want to run code, damage, missing packages, and places that cannot be written."""
 
+import json
 import os
 import pickle
 import re
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -125,3 +127,41 @@ def test_drawing_with_torch_asks_for_torch_and_npz_does_not(tmp_path, monkeypatc
     path, params = tmp_path / "weights.npz", params_of(SMALL)
     interop.save(path, SMALL, params)
     assert_same(interop.load(path).params, params)
+
+
+@pytest.mark.parametrize("numbers", [10**9, 10**12, 10**30])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path, numbers, zipped):
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({numbers},), }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(80)
+    path = tmp_path / "huge.npz"
+    if zipped:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("W_in.npy", content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match="damaged") as caught:
+        interop.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("numbers", [10**9, 10**12])
+def test_a_safetensors_that_declares_more_than_it_holds_is_refused(tmp_path, numbers):
+    pytest.importorskip("safetensors")
+    tensor = {"dtype": "F64", "shape": [numbers], "data_offsets": [0, 8 * numbers]}
+    header = json.dumps({"W_in": tensor}).encode()
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(80))
+    with pytest.raises(BadInput, match="damaged"):
+        interop.load(path)
+    path.write_bytes((2**40).to_bytes(8, "little") + header)
+    with pytest.raises(BadInput, match="damaged"):
+        interop.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_tensor_that_repeats_one_number_is_refused(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    torch.save({"W_in": torch.zeros(1, dtype=getattr(torch, dtype)).expand(10**12)}, tmp_path / "huge.pth")
+    with pytest.raises(BadInput, match="damaged"):
+        interop.load(tmp_path / "huge.pth")

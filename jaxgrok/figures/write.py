@@ -1,5 +1,6 @@
 """What the commands draw, and the names of the files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def _save(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
 
 
 def _name(*parts: str) -> str:
-    return "-".join(word for part in parts for word in part.split())
+    """The name of a file. A character that might lead out of the folder becomes `_`."""
+    return re.sub(r"[^\w.,=+-]", "_", "-".join(word for part in parts for word in part.split()))
 
 
 def _folder(results: Results, folder: Path | None) -> Path:
@@ -77,7 +79,7 @@ def write_figures(results: Results, of_parts: Sequence[Parts] = (), folder: Path
     """
     drawn = {"survival": survival_figure(results.cells)} if results.cells else {}
     for cell in results.cells:
-        curves = [results.sweep_curves.of_run(record.number) for record in cell.records]
+        curves = [results.curves_of(record) for record in cell.records]
         drawn[_name("curves", cell.name)] = curves_figure(cell, curves)
     for parts in of_parts:
         drawn[_name("parts", parts.cell.name)] = part_losses_figure(parts)
@@ -163,7 +165,7 @@ def write_head_figures(results: Results, folder: Path | None = None) -> list[Pat
         first = runs[_first_finite(results, [run.record for run in runs.values()]).number]
         seed = f"seed={first.record.seed}"
         drawn = {_name("heads", cell.name): heads_of_runs_figure(list(runs.values()), cell.name)}
-        curves = results.sweep_curves.of_run(first.record.number)
+        curves = results.curves_of(first.record)
         drawn[_name("heads-over-training", cell.name, seed)] = heads_over_training_figure(first, curves)
         paths += _save(folder, drawn)
         paths += _write_network_of(results, first.record, first.m, folder / _name("circuits", cell.name, seed))

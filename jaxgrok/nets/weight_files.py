@@ -4,7 +4,9 @@ Nothing in a file is executed. torch (for .pth) and safetensors are optional dep
 """
 
 import importlib
+import math
 import os
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,6 +47,8 @@ def _read_torch(path: Path) -> Any:
     def plain(x: Any) -> Any:
         if not isinstance(x, torch.Tensor):
             return x
+        if x.numel() * x.element_size() > x.untyped_storage().nbytes():
+            raise ValueError("a tensor is larger than its storage")  # one number, repeated
         x = x.detach()
         return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
 
@@ -57,10 +61,23 @@ def _read_torch(path: Path) -> Any:
     return content
 
 
+def check_sizes(path: Path) -> None:
+    """Raise ValueError for an .npz with an array that declares more bytes than it has: np.load would allocate them."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as members:
+        for info in members.infolist():
+            with members.open(info) as member:
+                shape, _, dtype = headers[np.lib.format.read_magic(member)](member)
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                raise ValueError(f"{info.filename} is larger than the file")
+
+
 def _read_any(path: Path) -> Any:
     """The content of a file, whatever its kind. A damaged file can raise nearly any exception."""
     if path.suffix == ".npz":
         # Opened here, because np.load leaves a damaged file open.
+        if zipfile.is_zipfile(path):
+            check_sizes(path)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     if path.suffix == ".safetensors":

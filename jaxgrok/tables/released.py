@@ -52,7 +52,7 @@ def read_released(path: str | Path, name: str | None = None) -> LossCurves:
             names = sorted(
                 key for key, run in runs.items() if isinstance(run, dict) and {"train_at", "test_at"} <= set(run)
             )
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise BadInput("released", str(path), f"a readable JSON file of runs ({error})") from None
         if name not in names:
             raise BadInput("name", name, "one of " + " ".join(names))
@@ -61,9 +61,9 @@ def read_released(path: str | Path, name: str | None = None) -> LossCurves:
             arrays = [
                 x
                 for part in samples
-                for x in (np.array([int(e) for e in part]), np.array([float(part[e]) for e in part]))
+                for x in (np.array([int(e) for e in part], np.int64), np.array([float(x) for x in part.values()]))
             ]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise BadInput("released", str(path), f"losses by epoch ({error})") from None
         return _checked(path, LossCurves(*arrays, whole=False))
     _, beside = weight_files.read(path)

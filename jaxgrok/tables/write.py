@@ -45,5 +45,9 @@ def _not_writable(path: Path, error: OSError) -> BadInput:
 
 def markdown(header: Sequence[Any], rows: Rows) -> str:
     """A Markdown table."""
+
+    def cell(value: Any) -> str:
+        return " ".join(str(value).replace("|", "\\|").splitlines())
+
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)

@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from jaxgrok.config import (
     CHOICES,
     CONFIG_FIELDS,
     LATER,
+    MAX_EPOCHS,
     MAY_BE_NONE,
     UNLIMITED,
     BadInput,
@@ -36,8 +37,10 @@ PAPER_EPOCHS, MAX_DEFAULT_EPOCHS = 40_000, 150_000
 UNLIMITED_EPOCHS = 6_000  # the default length on unlimited data: that of the longest released run
 DEFAULT_SEEDS = 8
 # Mistyped numbers are refused before they fill the memory.
-MAX_EPOCHS = 10_000_000  # every recorded epoch takes memory
 MAX_SEEDS = 100_000
+MAX_RUNS = 200_000
+MAX_CONFIGS = 10_000  # each one is compiled
+MAX_SIZES = 1000  # in one round of a search for a dataset size
 MAX_INT32 = 2**31 - 1  # seeds and intervals reach the compiled program as int32
 NOTES = ("question", "cost", "expect")  # what a sweep file says in words
 TORCH = "torch"  # the value of `init` that asks for the initial weights of the authors' code
@@ -313,6 +316,8 @@ def make_sweep(settings: dict[str, Any], labels: dict[str, str] | None = None, n
     """
     try:
         sweep = _parse(settings, name)
+        axes = {field: sweep.setting(field) for field in ("seeds", "wd", "lr", "init_scale", "frac", "n_train")}
+        _check_product({"task": sweep.configs, **axes}, settings, MAX_RUNS, "runs")
         _check_lengths(sweep)
         _check_fields_of_tasks(sweep, settings)
         if sweep.init is not None and sweep.init_scale != (1.0,):
@@ -339,6 +344,7 @@ def _parse(settings: dict[str, Any], name: str) -> Sweep:
 
 def _make_configs(settings: dict[str, Any]) -> tuple[Config, ...]:
     axes = {field: _config_values(field, settings[field]) for field in CONFIG_FIELDS if field in settings}
+    _check_product(axes, settings, MAX_CONFIGS, "networks and tasks")
     try:
         configs = tuple(make_config(**dict(zip(axes, values))) for values in itertools.product(*axes.values()))
         for config in configs:
@@ -348,6 +354,15 @@ def _make_configs(settings: dict[str, Any]) -> tuple[Config, ...]:
             raise BadInput("d_model", settings["d_model"], f"multiples of n_heads = {error.value}") from None
         raise
     return configs
+
+
+def _check_product(axes: Mapping[str, Sequence[Any]], settings: dict[str, Any], most: int, things: str) -> None:
+    """Refuse a grid with more combinations of these axes than a sweep can hold. Names the longest axis."""
+    n = math.prod(map(len, axes.values()))
+    if n > most:
+        longest = max(axes, key=lambda field: len(axes[field]))
+        accepted = f"a grid of at most {most:,} {things}; this one has {n:,}"
+        raise BadInput(longest, settings.get(longest, len(axes[longest])), accepted)
 
 
 def _check_lengths(sweep: Sweep) -> None:

@@ -1,0 +1,170 @@
+"""Every compiled step lowers for GPU and TPU, on a machine that has neither.
+
+This finds an operation that a platform does not have, a call back to the host, a product in less than the asked
+precision, and arrays in float64 where the config says float32. It does not run anything there.
+
+A TPU has no float64 hardware. JAX lowers float64 for it all the same, and XLA emulates it by pairs of float32, so a
+module that lowers may still lack an operation when XLA compiles it (jax-ml/jax issues 10158 and 11831).
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxgrok.config import Config, Hyper
+from jaxgrok.measures import circuits, heads, subjects
+from jaxgrok.tasks import make_config
+from jaxgrok.training.run import make_program
+
+PLATFORMS = ("cuda", "tpu")
+ROWS = 2
+SMALL = {"d_model": 8, "n_heads": 2}
+MODULAR = {**SMALL, "p": 5}
+DRAWN = {**SMALL, "n_test": 8}
+INDUCTION = {**DRAWN, "task": "induction", "seq_len": 13, "repeat_len": 3}
+# Every value of every field in some case, with the fraction or the number of examples to train on. Fields meet where
+# one changes the code of another: dropout with fresh data and with minibatches, a loss with a dtype.
+CASES = {
+    "add": ({**MODULAR, "task": "add"}, 0.3),
+    "subtract": ({**MODULAR, "task": "subtract", "arch": "attn_only", "batch_size": 4, "loss": "float32"}, 0.3),
+    "multiply": ({"p": 5, "task": "multiply", "arch": "mlp", "loss": "float64", "regulariser": "l2"}, 0.3),
+    "x2xyy2": ({**MODULAR, "task": "x2xyy2", "act": "gelu", "dtype": "float64", "dropout": 0.1}, 0.3),
+    "random": ({"p": 5, "task": "random", "arch": "mlp", "optimizer": "sgd", "regulariser": "l1"}, 0.3),
+    "addition": ({**DRAWN, "task": "addition2", "dropout": 0.1, "batch_size": 4, "residual_factor": 2}, None),
+    "addition-limited": ({**DRAWN, "task": "addition2", "arch": "attn_only", "optimizer": "sgd", "n_ctx": 12}, 10),
+    "induction": ({**INDUCTION, "regulariser": "l1", "matmul_precision": "high"}, None),
+    "induction-limited": ({**INDUCTION, "arch": "transformer", "loss": "float64", "warmup_steps": 0}, 10),
+    "skip_trigram": ({**DRAWN, "task": "skip_trigram", "loss": "float32", "optimizer": "sgd"}, None),
+    "skip_trigram-limited": (
+        {**DRAWN, "task": "skip_trigram", "batch_size": 4, "dropout": 0.1, "regulariser": "none"},
+        10,
+    ),
+}
+
+
+def abstract(tree):
+    """The shapes of a pytree, with an axis of rows in front."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((ROWS, *jnp.shape(x)), jnp.asarray(x).dtype), tree)
+
+
+def steps_of(config: Config, size) -> dict:
+    """{name: (the function of ROWS runs, its arguments as shapes)} of a config's program."""
+    program = make_program(config, 3)
+    number = jax.ShapeDtypeStruct((ROWS,), config.dtype)
+    seed = jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    hyper = Hyper(seed, seed, number, number, number)
+    train, test = map(abstract, program.task.split(size, 0))
+    init = jax.vmap(program.init)
+    state = jax.eval_shape(init, hyper)
+    n_steps = jax.ShapeDtypeStruct((), jnp.int32)
+    return {
+        "init": (init, (hyper,)),
+        "advance": (jax.vmap(program.advance, (0, 0, 0, None)), (state, train, hyper, n_steps)),
+        "evaluate": (jax.vmap(program.evaluate), (state.params, test)),
+    }
+
+
+def lowered(f, arguments, *platforms: str) -> list[str]:
+    """The StableHLO of a function for each of these platforms. It is traced once."""
+    traced = jax.jit(f).trace(*arguments)
+    return [traced.lower(lowering_platforms=(platform,)).as_text() for platform in platforms]
+
+
+def check_module(text: str, config: Config, precision: str, libraries: Iterable[str] = ()) -> None:
+    """Assert what holds for a module on any device: no host, the asked precision, and no wide array in float64.
+
+    libraries: what it may call of the libraries that come with JAX for that device.
+    """
+    # Custom calls are how a module reaches libraries, and the host.
+    assert set(re.findall(r"stablehlo\.custom_call @(\w+)", text)) <= set(libraries)
+    assert not re.search(r"stablehlo\.(infeed|outfeed|send|recv)", text)
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert all(f"precision = [{precision}, {precision}]" in line for line in products)
+    if not config.needs_x64:
+        # Under x64 a Python number is a scalar in float64 until it meets an array; optax computes a few for each run.
+        # Constants of the code are in float64 too, and are cast.
+        computed = re.sub(r".*stablehlo\.(constant|slice|reshape|convert) .*", "", text)
+        shapes = {tuple(map(int, shape.split("x")[:-1])) for shape in re.findall(r"tensor<((?:\d+x)*)f64>", computed)}
+        assert all(math.prod(shape) <= ROWS for shape in shapes)
+
+
+def test_a_module_is_of_the_platform_that_was_named():
+    def f(x):
+        return jax.lax.platform_dependent(x, cpu=jnp.tan, cuda=jnp.sin, tpu=jnp.cos)
+
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    for text, own, other in zip(lowered(f, (number,), *PLATFORMS), ("sine", "cosine"), ("cosine", "sine")):
+        assert f"stablehlo.{own} " in text
+        assert f"stablehlo.{other} " not in text
+    cpu, *others = lowered(lambda seed: jax.random.bits(jax.random.key(seed)), (0,), "cpu", *PLATFORMS)
+    assert cpu not in others  # random bits are a loop on a CPU alone
+
+
+def test_a_call_to_the_host_a_low_precision_and_a_wide_float64_would_be_found():
+    x = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+
+    def to_host(x):
+        return jax.pure_callback(lambda x: x, x, x)
+
+    for platform in PLATFORMS:
+        with pytest.raises(ValueError, match="platform"):
+            lowered(to_host, (x,), platform)
+    wide = lowered(lambda x: x.astype("float64") + 1, (x,), "tpu")
+    for text in (*lowered(to_host, (x,), "cpu"), *lowered(lambda x: x @ x, (x,), "cuda"), *wide):
+        with pytest.raises(AssertionError):
+            check_module(text, Config(), "HIGHEST")
+    check_module(*wide, Config(dtype="float64"), "HIGHEST")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_training_lowers(name):
+    fields, size = CASES[name]
+    config = make_config(**fields)
+    for step, (f, arguments) in steps_of(config, size).items():
+        cpu, *others = lowered(f, arguments, "cpu", *PLATFORMS)
+        for text in others:
+            check_module(text, config, config.matmul_precision.upper())
+        draws = step == "init" or (step == "advance" and (size is None or config.dropout > 0))
+        assert (cpu not in others) == draws
+
+
+def network(config: Config):
+    """The shapes of the parameters of ROWS networks of a config."""
+    hyper = abstract(Hyper(jnp.int32(0), jnp.int32(0), *[jnp.zeros((), config.dtype)] * 3))
+    return jax.eval_shape(jax.vmap(make_program(config).init), hyper).params
+
+
+# What JAX makes a singular value decomposition of.
+SVD = {
+    "cuda": ("cusolver_gesvdj_ffi", "cusolver_geqrf_ffi", "cusolver_orgqr_ffi"),
+    "tpu": ("Eigh", "Qr", "ProductOfElementaryHouseholderReflectors"),
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "arch", "dtype"),
+    [("add", "transformer", "float32"), ("random", "transformer", "float64"), ("x2xyy2", "mlp", "float32")],
+)
+def test_circuit_measures_lower(task, arch, dtype):
+    config = subjects.config_for_analysis(Config(task=task, arch=arch, p=5, **SMALL), dtype)
+    params, split = network(config), abstract(circuits.split_of(config, 0.3, 0))
+    keys, seeds = jax.ShapeDtypeStruct((ROWS, config.p // 2), bool), jax.ShapeDtypeStruct((ROWS,), jnp.int32)
+    find, measure = (jax.vmap(functools.partial(f, config)) for f in (circuits.find_keys, circuits.all))
+    for text in lowered(find, (params,), *PLATFORMS):
+        check_module(text, config, "HIGHEST")
+    for platform, text in zip(PLATFORMS, lowered(measure, (params, split, keys, seeds), *PLATFORMS)):
+        check_module(text, config, "HIGHEST", SVD[platform])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_head_measures_lower(dtype):
+    config = subjects.config_for_analysis(make_config(**INDUCTION), dtype)
+    tokens, copies = heads.sequences(config, 4)
+    of_each = jax.vmap(lambda params: heads.scores(config, params, tokens, copies))
+    for text in lowered(of_each, (network(config),), *PLATFORMS):
+        check_module(text, config, "HIGHEST")
