@@ -12,11 +12,11 @@ from typing import Any
 
 from jaxgrok.config import CONFIG_FIELDS, BadInput
 from jaxgrok.stats import threshold
+from jaxgrok.store.files import SweepFiles
 from jaxgrok.store.results import check_part, load
-from jaxgrok.store.steps import SweepFiles
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.training import sweep as sweeping
-from jaxgrok.training.grid import Sweep, make_sweep
+from jaxgrok.training.grid import MAX_SIZES, Sweep, make_sweep
 
 NUMBERS = ("wd", "lr", "init_scale")  # settings of the grid that have one value in a search
 
@@ -51,6 +51,8 @@ def search(
     labels = {} if labels is None else labels
     if not 1 <= low < high:
         raise BadInput(labels.get("high", "high"), high, f"more than low = {low}, which is at least 1")
+    if not 2 <= count <= MAX_SIZES:
+        raise BadInput("count", count, f"a whole number from 2 to {MAX_SIZES:,}")
 
     def sweep_of(sizes: Iterable[int]) -> Sweep:
         return make_sweep({**settings, "n_train": sorted(sizes), "until_settled": True}, labels)
@@ -61,7 +63,7 @@ def search(
         check_part(part, ends.configs[0], labels.get("part", "part"))
     path = Path("runs") / f"crossover-{ends.default_name((*NUMBERS, 'max_epochs'))}" if out is None else Path(out)
     # What an earlier search began is finished first. Its sizes are known from the directory.
-    sizes = _sizes_in(path, ends, labels) if SweepFiles(path).metrics_npz.exists() else set()
+    sizes = _sizes_in(path, ends, labels) if SweepFiles(path).exists() else set()
     tried = size_tables.Sizes([])
     while True:
         if not sizes or tried.of_sizes:

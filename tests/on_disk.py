@@ -2,15 +2,22 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 import jaxgrok
 from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.files import SweepFiles
+from jaxgrok.store.records import RunRecord
+from jaxgrok.store.steps import Step, StepRecord
+from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.layout import Plan
-from jaxgrok.training.sweep import Silent
+from jaxgrok.training.sweep import Silent, Standing
 
 COORDINATES = ("task", "seed", "frac", "n_train", "wd", "lr")
 
@@ -42,13 +49,51 @@ def same_files(first: Path, second: Path) -> None:
                 np.testing.assert_array_equal(x, y)
 
 
+def plant(path: Path, config: dict[str, Any], records: list[RunRecord], curves: SweepCurves) -> None:
+    """Write a sweep directory whose runs, all of one batch, have these curves. A run without any has not begun."""
+    files = SweepFiles(path)
+    files.checkpoints.mkdir(parents=True)
+    files.write_config(config)
+    begun = [record for record in records if curves.last_epoch[record.number]]
+    rows = [record.number for record in begun]
+    batched = [replace(record, batch=0 if record in begun else None) for record in records]
+    epochs = max(record.epochs for record in records)
+    runs = {record.number: record.to_manifest() for record in batched}
+    files.write_manifest(runs, {0: {"runs": rows, "epochs": epochs}} if begun else {})
+    if begun:
+        of_batch = curves.of_rows(rows)
+        record = StepRecord(
+            start=0,
+            epoch=int(of_batch.last_epoch.max()),
+            parent="",
+            sealed=True,
+            members=rows,
+            identities=[record.identity for record in begun],
+            split_hashes=[""] * len(rows),
+            last_epoch=of_batch.last_epoch.tolist(),
+            ended=of_batch.ended.tolist(),
+            rows=rows,
+            devices=1,
+            saved=[],
+            session={"started": "now", "versions": {"jaxgrok": "0", "jax": "1"}, "devices": ["cpu"], "platform": "cpu"},
+            arrays={},
+        )
+        arrays = {"state": {"000": np.ones((1, 1))}, "curves": of_batch.between(0, record.epoch), "params": {}}
+        files.steps(0).save(Step(record, arrays))
+
+
+def seal_every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every checkpoint saved as a step of its own, as those of large networks are."""
+    monkeypatch.setattr(sweeping, "SEAL_BYTES", 1)
+
+
 class StopAt(Silent):
     """Asks the sweep to stop, as Ctrl-C does, once so many run-epochs were trained."""
 
     def __init__(self, run_epochs: float, signum: int = signal.SIGINT):
         self.left, self.signum = run_epochs, signum
 
-    def advanced(self, curves: SweepCurves, plan: Plan, run_epochs: int) -> None:
+    def advanced(self, standing: Standing, plan: Plan, run_epochs: int) -> None:
         self.left -= run_epochs
         if self.left <= 0:
             self.left = np.inf

@@ -17,15 +17,18 @@ from jaxgrok.measures import checkpoints as analysis
 from jaxgrok.measures import fourier, subjects
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import make_model
-from jaxgrok.store.steps import SweepFiles
+from jaxgrok.store.batches import SavedBatch
+from jaxgrok.store.files import SweepFiles
+from jaxgrok.store.steps import CURVES, PARAMS, Damaged, Step
 from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables.timing import write_timing_tables
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import make_sweep
-from jaxgrok.training.sweep import sweep
+from jaxgrok.training.sweep import Interrupted, sweep
+from tests.on_disk import StopAt, seal_every_checkpoint
 
 P, KEY, MORE = 11, 3, 4
-CONFIG = Config(p=P, n_heads=2, d_model=6, d_mlp=5)
+CONFIG = Config(p=P, n_heads=2, d_model=6, d_mlp=40)
 
 
 def planted():
@@ -39,21 +42,21 @@ def planted():
     return params
 
 
+def settings_in(folder):
+    """Two runs of ten epochs from the weights in a folder."""
+    sizes = {name: getattr(CONFIG, name) for name in ("p", "n_heads", "d_model", "d_mlp")}
+    init = str(folder / "weights.npz")
+    return {**sizes, "seeds": 2, "epochs": 10, "frac": 0.4, "init": init, "checkpoint_every": 5}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Two runs of ten epochs from the planted weights, not analysed."""
     folder = tmp_path_factory.mktemp("trained")
     interop.save(folder / "weights.npz", CONFIG, planted())
-    sizes = {name: getattr(CONFIG, name) for name in ("p", "n_heads", "d_model", "d_mlp")}
-    settings = {
-        **sizes,
-        "seeds": 2,
-        "epochs": 10,
-        "frac": 0.4,
-        "init": str(folder / "weights.npz"),
-        "checkpoint_every": 5,
-    }
-    return sweep(make_sweep(settings), folder / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        seal_every_checkpoint(patch)
+        return sweep(make_sweep(settings_in(folder)), folder / "runs")
 
 
 @pytest.fixture
@@ -175,11 +178,16 @@ def test_events_of_circuits_need_every_checkpoint_under_one_set_of_keys(analysed
     assert not jaxgrok.load(path).has_circuit_events
 
 
+def add_a_run_that_waits(path):
+    files = SweepFiles(path)
+    manifest = files.read_manifest()
+    waiting = {**manifest["runs"]["1"], "seed": 7, "batch": None}
+    files.write_manifest({**manifest["runs"], "2": waiting}, manifest["batches"])
+
+
 def test_a_run_that_waits_has_no_networks(analysed, tmp_path):
     path = shutil.copytree(analysed, tmp_path / "runs")
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["runs"]["2"] = {**manifest["runs"]["1"], "seed": 7, "batch": None, "status": "waiting", "last_epoch": 0}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    add_a_run_that_waits(path)
     results = jaxgrok.load(path)
     circuit_tables.write_circuit_tables(results)
     assert len(rows_of(path / "tables" / "networks.csv")) == 2
@@ -231,44 +239,90 @@ def test_schema_is_no_column(analysed, tmp_path):
         assert not {"schema", "dtype"} & set(rows_of(tmp_path / f"{name}.csv")[0])
 
 
-# --- checkpoints that are missing or damaged --------------------------------------------------------------------------
+# --- steps that are missing or damaged --------------------------------------------------------------------------------
+
+
+def folder_of(path, epoch):
+    return path / "checkpoints" / "0000" / str(epoch)
+
+
+def is_whole(steps, record, item):
+    try:
+        steps.load(record, item)
+    except Damaged:
+        return False
+    return True
 
 
 def damage(path, epoch):
-    folder = path / "checkpoints" / "0000" / str(epoch)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
+    """Flip a bit in the parameters of a step: its record and its curves stay as they are."""
+    steps = SweepFiles(path).steps(0)
+    record = steps.record(epoch)
+    copies = {}  # orbax keeps some files twice
+    for file in (folder_of(path, epoch) / "arrays").rglob("d/*"):
+        copies.setdefault(file.read_bytes(), []).append(file)
+    for content in sorted(copies, key=len, reverse=True):
+        for place in range(20, len(content), max(len(content) // 40, 40)):
+            for file in copies[content]:
+                file.write_bytes(content[:place] + bytes([content[place] ^ 8]) + content[place + 1 :])
+            if not is_whole(steps, record, PARAMS) and is_whole(steps, record, CURVES):
+                return
+        for file in copies[content]:
+            file.write_bytes(content)
+    raise AssertionError("no byte is of the parameters")
 
 
-def remove(path, epoch):
-    shutil.rmtree(path / "checkpoints" / "0000" / str(epoch))
+def damage_record(path, epoch):
+    (folder_of(path, epoch) / "record" / "metadata").write_bytes(b"")
 
 
-@pytest.mark.parametrize(("harm", "state"), [(damage, "damaged"), (remove, "missing")])
-def test_a_last_checkpoint_that_cannot_be_read_is_named_with_the_one_used_instead(path, harm, state):
-    harm(path, 10)
+def test_a_last_step_that_cannot_be_read_is_named_with_the_one_used_instead(path):
+    damage(path, 10)
     found = analysis.analyze(path)
-    line = found.skipped[0]
-    assert line.startswith(str(path / "checkpoints" / "0000" / "10"))
-    assert f"the last checkpoint of runs 0 1, is {state}: that of epoch 5 counts as the last" in line
+    line, other = found.skipped
+    assert line.startswith(str(folder_of(path, 10)))
+    assert "the last checkpoint of runs 0 1, is damaged (" in line
+    assert line.endswith("that of epoch 5 counts as the last, and their key frequencies are found in it")
+    assert other == f"{folder_of(path, 10)} is damaged: 2 of its networks are not measured"
     assert "\n" not in line
-    used = epochs_of(found.results)[-1 if state == "missing" else -2]
-    keys = np.asarray(measures.find_keys(CONFIG, found.results.params(used, seed=1)))
-    assert f"epoch {used}" in line
+    keys = np.asarray(measures.find_keys(CONFIG, found.results.params(5, seed=1)))
     assert (found.results.measures(seed=1)["key_frequencies"]["keys"] == keys).all()
+    assert list(found.results.measures(seed=1)["epoch"]) == epochs_of(found.results)[:-1]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_others_are_measured(path):
+def test_a_damaged_step_is_named_and_the_others_are_measured(path):
     damage(path, 5)
     found = analysis.analyze(path)
     (line,) = found.skipped
-    assert line == f"{path / 'checkpoints' / '0000' / '5'} is damaged: 2 of its networks are not measured"
+    assert line == f"{folder_of(path, 5)} is damaged: 2 of its networks are not measured"
     assert list(found.results.measures(seed=1)["epoch"]) == [epoch for epoch in epochs_of(found.results) if epoch != 5]
     assert not found.results.has_circuit_events
 
 
-def test_old_measures_of_a_damaged_checkpoint_are_not_mixed_with_new_ones(analysed, tmp_path, monkeypatch):
+def test_a_damaged_record_is_named_and_what_follows_it_is_not_trusted(path):
+    epochs = epochs_of(jaxgrok.load(path))
+    damage_record(path, 5)
+    found = analysis.analyze(path)
+    assert found.skipped[0].startswith(f"{folder_of(path, 5)} is damaged (")
+    assert all(line.endswith("its runs are as they were before") and "\n" not in line for line in found.skipped)
+    before = [epoch for epoch in epochs if epoch < 5]
+    assert list(found.results.measures(seed=1)["epoch"]) == epochs_of(found.results) == before
+    keys = np.asarray(measures.find_keys(CONFIG, found.results.params(before[-1], seed=1)))
+    assert (found.results.measures(seed=1)["key_frequencies"]["keys"] == keys).all()
+
+
+def test_measures_of_damaged_steps_are_kept_until_they_are_trained_again(analysed, trained, tmp_path, monkeypatch):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    total = counted(path)[0]
+    damage_record(path, 5)
+    found = analysis.analyze(path)
+    assert 10 not in found.results.measures(seed=0)["epoch"]
+    seal_every_checkpoint(monkeypatch)
+    sweep(make_sweep(settings_in(trained.parent)), path)
+    assert counted(path) == (total, 0, total)
+
+
+def test_old_measures_of_a_damaged_step_are_not_mixed_with_new_ones(analysed, tmp_path, monkeypatch):
     path = shutil.copytree(analysed, tmp_path / "runs")
     damage(path, 5)
     assert not analysis.analyze(path).skipped  # what was measured before is still valid
@@ -279,72 +333,164 @@ def test_old_measures_of_a_damaged_checkpoint_are_not_mixed_with_new_ones(analys
     assert 5 not in found.results.measures(seed=0)["epoch"]
 
 
-def test_runs_without_any_checkpoint_are_named_and_left_out(path):
-    shutil.rmtree(path / "checkpoints" / "0000")
+def test_runs_without_any_checkpoint_are_named_and_left_out(path, monkeypatch):
+    def damaged(self, step):
+        raise self.steps.damaged(step, "cut short")
+
+    monkeypatch.setattr(SavedBatch, "params", damaged)
     found = analysis.analyze(path)
-    (line,) = found.skipped
-    assert "runs 0 1 have no other checkpoint: they are not measured" in line
+    assert len(found.skipped) == len(epochs_of(found.results))
+    assert all("runs 0 1 have no other checkpoint: they are not measured" in line for line in found.skipped)
 
 
-def test_one_network_of_a_run_without_its_last_checkpoint_says_so(path):
-    remove(path, 10)
+def test_one_network_of_a_run_whose_last_step_is_damaged_says_so(path):
+    damage_record(path, 10)
     subject = subjects.subject_of_run(jaxgrok.load(path), seed=1)
+    assert subject.about["epoch"] == 5
     lines = subjects.remarks(subject, subjects.measure_subject(subject))
-    assert lines[0].endswith("counts as the last, and their key frequencies are found in it")
-    assert "the last checkpoint of run 1, is missing" in lines[0]
+    assert lines[0].startswith(f"{folder_of(path, 10)} is damaged (")
+    assert lines[0].endswith("the run is as it was before")
+    assert "\n" not in lines[0]
 
 
-def test_skipped_checkpoints_are_printed_with_status_1(main, capsys, path):
-    remove(path, 10)
+def test_one_network_whose_parameters_are_damaged_is_refused(path):
+    damage(path, 10)
+    with pytest.raises(BadInput, match=rf"{folder_of(path, 10)}.*damaged"):
+        subjects.subject_of_run(jaxgrok.load(path), seed=1)
+
+
+@pytest.mark.parametrize("harm", [damage, damage_record])
+def test_skipped_steps_are_printed_with_status_1(main, capsys, path, harm):
+    harm(path, 10)
     assert main([str(path)]) == 1
     said = capsys.readouterr()
-    assert "is missing" in said.out + said.err
+    assert f"{folder_of(path, 10)}" in (said.out + said.err).replace("\n", "")
+    assert "damaged" in said.out + said.err
+
+
+# --- a sweep that trains on -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halfway(trained, tmp_path):
+    """The same runs stopped after epoch 5, with their checkpoints in one step that is not sealed."""
+    with pytest.raises(Interrupted):
+        sweep(make_sweep(settings_in(trained.parent)), tmp_path / "halfway", watch=StopAt(10))
+    steps = SweepFiles(tmp_path / "halfway").steps(0)
+    assert not any(steps.record(epoch).sealed for epoch in steps.epochs())
+    return tmp_path / "halfway"
+
+
+def test_measures_of_superseded_steps_are_reused_and_their_files_removed(halfway, trained, analysed):
+    assert jaxgrok.load(halfway).runs[0].last_epoch < 10
+    early = counted(halfway)
+    assert early[1] == early[0] > 2
+    files = SweepFiles(halfway)
+    (before,) = files.measured_steps(0)
+    sweep(make_sweep(settings_in(trained.parent)), halfway)
+    total, measured, found = counted(halfway)
+    assert (measured, found) == (total - early[0], early[0])
+    assert files.measured_steps(0) == [10] != [before]
+    assert counted(halfway) == (total, 0, total)
+    theirs = {(record.number, epoch): found for record, epoch, found in jaxgrok.load(analysed).analysed()}
+    for record, epoch, mine in jaxgrok.load(halfway).analysed():
+        for name in mine.keys() - {"step"}:
+            np.testing.assert_array_equal(mine[name], theirs[record.number, epoch][name], err_msg=name)
+
+
+def test_an_interruption_after_training_on_measures_nothing_twice(halfway, trained):
+    early = counted(halfway)[0]
+    sweep(make_sweep(settings_in(trained.parent)), halfway)
+    with pytest.raises(KeyboardInterrupt):
+        analysis.analyze(halfway, watch=Count(limit=1))
+    total, measured, found = counted(halfway)
+    assert (measured, found) == (total - early - 1, early + 1)
+
+
+def test_measures_of_superseded_steps_that_cannot_be_removed_are_left(analysed, tmp_path, monkeypatch):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    shutil.copy(path / "analysis" / "0000" / "5.npz", path / "analysis" / "0000" / "7.npz")
+    monkeypatch.setattr(SweepFiles, "save_measures", refuse)
+    monkeypatch.setattr(SweepFiles, "forget_measures", refuse)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    total, measured, found = counted(path)
+    assert (measured, found) == (0, total)
+    assert 7 not in jaxgrok.load(path).measures(seed=0)["epoch"]
+
+
+def change_params(path, run):
+    """Replace the parameters of one run in the last step, as if it had been trained again elsewhere."""
+    steps = SweepFiles(path).steps(0)
+    record = steps.record(10)
+    arrays = steps.load(record, *record.arrays)
+    rows = [row for row, (_, of) in enumerate(record.saved) if of == run]
+    changed = arrays[PARAMS]["embed/W_E"].copy()
+    changed[rows] *= 1.001
+    steps.save(Step(record, {**arrays, PARAMS: {**arrays[PARAMS], "embed/W_E": changed}}))
+
+
+def test_a_network_that_has_changed_is_measured_again(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    change_params(path, 1)
+    total, measured, found = counted(path)
+    assert (measured, found) == (1, total - 1)
+    mine, theirs = jaxgrok.load(path).measures(seed=1), jaxgrok.load(analysed).measures(seed=1)
+    assert mine["gini"]["W_E"][-1] != theirs["gini"]["W_E"][-1] or mine["loss"]["all"][-1] != theirs["loss"]["all"][-1]
+    assert counted(path) == (total, 0, total)
 
 
 # --- beside a running sweep -------------------------------------------------------------------------------------------
 
 
-def as_running(path, last_epochs):
-    """The directory as a running sweep leaves it: the curves reach these epochs, and checkpoints may be newer."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    for number, last in enumerate(last_epochs):
-        manifest["runs"][str(number)] |= {"last_epoch": last, "status": "training" if last else "waiting"}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with np.load(path / "metrics.npz") as arrays:
-        curves = dict(arrays)
-    curves["last_epoch"] = np.array(last_epochs)
-    np.savez(path / "metrics.npz", **curves)
+class TrainsOn(Count):
+    """Trains the sweep to its end once the analysis has begun, and removes the step that was there."""
+
+    def __init__(self, path, settings, at):
+        super().__init__()
+        self.path, self.settings, self.at = path, settings, at
+
+    def started(self, total):
+        super().started(total)
+        if self.at == "start":
+            self.train()
+
+    def advanced(self, measured, found):
+        super().advanced(measured, found)
+        if self.at == "step" and self.measured == 0:
+            self.train()
+
+    def train(self):
+        steps = SweepFiles(self.path).steps(0)
+        (before,) = steps.epochs()
+        sweep(make_sweep(self.settings), self.path)
+        if before in steps.epochs():
+            steps.remove(before)
 
 
-def test_a_sweep_whose_curves_are_not_saved_yet_is_described_in_one_line(path):
-    as_running(path, [0, 0])
-    watch = Count()
-    found = analysis.analyze(path, watch=watch)
-    assert (watch.total, found.skipped) == (0, [])
-    (line,) = found.pending
-    assert line.startswith("not measured yet: of 2 runs, 2 have checkpoints that are newer than the saved curves")
-    assert "epoch 0;" in line
-    assert not (path / "analysis").exists()
+def test_a_step_that_was_replaced_before_its_turn_is_read_as_it_is_now(halfway, trained):
+    watch = TrainsOn(halfway, settings_in(trained.parent), "start")
+    found = analysis.analyze(halfway, watch=watch)
+    assert (found.skipped, found.pending) == ([], [])
+    assert list(found.results.measures(seed=0)["epoch"]) == epochs_of(found.results)
 
 
-def test_checkpoints_that_the_curves_reach_are_measured_and_the_others_described(path):
-    as_running(path, [6, 6])
-    watch = Count()
-    found = analysis.analyze(path, watch=watch)
-    reached = [epoch for epoch in epochs_of(jaxgrok.load(path)) if epoch <= 6]
-    assert watch.total == watch.measured == 2 * len(reached)
-    assert list(found.results.measures(seed=0)["epoch"]) == reached
+def test_a_step_that_is_replaced_while_it_is_measured_is_no_damage(halfway, trained, monkeypatch):
+    watch = TrainsOn(halfway, settings_in(trained.parent), "step")
+    load = analysis._Batch.load
+    # As if another step had been read in between.
+    monkeypatch.setattr(
+        analysis._Batch, "load", lambda self, step: [setattr(self, "_loaded", None), load(self, step)][1]
+    )
+    found = analysis.analyze(halfway, watch=watch)
     assert found.skipped == []
     (line,) = found.pending
-    assert "which reach epoch 6;" in line
+    assert "which a newer step has replaced" in line
+    assert counted(halfway)[2] == 0
 
 
 def test_runs_that_have_not_begun_are_counted(analysed, tmp_path):
     path = shutil.copytree(analysed, tmp_path / "runs")
-    manifest = json.loads((path / "manifest.json").read_text())
-    waiting = {"seed": 7, "batch": None, "status": "waiting", "last_epoch": 0}
-    manifest["runs"]["2"] = {**manifest["runs"]["1"], **waiting}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    add_a_run_that_waits(path)
     found = analysis.analyze(path)
     assert found.pending == ["not measured yet: of 3 runs, 1 have not begun"]
     assert analysis.analyze(analysed).pending == []

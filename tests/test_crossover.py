@@ -103,7 +103,7 @@ def test_a_run_that_is_still_training_is_no_outcome(tmp_path):
     with pytest.raises(Interrupted):
         crossover.search(SETTINGS, path, **RANGE, watch=lambda: StopWatch(150))
     results = jaxgrok.load(path)
-    assert (results.sweep_curves.last_epoch > 0).all()
+    assert all(record.last_epoch > 0 for record in results.runs)
     assert [(at.size, len(at.generalised)) for at in size_tables.sizes_of(results).of_sizes] == [(5, 2)]
 
 
@@ -195,7 +195,7 @@ def test_a_directory_with_unlimited_data_is_refused(tmp_path):
 
 def test_a_part_that_a_run_does_not_test_has_no_crossover(searched):
     results = jaxgrok.load(searched[0])
-    results.sweep_curves.test_part_loss[1, :, 0] = float("nan")
+    results.curves_of(results.runs[1]).test_part_loss[:, 0] = float("nan")
     with pytest.raises(BadInput, match=r"digit 0.*run 1 has no test example of it"):
         size_tables.sizes_of(results, "digit 0")
     assert size_tables.sizes_of(results, "digit 1").of_sizes
@@ -235,3 +235,9 @@ def test_the_command_names_what_it_refuses(monkeypatch, tmp_path, capsys, argume
     assert error.startswith("crossover.py: error: ")
     assert named in error or "--low or --high" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_sizes_out_of_reason_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="from 2 to 1,000"):
+        crossover.search({"task": "addition2", "seeds": 1}, tmp_path / "runs", count=2**31 - 1)
+    assert list(tmp_path.iterdir()) == []

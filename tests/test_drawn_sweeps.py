@@ -12,7 +12,6 @@ import jaxgrok
 from jaxgrok.cli import live
 from jaxgrok.config import BadInput
 from jaxgrok.store import events
-from jaxgrok.store.curves import SweepCurves
 from jaxgrok.tables import timing
 from jaxgrok.tasks import AdditionTask, Criterion, make_config
 from jaxgrok.training.grid import make_sweep
@@ -98,13 +97,15 @@ def test_curves_of_parts_are_padded_where_a_task_has_fewer(drawn, results):
 def test_curves_by_part_name(results):
     found = results.part_curves(task="addition1", n_train=20, seed=1)
     assert list(found["test_part_loss"]) == list(found["test_part_acc"]) == ["digit 0", "digit 1"]
-    metrics = results.sweep_curves
-    np.testing.assert_array_equal(found["test_part_loss"]["digit 1"], metrics.test_part_loss[1, :, 1])
-    np.testing.assert_array_equal(found["test_answer_acc"], metrics.test_answer_acc[1])
-    np.testing.assert_array_equal(found["epoch_eval"], metrics.epoch_eval)
+    curves = results.curves_of(results.runs[1])
+    np.testing.assert_array_equal(found["test_part_loss"]["digit 1"], curves.test_part_loss[:, 1])
+    np.testing.assert_array_equal(found["test_answer_acc"], curves.test_answer_acc)
+    np.testing.assert_array_equal(found["epoch_eval"], curves.epoch_eval)
     one = results.part_curves("entry 13", task="skip_trigram", n_train=None, seed=0)
     assert list(one["test_part_acc"]) == ["entry 13"]
-    np.testing.assert_array_equal(one["test_part_acc"]["entry 13"], metrics.test_part_acc[6, :, 3])
+    np.testing.assert_array_equal(
+        one["test_part_acc"]["entry 13"], results.curves_of(results.runs[6]).test_part_acc[:, 3]
+    )
     with pytest.raises(BadInput, match="a part of task addition1: digit 0, digit 1"):
         results.part_curves("entry 13", task="addition1", n_train=20, seed=1)
     outcomes = {part: timing.outcome for part, timing in results.part_timings(results.runs[2]).items()}
@@ -113,11 +114,10 @@ def test_curves_by_part_name(results):
 
 def test_tables_name_unlimited_data(results):
     """With curves planted so that seed 0 of each cell has learned."""
-    planted = results.sweep_curves
     for record in results.runs:
         loss, accuracy = (0.01, 1.0) if record.seed == 0 else (3.0, 0.2)
-        planted.test_loss[record.number], planted.test_acc[record.number] = loss, accuracy
-        planted.train_acc[record.number] = 1.0
+        curves = results.curves_of(record)
+        curves.test_loss[:], curves.test_acc[:], curves.train_acc[:] = loss, accuracy, 1.0
     timing.write_timing_tables(results)
     cells = results.cells
     rows = list(csv.DictReader((results.path / "tables" / "timings.csv").read_text().splitlines()))
@@ -191,18 +191,6 @@ def test_a_split_seed_gives_all_runs_the_same_data(drawn, tmp_path):
     assert not same[0].any()
     assert same[1].all()
     assert len({record.split_hash for record in fixed.runs}) == 1
-
-
-def test_forgotten_epochs_are_forgotten_of_parts_too():
-    whole = SweepCurves(2, 20, 5, 1, n_parts=3)
-    for name in whole.names:
-        getattr(whole, name)[:] = 1.0
-    whole.rewind(np.array([1]), 10)
-    for name in whole.names:
-        epochs = whole.epoch_train if name == "train_loss" else whole.epoch_eval
-        kept, rewound = getattr(whole, name).reshape(2, len(epochs), -1)
-        np.testing.assert_array_equal(np.isnan(rewound).all(axis=1), epochs >= 10)
-        assert np.isfinite(kept).all()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 from jaxgrok import figures, measures
 from jaxgrok.config import Config, Run
 from jaxgrok.figures import circuits, over_training, style, timing
+from jaxgrok.figures.write import _name
 from jaxgrok.measures import all_pairs, fourier
 from jaxgrok.nets.model import make_model
 from jaxgrok.stats import Arrival
@@ -22,6 +23,7 @@ from jaxgrok.store.curves import RunCurves
 from jaxgrok.store.events import Outcome, Timing
 from jaxgrok.store.results import Cell, RunRecord, Status
 from jaxgrok.tables.sizes import AtSize, Sizes
+from jaxgrok.tables.write import markdown
 from jaxgrok.tasks import make_task
 
 TRANSFORMER = Config(p=12, n_heads=2, d_model=8, d_mlp=10)
@@ -548,3 +550,9 @@ def test_bounds_of_the_crossover_that_do_not_exist_are_the_ends_of_the_axis(monk
         assert (shade.get_x(), shade.get_x() + shade.get_width()) == pytest.approx(axes.get_xlim())
     assert not collisions(figure, monkeypatch)
     assert "no run has finished" in words(figures.crossover_figure(Sizes([])))
+
+
+def test_a_name_from_a_file_cannot_leave_the_folder_or_break_a_table():
+    assert _name("curves", "wd=0.1 lr=1e-05") == "curves-wd=0.1-lr=1e-05"
+    assert "/" not in _name("curves", "task=../../etc/x\0")
+    assert markdown(["a"], [["x|y\nz"]]).splitlines() == ["| a |", "| --- |", "| x\\|y z |"]

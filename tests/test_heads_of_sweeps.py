@@ -17,6 +17,7 @@ from jaxgrok.tables import heads as head_tables
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
 from tests.conftest import REPOSITORY
+from tests.on_disk import seal_every_checkpoint
 from tests.test_analysis import Count, damage, epochs_of, versions
 from tests.test_figures import words
 from tests.test_heads import SHAPES, SMALL, as_numpy, curves_of, drawn, run_heads
@@ -36,7 +37,9 @@ SWEEP = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     settings = {**SWEEP, "seeds": 2, "epochs": 10, "checkpoint_every": 5}
-    return sweep(make_sweep(settings), tmp_path_factory.mktemp("trained") / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        seal_every_checkpoint(patch)
+        return sweep(make_sweep(settings), tmp_path_factory.mktemp("trained") / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +103,13 @@ def test_heads_under_other_names_are_measured_again(analysed, tmp_path):
     assert {len(of_run) for of_run in versions(path).values()} == {1}
 
 
-def test_a_damaged_last_checkpoint_is_named(analysed, tmp_path):
+def test_a_damaged_last_step_is_named(analysed, tmp_path):
     path = shutil.copytree(analysed, tmp_path / "runs")
     shutil.rmtree(path / "analysis")
     damage(path, 10)
     line, more = analysis.analyze(path).skipped
-    assert line.endswith("the last checkpoint of runs 0 1, is damaged: that of epoch 5 counts as the last")
+    assert "the last checkpoint of runs 0 1, is damaged (" in line
+    assert line.endswith("): that of epoch 5 counts as the last")
     assert more.endswith("2 of its networks are not measured")
 
 

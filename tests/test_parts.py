@@ -29,7 +29,7 @@ def results(tmp_path_factory):
     path = tmp_path_factory.mktemp("parts") / "runs"
     sweep(make_sweep({**SETTINGS, "epochs": 10}), path)
     results = jaxgrok.load(path)
-    m = results.sweep_curves = SweepCurves(3, 4000, 10, 1, n_parts=3)
+    m = results._curves[0] = SweepCurves(3, 4000, 10, 1, n_parts=3)
     m.last_epoch[:] = 4000
     m.train_loss[:], m.train_acc[:] = 1.0, 0.5
     for run, falls in enumerate(FALLS):
@@ -63,7 +63,7 @@ def test_a_drop_of_one_evaluation_has_no_width_and_one_that_never_came_is_censor
 
 def test_half_of_its_own_chance_is_what_a_digit_must_pass(results):
     """0.5 nats is learned of a digit out of ten, and not of the leading one, which is 0 or 1."""
-    m = results.sweep_curves
+    m = results._curves[0]
     planted = m.test_part_loss[0].copy()
     try:
         m.test_part_loss[0] = 0.5
@@ -78,9 +78,9 @@ def test_a_constant_guess_learns_no_trigram(tmp_path):
     """One class is always right for a network that always guesses it: accuracy alone would call it learned."""
     fields = {"task": "skip_trigram", "d_model": 8, "n_heads": 2, "batch_size": 4}
     results = jaxgrok.load(sweep(make_sweep({**fields, "seeds": 1, "epochs": 10}), tmp_path / "r"))
-    results.sweep_curves.test_part_loss[:], results.sweep_curves.test_part_acc[:] = 2.2, 1.0
+    results._curves[0].test_part_loss[:], results._curves[0].test_part_acc[:] = 2.2, 1.0
     assert not any("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
-    results.sweep_curves.test_part_loss[:] = 0.1
+    results._curves[0].test_part_loss[:] = 0.1
     assert all("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
 
 
@@ -123,7 +123,7 @@ def test_a_part_that_does_not_exist_is_refused_by_name(results):
 
 
 def test_a_part_that_a_test_set_lacks_is_left_out_and_named(results):
-    metrics = results.sweep_curves
+    metrics = results._curves[0]
     planted = metrics.test_part_loss[1].copy()
     try:
         metrics.test_part_loss[1, :, 0] = np.nan
@@ -165,6 +165,6 @@ def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
 def test_on_unlimited_data_figures_say_learned(results):
     (cell,) = results.cells
     assert figures.survival_figure([cell]).axes[0].get_ylabel() == "share not yet learned"
-    drawn = figures.curves_figure(cell, [results.sweep_curves.of_run(record.number) for record in cell.records])
+    drawn = figures.curves_figure(cell, [results.curves_of(record) for record in cell.records])
     assert "learned, median" in words(drawn)
     assert "grokked" not in words(drawn)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxgrok.config import BadInput, Config, Run
-from jaxgrok.store.steps import KEPT_STATES
+from jaxgrok.store.steps import KEPT_STEPS
 from jaxgrok.tasks import make_config, make_task
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.layout import prepare
@@ -190,6 +190,10 @@ def test_a_sweep_that_does_not_fit_is_refused_before_anything_is_written(setting
 def test_the_disk_holds_the_checkpoints_and_the_states_that_are_kept(tmp_path):
     plan = prepare(make_sweep({"p": 13, "d_model": 8, "seeds": 3, "epochs": 100}), tmp_path / "runs")
     (cost,) = describe(plan)
-    saved = len(plan.checkpoints(plan.batches[0])) + 3 * KEPT_STATES  # parameters and Adam's two moments
-    assert cost.disk == 3 * saved * checkpoint_bytes(cost.config)
+    of_params = 3 * len(plan.checkpoints(plan.batches[0])) * checkpoint_bytes(cost.config)
+    of_states = 3 * KEPT_STEPS * 3 * checkpoint_bytes(cost.config)  # parameters and Adam's two moments
+    of_curves = 3 * 4 * (100 + 4 * 100)  # a train loss and an evaluation every epoch
+    # All of it is in one sealed step, and the parameters and curves are in the step before as well.
+    assert cost.disk == 2 * (of_params + of_curves) + of_states
+    assert cost.files <= 40
     assert (cost.runs, cost.epochs, cost.fits) == (3, 100, True)

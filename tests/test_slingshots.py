@@ -16,13 +16,12 @@ from jaxgrok.figures import style
 from jaxgrok.figures.slingshots import COLOURS, envelope
 from jaxgrok.nets.loss import cross_entropy
 from jaxgrok.stats import Arrival
-from jaxgrok.store.atomic import write_json
 from jaxgrok.store.curves import SweepCurves
 from jaxgrok.store.results import RunRecord, Status
-from jaxgrok.store.steps import SweepFiles
 from jaxgrok.tables import slingshots
 from jaxgrok.tables.slingshots import FLOOR, slingshots_of
 from jaxgrok.training.grid import make_sweep
+from tests import on_disk
 from tests.test_figures import collisions, words
 
 EPOCHS = np.arange(2000)
@@ -51,15 +50,9 @@ def plant(path, of_run, settings=(), length=2000, train_every=1):
         if loss is not None:
             curves.train_loss[number, : len(loss)] = loss
             curves.last_epoch[number] = len(loss) * train_every
-    files = SweepFiles(path)
-    path.mkdir()
-    write_json(files.config_json, {**sweep.fixed(), "eval_every": 10, "train_every": train_every})
     runs = [replace(run, n_train=EXAMPLES) for run in runs]
-    records = {i: RunRecord(i, run, length, 0, Status.TRAINED, length).to_manifest() for i, run in enumerate(runs)}
-    write_json(
-        files.manifest_json, {"sessions": [{"versions": {}, "devices": ["cpu"]}], "batches": {}, "runs": records}
-    )
-    curves.save(files.metrics_npz, {})
+    records = [RunRecord(i, run, length, 0, Status.TRAINED, length) for i, run in enumerate(runs)]
+    on_disk.plant(path, {**sweep.fixed(), "eval_every": 10, "train_every": train_every}, records, curves)
     return jaxgrok.load(path)
 
 

@@ -1,7 +1,10 @@
 """What lies on disk: curves, records, the lock and atomic writes; damaged files are named in one line."""
 
+import contextlib
+import io
 import itertools
 import multiprocessing
+import zipfile
 from dataclasses import replace
 
 import filelock
@@ -11,8 +14,11 @@ import pytest
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.store.atomic import replace_file, replace_text, write_json
 from jaxgrok.store.curves import SweepCurves
-from jaxgrok.store.results import Results, RunRecord, Status, load
-from jaxgrok.store.steps import SweepFiles
+from jaxgrok.store.files import VERSION, SweepFiles
+from jaxgrok.store.integrity import with_digest
+from jaxgrok.store.records import RunRecord, Status
+from jaxgrok.store.results import Results, load, write_metrics
+from tests.on_disk import plant
 
 
 def curves_of(n_runs=3, epochs=40, n_parts=0, rng=None):
@@ -23,7 +29,7 @@ def curves_of(n_runs=3, epochs=40, n_parts=0, rng=None):
         values = getattr(curves, name)
         values[:] = rng.random(values.shape)
     curves.last_epoch[:] = epochs
-    curves.rewind(np.array([n_runs - 1]), epochs // 2)
+    curves.last_epoch[-1] = epochs // 2
     return curves
 
 
@@ -43,6 +49,28 @@ def test_curves_come_back(tmp_path, n_parts):
             np.testing.assert_array_equal(getattr(before, name), getattr(after, name), err_msg=name)
     assert more.last_epoch.tolist() == [40, 40, 20, 0, 0]
     assert np.isnan(more.test_loss[3:]).all()
+
+
+@pytest.mark.parametrize("n_parts", [0, 2])
+def test_what_was_recorded_between_epochs_is_put_back_piece_by_piece(n_parts):
+    whole, pieces = curves_of(n_parts=n_parts), SweepCurves(3, 40, 5, 2, n_parts=n_parts)
+    for start, stop in itertools.pairwise([0, 1, 7, 10, 30, 40]):
+        pieces.put(start, stop, whole.between(start, stop))
+    for name in whole.names:
+        np.testing.assert_array_equal(getattr(whole, name), getattr(pieces, name), err_msg=name)
+
+
+def test_pieces_of_other_runs_or_epochs_are_not_put_back():
+    piece = curves_of().between(10, 20)
+    for curves, start in (
+        (SweepCurves(2, 40, 5, 2), 10),
+        (SweepCurves(3, 40, 5, 2), 0),
+        (SweepCurves(3, 40, 5, 1), 10),
+    ):
+        with pytest.raises(ValueError, match="does not fit"):
+            curves.put(start, start + 10 if start else 40, piece)
+    with pytest.raises(ValueError, match="train_acc"):
+        SweepCurves(3, 40, 5, 2).put(10, 20, {name: x for name, x in piece.items() if name != "train_acc"})
 
 
 def test_the_curves_of_one_run_are_views():
@@ -106,10 +134,39 @@ def test_other_arrays_are_not_curves(tmp_path):
         SweepCurves(3, 40, 5, 2).copy_from(path)
 
 
+def test_a_header_that_declares_more_than_there_is_is_refused_before_it_is_allocated(tmp_path):
+    path = tmp_path / "metrics.npz"
+    curves_of().save(path, {})
+    with zipfile.ZipFile(path) as stored:
+        members = {name: stored.read(name) for name in stored.namelist()}
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"shape": (1 << 40, 1000), "fortran_order": False, "descr": "<f4"})
+    members["train_loss.npy"] = header.getvalue() + b"\0" * 64
+    with zipfile.ZipFile(path, "w") as forged:
+        for name, content in members.items():
+            forged.writestr(name, content)
+    with pytest.raises(BadInput, match=r"train_loss\.npy is larger than the file"):
+        SweepCurves(3, 40, 5, 2).copy_from(path)
+
+
+def test_a_flipped_bit_is_found_or_changes_no_curve(tmp_path):
+    """A flipped bit can make a member of the file look encrypted, for which zipfile raises RuntimeError."""
+    path, curves = tmp_path / "metrics.npz", curves_of(n_runs=1, epochs=10)
+    curves.save(path, {})
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        found = SweepCurves(1, 10, 5, 2)
+        with contextlib.suppress(BadInput):
+            found.copy_from(path)
+            for name in curves.names:
+                np.testing.assert_array_equal(getattr(found, name), getattr(curves, name))
+
+
 # --- records
 # ------------------------------------------------------------------------------------------------------------
 
-RECORD = RunRecord(0, Run(Config(p=7), seed=3, frac=0.5, n_train=24), 100, 0, Status.TRAINED, 100, "abc")
+RECORD = RunRecord(0, Run(Config(p=7), seed=3, frac=0.5, n_train=24), 100, 0, Status.WAITING, 0)
 
 
 def test_a_record_comes_back():
@@ -118,27 +175,99 @@ def test_a_record_comes_back():
     assert RECORD.task.p == 7
 
 
+def test_a_record_of_version_0_1_0_has_its_status():
+    theirs = {**RECORD.to_manifest(), "status": "trained", "last_epoch": 100, "split_hash": "abc"}
+    assert RunRecord.from_manifest(0, theirs) == replace(
+        RECORD, status=Status.TRAINED, last_epoch=100, split_hash="abc"
+    )
+
+
+def test_the_status_follows_from_the_epoch_and_whether_the_run_has_ended():
+    found = [RECORD.as_of(epoch, ended, "abc") for epoch, ended in ((0, False), (60, False), (100, False), (60, True))]
+    assert [record.status for record in found] == [Status.WAITING, Status.TRAINING, Status.TRAINED, Status.ENDED]
+    assert [record.last_epoch for record in found] == [0, 60, 100, 60]
+    assert {record.split_hash for record in found} == {"abc"}
+
+
+def test_the_identity_of_a_run_is_of_its_coordinates_alone():
+    assert replace(RECORD, number=4, epochs=200, batch=1, last_epoch=7).identity == RECORD.identity
+    assert replace(RECORD, run=replace(RECORD.run, seed=4)).identity != RECORD.identity
+
+
+def write_manifest(path, manifest, version):
+    """Write a manifest in this layout, with its digest, or as version 0.1.0 did."""
+    if version is None:
+        manifest = {name: value for name, value in manifest.items() if name != "version"}
+    write_json(path / "manifest.json", manifest if version is None else with_digest(manifest))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", None), ("epochs", "100"), ("last_epoch", -1), ("status", "finished"), ("task", "add2"), ("p", 0)],
+    [
+        ("seed", None),
+        ("epochs", "100"),
+        ("epochs", 10_000_001),
+        ("epochs", True),
+        ("last_epoch", -1),
+        ("last_epoch", 10_000_001),
+        ("status", "finished"),
+        ("split_hash", 7),
+        ("batch", "0"),
+        ("batch", -1),
+        ("batch", False),
+        ("batch", [0]),
+        ("task", "add2"),
+        ("p", 0),
+    ],
 )
-def test_a_manifest_that_no_sweep_wrote_is_refused(tmp_path, name, value):
-    path = directory(tmp_path, 1)
+@pytest.mark.parametrize("version", [None, VERSION])
+def test_a_manifest_that_no_sweep_wrote_is_refused(tmp_path, name, value, version):
+    path = directory(tmp_path / "runs", 1)
     manifest = SweepFiles(path).read_manifest()
     manifest["runs"]["0"][name] = value
     if value is None:
         del manifest["runs"]["0"][name]
-    write_json(path / "manifest.json", manifest)
+    write_manifest(path, manifest, version)
     with pytest.raises(BadInput, match=r"manifest\.json") as refused:
         load(path)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
+    "batch",
+    [
+        {"runs": [0], "epochs": 10_000_001},
+        {"runs": [0], "epochs": "2"},
+        {"runs": [0], "epochs": -1},
+        {"runs": [False], "epochs": 2},
+        {"runs": [0.0], "epochs": 2},
+        {"runs": [], "epochs": 2},
+        {"runs": 0, "epochs": 2},
+        {"runs": [0]},
+        [0],
+    ],
+)
+def test_batches_that_no_sweep_wrote_are_refused(tmp_path, batch):
+    path = directory(tmp_path / "runs", 1)
+    write_manifest(path, {**SweepFiles(path).read_manifest(), "batches": {"0": batch}}, VERSION)
+    with pytest.raises(BadInput, match=r"manifest\.json") as refused:
+        load(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_whose_batch_is_not_in_the_manifest_is_refused(tmp_path):
+    path = directory(tmp_path / "runs", 2)
+    manifest = SweepFiles(path).read_manifest()
+    write_manifest(path, {**manifest, "batches": {}}, VERSION)
+    with pytest.raises(BadInput, match=r"manifest\.json"):
+        load(path)
+
+
+@pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"runs": {}}', '{"a":' * 3000, '{"sessions": [], "batches": {}, "runs": {}}']
 )
 def test_a_manifest_cut_short_is_refused(tmp_path, text):
-    path = directory(tmp_path, 1)
+    path = directory(tmp_path / "runs", 1)
     (path / "manifest.json").write_text(text)
     with pytest.raises(BadInput) as refused:
         load(path)
@@ -146,24 +275,29 @@ def test_a_manifest_cut_short_is_refused(tmp_path, text):
 
 
 def directory(path, n_runs, n_decays=1):
-    """A sweep directory of runs with one evaluation each."""
+    """A sweep directory of runs with two evaluations each."""
     runs = [replace(RECORD.run, seed=i // n_decays, weight_decay=float(i % n_decays)) for i in range(n_runs)]
-    records = {i: RunRecord(i, run, 2, None, Status.TRAINED, 2).to_manifest() for i, run in enumerate(runs)}
-    files = SweepFiles(path)
-    write_json(files.config_json, {"eval_every": 1, "train_every": 1})
-    session = {"versions": {}, "devices": ["cpu"]}
-    write_json(files.manifest_json, {"sessions": [session], "batches": {}, "runs": records})
+    records = [RunRecord(i, run, 2, None, Status.WAITING, 0) for i, run in enumerate(runs)]
     curves = SweepCurves(n_runs, 2, 1, 1)
     for name in curves.names:
         getattr(curves, name)[:] = 0.5
     curves.last_epoch[:] = 2
-    curves.save(files.metrics_npz, {})
+    plant(path, {"eval_every": 1, "train_every": 1}, records, curves)
     return path
+
+
+def test_metrics_hold_the_curves_of_all_runs_and_their_coordinates(tmp_path):
+    results = load(directory(tmp_path / "runs", 4, 2))
+    write_metrics(results)
+    with np.load(results.files.metrics_npz) as arrays:
+        assert arrays["wd"].tolist() == [0, 1, 0, 1]
+        assert arrays["last_epoch"].tolist() == [2] * 4
+        assert (arrays["test_loss"] == 0.5).all()
 
 
 def test_what_varies_is_asked_once_for_all_runs(tmp_path):
     """It was asked for every run: 5 seconds for 2,000 runs, 133 for 8,000."""
-    results = load(directory(tmp_path, 200, 4))
+    results = load(directory(tmp_path / "runs", 200, 4))
     asked = 0
 
     class Counting(Results):
@@ -203,7 +337,7 @@ def hold(path, ready, done):
 
 
 def test_one_process_writes_and_reading_needs_no_lock(tmp_path):
-    path = directory(tmp_path, 1)
+    path = directory(tmp_path / "runs", 1)
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
     other = context.Process(target=hold, args=(path, ready, done))
@@ -225,7 +359,7 @@ def test_a_file_system_without_locks_is_no_dead_end(tmp_path, monkeypatch):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", unsupported)
-    path = directory(tmp_path, 1)
+    path = directory(tmp_path / "runs", 1)
     with SweepFiles(path).locked():
         assert (path / ".lock-held").exists()
         with pytest.raises(BadInput, match=r"if none is, remove .*\.lock-held"), SweepFiles(path).locked():
@@ -233,25 +367,22 @@ def test_a_file_system_without_locks_is_no_dead_end(tmp_path, monkeypatch):
     assert not (path / ".lock-held").exists()
 
 
-def test_the_end_of_the_lock_waits_for_what_is_being_saved_even_after_an_error(tmp_path):
-    files = SweepFiles(tmp_path / "runs")
-    params = {"W": np.arange(1_000_000.0)}
-
-    def interrupted():
-        with files.locked():
-            files.save_params(0, 5, np.array([0]), params)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    rows, restored = SweepFiles(tmp_path / "runs").load_params(0, 5)
-    assert rows.tolist() == [0]
-    np.testing.assert_array_equal(restored["W"], params["W"])
+# --- steps ------------------------------------------------------------------------------------------------------------
 
 
 def test_steps_are_listed_in_order_of_epoch(tmp_path):
     files = SweepFiles(tmp_path)
-    for epoch, name in itertools.product((900, 1000, 90), ("{}", "state-{}-rows-4")):
-        (files.batch_dir(0) / name.format(epoch)).mkdir(parents=True)
-    assert files.checkpoint_epochs(0) == [90, 900, 1000]
-    assert [epoch for epoch, _ in files._states(0)] == [90, 900, 1000]
+    for name in ("900", "1000", "90", "90.orbax-checkpoint-tmp-7", "removed-80-ab"):
+        (files.batch_dir(0) / name).mkdir(parents=True)
+    assert files.steps(0).epochs() == [90, 900, 1000]
+
+
+def test_measures_are_listed_in_order_of_epoch(tmp_path):
+    files = SweepFiles(tmp_path)
+    for step in (900, 1000, 90):
+        files.save_measures(2, step, {"run": np.arange(2), "epoch": np.arange(2)})
+    assert files.measured_steps(2) == [90, 900, 1000]
+    files.forget_measures(2, 900)
+    files.forget_measures(2, 900)
+    assert files.measured_steps(2) == [90, 1000]
+    assert files.measured_steps(0) == []

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -11,16 +10,15 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok.config import BadInput, Run
-from jaxgrok.store import events
+from jaxgrok.config import BadInput
 from jaxgrok.store.events import Outcome
-from jaxgrok.store.steps import PADDING, SweepFiles
+from jaxgrok.store.records import Status
 from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program, train
 from jaxgrok.training.sweep import Interrupted, Silent, compiled, prepare, sweep
 from tests.conftest import optimised
-from tests.on_disk import StopAt, contents, curves, same_files
+from tests.on_disk import StopAt, curves, same_files
 
 # The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr": 1e-2, "eval_every": 5}
@@ -137,7 +135,7 @@ def test_a_killed_sweep_resumes_bit_for_bit(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     subprocess.run([sys.executable, "-c", program, whole], check=True, env=COMPILED_IN_FULL)
     child = subprocess.Popen([sys.executable, "-c", program, parts], env=COMPILED_IN_FULL)
-    while not (parts / "checkpoints" / "0000" / "120").exists() and child.poll() is None:
+    while not any((parts / "checkpoints" / "0000").glob("[1-9]*[0-9]")) and child.poll() is None:
         time.sleep(0.01)
     assert child.poll() is None, "it was killed too late"
     child.kill()
@@ -166,82 +164,14 @@ def test_more_seeds_values_and_epochs_extend_a_sweep(tmp_path):
     assert curves(path)["last_epoch"].tolist() == [60] * 6
 
 
-# What files held before fields were added.
-OLD_FIELDS = {
-    "task",
-    "p",
-    "arch",
-    "n_layers",
-    "n_heads",
-    "d_model",
-    "d_mlp",
-    "act",
-    "loss",
-    "dtype",
-    "matmul_precision",
-    "warmup_steps",
-}
-OLD_FIELDS |= {"b1", "b2", "eps", "split_seed"}
-OLD_CONFIG = OLD_FIELDS | {"until_settled", "train_every", "eval_every"}
-OLD_RECORD = OLD_FIELDS | {
-    "seed",
-    "frac",
-    "wd",
-    "lr",
-    "n_train",
-    "split_hash",
-    "epochs",
-    "batch",
-    "status",
-    "last_epoch",
-}
-
-
-def test_a_directory_from_before_the_later_fields_resumes(tmp_path):
-    path = sweep(small(seeds=2, wd="1,0.1"), tmp_path / "runs", batch_runs=2)
-    assert set(json.loads((path / "config.json").read_text())) == OLD_CONFIG
-    manifest = json.loads((path / "manifest.json").read_text())
-    for number, record in manifest["runs"].items():
-        manifest["runs"][number] = {name: record[name] for name in OLD_RECORD}
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    arrays = curves(path)
-    axes = OLD_RECORD - {"split_seed", "split_hash", "epochs", "batch", "status", "last_epoch", "n_train"}
-    measured = {"train_loss", "test_loss", "train_acc", "test_acc", "epoch_train", "epoch_eval", "last_epoch", "ended"}
-    np.savez(path / "metrics.npz", **{name: arrays[name] for name in axes | measured})
-    results = jaxgrok.load(path)
-    assert [record.config for record in results.runs] == list(small().configs) * 4
-    assert results.varying == ["wd"]
-    assert [cell.name for cell in results.cells] == ["wd=1", "wd=0.1"]
-    again = sweep(small(seeds=4, wd="1,0.1", epochs=60), path, batch_runs=2)
-    straight = tmp_path / "straight"
-    for settings in ({"seeds": 2}, {"seeds": 4, "epochs": 60}):
-        sweep(small(wd="1,0.1", **settings), straight, batch_runs=2)
-    same_files(straight, again)
-
-
 @pytest.mark.parametrize("written", [["config.json"], ["config.json", "manifest.json"]])
 def test_a_sweep_killed_while_it_writes_its_first_files_starts_over(tmp_path, written):
     path = sweep(small(seeds=1, epochs=2), tmp_path / "runs")
     shutil.rmtree(path / "checkpoints" / "0000")
-    # The first manifest says that nothing has trained. Only then are missing curves made anew.
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["runs"]["0"] |= {"status": "waiting", "last_epoch": 0}
-    (path / "manifest.json").write_text(json.dumps(manifest))
     for name in {"config.json", "manifest.json", "metrics.npz"} - set(written):
         (path / name).unlink()
     again = sweep(small(seeds=1, epochs=2), path)
     same_files(again, sweep(small(seeds=1, epochs=2), tmp_path / "straight"))
-
-
-def test_a_sweep_killed_between_the_files_of_a_save_resumes(tmp_path):
-    path = sweep(small(seeds=2), tmp_path / "runs", batch_runs=2)
-    metrics = (path / "metrics.npz").read_bytes()
-    sweep(small(seeds=3, epochs=60), path, batch_runs=2)
-    # The longer sweep's manifest and checkpoints, with the curves of the shorter one.
-    (path / "metrics.npz").write_bytes(metrics)
-    assert len(jaxgrok.load(path).runs) == 3
-    sweep(small(seeds=3, epochs=60), path, batch_runs=2)
-    assert curves(path)["last_epoch"].tolist() == [60] * 3
 
 
 @pytest.mark.parametrize(
@@ -306,7 +236,7 @@ def test_eight_devices_give_the_same_as_one(tmp_path):
     subprocess.run([sys.executable, "-c", program, tmp_path / "eight", tmp_path / "fresh"], check=True, env=environment)
     eight = jaxgrok.load(tmp_path / "eight")
     assert len(eight.sessions[0]["devices"]) == 8
-    assert len(eight.batches["0"]["layouts"][0]["rows"]) == 16
+    assert len(eight.batches[0].last.rows) == 16
     one = jaxgrok.load(sweep(small(seeds=11, epochs=20), tmp_path / "one", batch_runs=16))
     for seed in range(11):
         # The same float64 sums in batches of another size.
@@ -327,18 +257,14 @@ def test_eight_devices_give_the_same_as_one(tmp_path):
         np.testing.assert_allclose(both[0].train_loss, both[1].train_loss, rtol=1e-9)
 
 
-def test_the_manifest_says_what_made_the_runs(tmp_path):
+def test_the_steps_say_what_made_the_runs(tmp_path):
     path = sweep(small(seeds=2), tmp_path / "runs")
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert {"jax", "optax", "flax", "jaxgrok", "python"} <= set(manifest["sessions"][0]["versions"])
-    hashes = [record["split_hash"] for record in manifest["runs"].values()]
-    assert len(set(hashes)) == 2
-    fixed = sweep(small(seeds=2, split_seed=4), tmp_path / "fixed")
-    assert (
-        len({record["split_hash"] for record in json.loads((fixed / "manifest.json").read_text())["runs"].values()})
-        == 1
-    )
-    assert all(record["status"] == "trained" for record in manifest["runs"].values())
+    results = jaxgrok.load(path)
+    assert {"jax", "optax", "flax", "jaxgrok", "python"} <= set(results.sessions[0]["versions"])
+    assert len({record.split_hash for record in results.runs}) == 2
+    fixed = jaxgrok.load(sweep(small(seeds=2, split_seed=4), tmp_path / "fixed"))
+    assert len({record.split_hash for record in fixed.runs}) == 1
+    assert all(record.status is Status.TRAINED for record in results.runs)
 
 
 def test_curves_on_a_cadence(tmp_path):
@@ -378,17 +304,6 @@ def test_a_smaller_command_trains_only_what_it_asks_for(tmp_path):
     # The first command, again, finds all of it.
     sweep(small(seeds=4, wd="1,0.1", epochs=400), path, batch_runs=2)
     assert curves(path)["last_epoch"].tolist() == [400] * 8
-
-
-def test_parameters_past_the_last_state_are_not_kept(tmp_path):
-    path = sweep(small(seeds=1), tmp_path / "runs")
-    files = jaxgrok.load(path).files
-    run, params = files.load_params(0, 40)
-    files.save_params(0, 41, run, jax.tree.map(lambda x: x + 1, params))
-    files.wait()
-    sweep(small(seeds=1, epochs=80), path)
-    results = jaxgrok.load(path)
-    assert 41 not in results.checkpoint_epochs(results.runs[0])
 
 
 def test_float64_without_x64_is_refused_before_anything_is_written(tmp_path):
@@ -431,172 +346,6 @@ def test_signal_handlers_are_given_back(tmp_path):
     sweep(small(seeds=1, epochs=2), tmp_path / "runs")
     assert signal.getsignal(signal.SIGINT) is before
     assert sweeping.SAVE_SECONDS == 60
-
-
-# --- what a crash or a copy leaves that does not fit together ---------------------------------------------------------
-
-
-def states(path):
-    """The names of the saved states of batch 0."""
-    return sorted(folder.name for folder in (path / "checkpoints" / "0000").glob("state-*"))
-
-
-@pytest.fixture
-def interrupted(tmp_path, monkeypatch, shipped):
-    """(the path of a sweep, a function that trains it on to a number of epochs and keeps metrics.npz as it was).
-
-    The older curves beside newer states are what a power loss leaves, or a copy of a directory that is being written.
-    """
-    monkeypatch.setattr(sweeping, "SAVE_SECONDS", np.inf)  # on a slow machine too, states are those of the ends alone
-    path = tmp_path / "runs"
-    sweep(small(seeds=2, epochs=20), path, batch_runs=2)
-
-    def train_past_the_curves(*lengths):
-        metrics = (path / "metrics.npz").read_bytes()
-        for epochs in lengths:
-            sweep(small(seeds=2, epochs=epochs), path, batch_runs=2)
-        (path / "metrics.npz").write_bytes(metrics)
-
-    return path, train_past_the_curves
-
-
-@pytest.mark.parametrize(
-    ("lengths", "left"),
-    [
-        ((40,), ["state-20-rows-2", "state-40-rows-2"]),  # the older state is one that the curves know
-        ((30, 40), ["state-30-rows-2", "state-40-rows-2"]),  # neither is, so that the batch starts over
-    ],
-)
-def test_a_state_ahead_of_its_curves_is_not_resumed_from(tmp_path, interrupted, lengths, left):
-    path, train_past_the_curves = interrupted
-    train_past_the_curves(*lengths)
-    assert states(path) == left
-    assert curves(path)["last_epoch"].tolist() == [20, 20]
-    sweep(small(seeds=2, epochs=60), path, batch_runs=2)
-    # Every curve is whole: a hole of NaN would read as a diverged run.
-    found = curves(path)
-    assert found["last_epoch"].tolist() == [60, 60]
-    for name in ("train_loss", "test_loss", "train_acc", "test_acc"):
-        assert np.isfinite(found[name]).all(), name
-    whole = tmp_path / "whole"
-    for epochs in (20, *lengths, 60):
-        sweep(small(seeds=2, epochs=epochs), whole, batch_runs=2)
-    same_files(whole, path)
-    assert all(jaxgrok.load(path).timing(record).outcome is not Outcome.DIVERGED for record in jaxgrok.load(path).runs)
-
-
-def test_states_of_a_longer_timeline_are_forgotten(interrupted):
-    path, train_past_the_curves = interrupted
-    train_past_the_curves(30, 40)
-    sweep(small(seeds=2, epochs=25), path, batch_runs=2)
-    assert states(path) == ["state-25-rows-2"]
-
-
-def test_a_run_that_the_state_no_longer_holds_has_ended(tmp_path, monkeypatch):
-    """A power loss between the curves that a run ended with and their saving, after the batch has halved."""
-    monkeypatch.setattr(events, "settled_epoch", lambda grokked: grokked)
-    settings = {"seeds": 2, "epochs": None, "until_settled": True, "max_epochs": 40}
-    settings = {name: value for name, value in {**SMALL, **settings}.items() if value is not None}
-    path = sweep(make_sweep({**settings, "max_epochs": 20}), tmp_path / "runs", batch_runs=2)
-    files, before = SweepFiles(path), curves(path)
-    assert not before["ended"].any()
-    saved = files.load_state(0, state_structure(), 20)
-    files.save_state(0, 20, np.array([0]), jax.tree.map(lambda x: x[:1], saved.state))
-    sweep(make_sweep(settings), path, batch_runs=2)
-    assert curves(path)["ended"].tolist() == [False, True]
-    assert curves(path)["last_epoch"].tolist() == [40, 20]
-
-
-def state_structure():
-    config = small().configs[0]
-    return jax.tree.structure(jax.eval_shape(make_program(config, 5).init, Run(config).hyper()))
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut short", "text"])
-def test_curves_that_are_missing_or_damaged_are_refused_and_nothing_is_changed(tmp_path, damage):
-    path = sweep(small(seeds=1, epochs=2), tmp_path / "runs")
-    metrics = path / "metrics.npz"
-    if damage == "missing":
-        metrics.unlink()
-    else:
-        metrics.write_bytes(metrics.read_bytes()[:300] if damage == "cut short" else b"mine")
-    before = contents(path)
-    with pytest.raises(BadInput) as caught:
-        sweep(small(seeds=1, epochs=4), path)
-    assert str(metrics) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert contents(path) == before
-
-
-def planted_in(part, change):
-    """A function that changes a part of manifest.json, found by its keys."""
-
-    def plant(manifest):
-        *keys, last = part
-        for key in keys:
-            manifest = manifest[key]
-        manifest[last] = change
-
-    return plant
-
-
-@pytest.mark.parametrize(
-    ("plant", "said"),
-    [
-        (planted_in(("batches", "0", "runs"), [0, 7]), "names the run 7, which does not exist"),
-        (planted_in(("batches", "0", "runs"), [0, -1]), "names the run -1, which does not exist"),
-        (planted_in(("batches", "0", "runs"), [0, 0]), "a run is in two batches"),
-        (planted_in(("batches", "0", "runs"), []), "of a batch"),
-        (planted_in(("batches", "0", "layouts"), {"from": 0}), "the layouts"),
-        (planted_in(("batches", "0", "layouts"), [{"from": 0, "rows": 3, "devices": 1}]), "a layout is"),
-        (planted_in(("batches", "0", "layouts"), [[0]]), "a manifest that sweep.py wrote"),
-        (planted_in(("batches",), [0]), "a manifest that sweep.py wrote"),
-        (planted_in(("runs", "1", "frac"), 0.4), "differ in their config or number of train examples|split_hash"),
-        (planted_in(("runs", "1", "seed"), 5), r"run 1 \(seed 5\) has split_hash"),
-        (planted_in(("runs", "1", "split_hash"), "0" * 12), r"run 1 \(seed 1\) has split_hash"),
-    ],
-)
-def test_a_manifest_that_contradicts_itself_is_refused_and_nothing_is_changed(tmp_path, plant, said):
-    path = sweep(small(seeds=2, epochs=2), tmp_path / "runs", batch_runs=2)
-    manifest = json.loads((path / "manifest.json").read_text())
-    plant(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    before = contents(path)
-    with pytest.raises(BadInput, match=said) as caught:
-        sweep(small(seeds=2, epochs=4), path, batch_runs=2)
-    assert str(path / "manifest.json") in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert contents(path) == before
-
-
-@pytest.mark.parametrize(
-    "rows", [lambda run: run + 1, lambda run: np.full_like(run, PADDING), lambda run: np.zeros_like(run)]
-)
-def test_a_state_of_other_runs_is_refused_by_name(tmp_path, rows):
-    path = sweep(small(seeds=2, epochs=2), tmp_path / "runs", batch_runs=2)
-    files = SweepFiles(path)
-    saved = files.load_state(0, state_structure(), 2)
-    shutil.rmtree(path / "checkpoints" / "0000" / "state-2-rows-2")
-    files.save_state(0, 2, rows(saved.run), saved.state)
-    with pytest.raises(BadInput, match=r"state-2-rows-2.*a state of runs among 0 1"):
-        sweep(small(seeds=2, epochs=4), path, batch_runs=2)
-
-
-def test_a_state_of_another_network_is_refused_by_name(tmp_path):
-    path, other = (sweep(small(seeds=1, epochs=2, d_mlp=width), tmp_path / str(width)) for width in (8, 9))
-    state = "checkpoints/0000/state-2-rows-1"
-    shutil.rmtree(path / state)
-    shutil.copytree(other / state, path / state)
-    with pytest.raises(BadInput, match=r"state-2-rows-1.*a state of this sweep's network"):
-        sweep(small(seeds=1, epochs=4), path)
-
-
-def test_a_state_of_more_than_a_thousand_arrays_comes_back_in_order(tmp_path):
-    leaves = [np.full(1, i) for i in range(1100)]
-    with SweepFiles(tmp_path / "runs").locked() as files:
-        files.save_state(0, 3, np.array([0]), leaves)
-        saved = files.load_state(0, jax.tree.structure(leaves), 3)
-    assert [int(leaf[0]) for leaf in saved.state] == list(range(1100))
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------

@@ -10,13 +10,12 @@ import pytest
 import jaxgrok
 from jaxgrok import figures
 from jaxgrok.stats import Arrival
-from jaxgrok.store.atomic import write_json
 from jaxgrok.store.curves import SweepCurves
 from jaxgrok.store.events import EVENTS, RestrictedLoss
-from jaxgrok.store.results import RunRecord, Status
-from jaxgrok.store.steps import SweepFiles
+from jaxgrok.store.results import RunRecord, Status, write_metrics
 from jaxgrok.tables import timing
 from jaxgrok.training.grid import make_sweep
+from tests import on_disk
 
 
 def plant(path, grokked_at, settings, length=12_000):
@@ -34,14 +33,8 @@ def plant(path, grokked_at, settings, length=12_000):
         curves.test_loss[number] = np.exp(np.interp(epochs, knots, np.log([4.8, 25, 24.9, 1e-6])))
         curves.train_loss[number] = np.exp(-curves.epoch_train / 300) + 1e-7
     curves.last_epoch[:] = length
-    files = SweepFiles(path)
-    path.mkdir()
-    write_json(files.config_json, {**sweep.fixed(), "eval_every": 10, "train_every": 10})
     records = [RunRecord(number, run, length, 0, Status.TRAINED, length) for number, run in enumerate(runs)]
-    session = {"versions": {"jaxgrok": "0", "jax": "1"}, "devices": ["cpu"], "platform": "cpu"}
-    manifest = {"sessions": [session], "batches": {}, "runs": {r.number: r.to_manifest() for r in records}}
-    write_json(files.manifest_json, manifest)
-    curves.save(files.metrics_npz, {})
+    on_disk.plant(path, {**sweep.fixed(), "eval_every": 10, "train_every": 10}, records, curves)
     return jaxgrok.load(path)
 
 
@@ -102,7 +95,8 @@ def test_what_needs_settled_runs_is_unknown_and_counted(planted):
 def test_most_runs_diverging_leaves_the_median_unreached(tmp_path):
     """They were censored as if they would have grokked: the median was that of the two survivors."""
     results = plant(tmp_path / "runs", [6000, 7000] * 4, {"seeds": 8})
-    results.sweep_curves.test_loss[2:, 300:] = np.nan
+    for record in results.runs[2:]:
+        results.curves_of(record).test_loss[300:] = np.nan
     (cell,) = results.cells
     assert cell.outcomes["diverged"] == 6
     assert str(timing.event_times(cell, "grokked").median) == "> 7,000 (2/8)"
@@ -112,12 +106,12 @@ def test_most_runs_diverging_leaves_the_median_unreached(tmp_path):
 
 def test_a_lost_run_is_counted_and_has_no_width(tmp_path):
     results = plant(tmp_path / "runs", [6000, 7000], {"seeds": 2})
-    results.sweep_curves.test_acc[1, -20:] = 0.1
+    results.curves_of(results.runs[1]).test_acc[-20:] = 0.1
     (cell,) = results.cells
     assert (cell.outcomes["grokked"], cell.outcomes["lost"]) == (1, 1)
     header, rows = timing.timings_table(results, results.cells)
     row = dict(zip(header, rows[1], strict=True))
-    lost_at = int(results.sweep_curves.epoch_eval[-20])
+    lost_at = int(results.curves_of(results.runs[1]).epoch_eval[-20])
     assert (row["outcome"], row["lost_after"], row["lost_by"]) == ("lost", lost_at - 10, lost_at)
     assert (row["grokked_by"], row["settled"], row["drop_width"]) == (7000, False, None)
     assert row["watched_after_grokking"] == 12_000 - 7000
@@ -129,7 +123,8 @@ def test_a_lost_run_is_counted_and_has_no_width(tmp_path):
 
 def test_a_test_loss_peak_at_epoch_zero_is_not_missing(tmp_path):
     results = plant(tmp_path / "runs", [6000], {"seeds": 1})
-    results.sweep_curves.test_loss[0] = np.linspace(5, 1e-6, len(results.sweep_curves.epoch_eval))
+    curves = results.curves_of(results.runs[0])
+    curves.test_loss[:] = np.linspace(5, 1e-6, len(curves.epoch_eval))
     (cell,) = results.cells
     assert timing.event_times(cell, "test_loss_peak").arrivals == {0: Arrival(0, True)}
     assert timing.stages(cell)["memorisation"] == (0, 0)
@@ -137,8 +132,8 @@ def test_a_test_loss_peak_at_epoch_zero_is_not_missing(tmp_path):
 
 def test_runs_that_never_memorised_are_left_out_of_the_delay_and_counted(tmp_path):
     results = plant(tmp_path / "runs", [6000, 7000], {"seeds": 2})
-    results.sweep_curves.train_acc[1] = 0
-    results.sweep_curves.test_acc[1] = 0
+    curves = results.curves_of(results.runs[1])
+    curves.train_acc[:] = curves.test_acc[:] = 0
     (cell,) = results.cells
     counts = {outcome: count for outcome, count in cell.outcomes.items() if count}
     assert counts == {"grokked": 1, "not memorised": 1}
@@ -169,7 +164,7 @@ def test_categories_are_compared_in_every_pair_and_p_values_are_adjusted(tmp_pat
 
 def test_figures_show_every_run_and_the_events(planted):
     cells = planted.cells
-    curves = [planted.sweep_curves.of_run(record.number) for record in cells[0].records]
+    curves = [planted.curves_of(record) for record in cells[0].records]
     figure = figures.curves_figure(cells[0], curves)
     loss, accuracy = figure.axes
     assert loss.get_yscale() == accuracy.get_xscale() == "log"
@@ -189,7 +184,7 @@ def test_figures_show_every_run_and_the_events(planted):
 def test_panels_keep_their_size_where_no_run_has_arrived(tmp_path):
     results = plant(tmp_path / "runs", [None] * 3, {"seeds": 3})
     (cell,) = results.cells
-    figure = figures.curves_figure(cell, [results.sweep_curves.of_run(record.number) for record in cell.records])
+    figure = figures.curves_figure(cell, [results.curves_of(record) for record in cell.records])
     figure.draw_without_rendering()
     assert [axes.get_position().height > 0.3 for axes in figure.axes] == [True, True]
     survival = figures.survival_figure([cell])
@@ -205,6 +200,7 @@ def test_figures_are_written_for_every_cell(planted):
 
 
 def test_metrics_load_in_one_line(planted):
+    write_metrics(planted)
     arrays = np.load(planted.path / "metrics.npz")
     assert arrays["train_loss"].shape == (16, 1200)
     assert arrays["test_acc"].shape == (16, len(arrays["epoch_eval"]))

@@ -2,18 +2,19 @@
 
 The key frequencies are found in each run's last checkpoint, and they hold for all its checkpoints.
 
-The measures of a checkpoint are written beside it as soon as they are known (`SweepFiles.save_measures`). So memory
-does not grow with the number of runs or checkpoints, and an interrupted analysis resumes. A network is measured again
-only if its run has trained on and its keys have changed, if another dtype is asked for, or if the saved measures are
-of another version (their `schema`, or their names).
+The measures of the networks in a step are written beside it as soon as they are known (`SweepFiles.save_measures`). So
+memory does not grow with the number of runs or checkpoints, and an interrupted analysis resumes. A network is measured
+again only if it is another one, if its run has trained on and its keys have changed, if another dtype is asked for, or
+if the saved measures are of another version (their `schema`, or their names).
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -24,22 +25,21 @@ from jaxgrok.config import BadInput
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import heads
 from jaxgrok.measures.subjects import (
-    FINISHED,
+    CIRCUITS,
     HEADS,
     MEASURABLE,
     Measures,
     Params,
     cast,
-    checkpoint_path,
     config_for_analysis,
     described,
     flatten,
     kind_of,
-    last_epoch_of,
-    missing_epoch,
-    substitution_line,
 )
-from jaxgrok.store.results import KEYS, Results, RunRecord, load, params_of
+from jaxgrok.store.integrity import digest_of, digest_of_content
+from jaxgrok.store.records import RunRecord, Status
+from jaxgrok.store.results import KEYS, NOT_MEASURES, Results, load
+from jaxgrok.store.steps import Damaged
 
 SAVE_SECONDS = 30  # between writes within one checkpoint of many runs: the most work that a killed process loses
 
@@ -85,8 +85,8 @@ def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatch
     """Measure, in this dtype, every network of a sweep directory that has no valid measures yet.
 
     Runs without measures for their kind of network are left out (see `left_out`). A sweep may be training in the
-    directory: only the checkpoints that the saved curves reach are measured, and `pending` describes the rest. If every
-    measure is there already, nothing is written.
+    directory: what it has saved is measured, and `pending` describes what is not measured yet. If every measure is
+    there already, nothing is written.
 
     Raises BadInput if there is no sweep in the directory, if no run of it can be measured, or if measures are missing
     and the directory cannot be written.
@@ -98,42 +98,27 @@ def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatch
     config_for_analysis(measurable[0].config, dtype)  # refuses the dtype before anything is read
     batches: dict[int, list[RunRecord]] = {}
     for record in measurable:
-        if record.batch is not None and last_epoch_of(results, record):
+        if record.batch is not None and results.checkpoint_epochs(record):
             batches.setdefault(record.batch, []).append(record)
     total = sum(len(results.checkpoint_epochs(record)) for records in batches.values() for record in records)
     if total:
         watch.started(total)
-    skipped = []
+    skipped = [
+        f"{damage.value} is damaged ({damage.why}): its runs are as they were before" for damage in results.damage
+    ]
+    pending = _pending(measurable)
     for number, records in batches.items():
         batch = _Batch(results, number, records, dtype)
         batch.analyze(watch)
         skipped += batch.skipped
-    return Analysis(load(run_dir), skipped, _pending(results, measurable))
+        pending += batch.pending
+    return Analysis(load(run_dir), skipped, pending)
 
 
-def _pending(results: Results, records: Sequence[RunRecord]) -> list[str]:
-    """A line about the runs that have no network to measure, and those that have newer checkpoints than curves.
-
-    A running sweep saves checkpoints at once, but the curves only once a minute or so. A checkpoint newer than the
-    curves may still be trained again, so it is not measured.
-    """
-    not_begun, ahead = 0, []
-    for record in records:
-        if record.status in FINISHED:
-            continue
-        saved = [] if record.batch is None else results.files.checkpoint_epochs(record.batch)
-        if saved and saved[-1] > last_epoch_of(results, record):
-            ahead.append(record)
-        elif not last_epoch_of(results, record):
-            not_begun += 1
-    parts = [f"{not_begun} have not begun"] if not_begun else []
-    if ahead:
-        epoch = min(last_epoch_of(results, record) for record in ahead)
-        parts.append(
-            f"{len(ahead)} have checkpoints that are newer than the saved curves, which reach epoch {epoch:,}; analyse "
-            "them once the sweep has saved its curves"
-        )
-    return [f"not measured yet: of {len(records)} runs, {', and '.join(parts)}"] if parts else []
+def _pending(records: Sequence[RunRecord]) -> list[str]:
+    """A line about the runs that have no network to measure."""
+    not_begun = sum(record.status is Status.WAITING for record in records)
+    return [f"not measured yet: of {len(records)} runs, {not_begun} have not begun"] if not_begun else []
 
 
 class _Measurer(NamedTuple):
@@ -159,74 +144,83 @@ class _Measurer(NamedTuple):
 
 
 class _Batch:
-    """The checkpoints of one batch while they are analysed. `skipped` collects lines on those that cannot be read."""
+    """The networks of one batch while they are analysed. `skipped` collects lines on those that cannot be read, and
+    `pending` on those whose step a running sweep has replaced."""
 
     def __init__(self, results: Results, number: int, records: list[RunRecord], dtype: str):
         self.results, self.files, self.number, self.dtype = results, results.files, number, dtype
-        self.records = records
+        self.records, self.batch = {record.number: record for record in records}, results.batches[number].current()
         self.config = config_for_analysis(records[0].config, dtype)
         self.skipped: list[str] = []
-        self._damaged: set[int] = set()
-        self._loaded: tuple[int, Any] | None = None  # the last checkpoint that was read
+        self.pending: list[str] = []
+        self._damaged: dict[int, Damaged] = {}
+        self._loaded: tuple[int, Params] | None = None  # the last step that was read
 
-    def load(self, epoch: int) -> tuple[np.ndarray, Params] | None:
-        """A checkpoint: the run of each row, and the stacked parameters. None if it is damaged."""
-        if epoch in self._damaged:
+    def load(self, step: int) -> Params | None:
+        """The parameters in a step, [network, ...]. None if they are damaged."""
+        if step in self._damaged:
             return None
-        if self._loaded is None or self._loaded[0] != epoch:
+        if self._loaded is None or self._loaded[0] != step:
             try:
-                self._loaded = epoch, self.files.load_params(self.number, epoch)
-            except BadInput:
-                self._damaged.add(epoch)
+                self._loaded = step, self.batch.params(step)
+            except Damaged as damage:
+                self._damaged[step] = damage
                 return None
         return self._loaded[1]
 
-    def params(self, record: RunRecord, epoch: int) -> Params:
-        """One run's parameters from a checkpoint that can be read."""
-        checkpoint = self.load(epoch)
-        assert checkpoint is not None
-        return cast(params_of(*checkpoint, record.number), self.dtype)
+    def network(self, step: int, index: int) -> Params:
+        """The parameters of one network of a step that can be read, as they were saved."""
+        params = self.load(step)
+        assert params is not None
+        return jax.tree.map(lambda leaf: leaf[index], params)
 
     def analyze(self, watch: AnalysisWatcher) -> None:
         """Measure every network that has no valid measures."""
-        last = self._last_epochs()
+        last = self._last_networks()
         if not last:
             return
         measurer = self._heads(last) if kind_of(self.config) is HEADS else self._circuits(last)
-        records = [record for record in self.records if record.number in last]
-        for epoch in sorted({epoch for record in records for epoch in self.results.checkpoint_epochs(record)}):
-            here = [record for record in records if epoch in self.results.checkpoint_epochs(record)]
-            self._analyze_checkpoint(epoch, here, measurer, watch)
+        before = self._superseded()
+        for step in self.batch.networks():
+            self._analyze_step(step, set(last), measurer, before, watch)
+        self._forget_superseded()
 
     # --- what holds for the whole batch -------------------------------------------------------------------------------
 
-    def _last_epochs(self) -> dict[int, int]:
-        """{run: the epoch of its last checkpoint that can be read}, without the runs that have none.
+    def _last_networks(self) -> dict[int, tuple[int, int]]:
+        """{run: (step, index)} of its last network that can be read, without the runs that have none.
 
         If that is not the run's last checkpoint, `skipped` says so.
         """
-        last: dict[int, int] = {}
-        instead: dict[tuple[int, str, int | None], list[RunRecord]] = {}  # (epoch, what is wrong, epoch used): runs
-        # Runs that end together share a checkpoint, which is then read once.
-        for record in sorted(self.records, key=lambda record: self.results.checkpoint_epochs(record)[-1:]):
-            epochs = self.results.checkpoint_epochs(record)
-            used = next((epoch for epoch in reversed(epochs) if self.load(epoch) is not None), None)
-            if used is not None:
-                last[record.number] = used
-            missing = missing_epoch(self.results, record)
-            if missing is not None:
-                instead.setdefault((missing, "missing", used), []).append(record)
-            elif epochs and used != epochs[-1]:
-                instead.setdefault((epochs[-1], "damaged", used), []).append(record)
-        self.skipped += [substitution_line(self.results, records, *what) for what, records in instead.items()]
+        last: dict[int, tuple[int, int]] = {}
+        for step, networks in reversed(self.batch.networks().items()):
+            here = [run for _, run in networks if run in self.records and run not in last]
+            if not here or self.load(step) is None:
+                continue
+            last |= {run: (step, index) for index, (_, run) in enumerate(networks) if run in here}
+        for step, damage in self._damaged.items():
+            runs = sorted({run for _, run in self.batch.networks()[step] if run in self.records})
+            self.skipped.append(self._substitution_line(damage, runs, last))
         return last
 
-    def _circuits(self, last: dict[int, int]) -> _Measurer:
+    def _substitution_line(self, damage: Damaged, runs: list[int], last: dict[int, tuple[int, int]]) -> str:
+        """The line on a damaged step with the last checkpoints of some runs, and on what is used instead of it."""
+        names = ("run " if len(runs) == 1 else "runs ") + " ".join(map(str, runs))
+        if not set(runs) & set(last):
+            return (
+                f"{damage.value} is damaged ({damage.why}), and {names} have no other checkpoint: they are not measured"
+            )
+        networks = self.batch.networks()
+        used = max(networks[step][index][0] for run, (step, index) in last.items() if run in runs)
+        keys = ", and their key frequencies are found in it" if kind_of(self.config) is CIRCUITS else ""
+        what = f"with the last checkpoint of {names}, is damaged ({damage.why})"
+        return f"{damage.value}, {what}: that of epoch {used:,} counts as the last{keys}"
+
+    def _circuits(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         keys: dict[int, np.ndarray] = {}
-        for record in sorted(self.records, key=lambda record: last.get(record.number, -1)):
-            if record.number in last:
-                params = self.params(record, last[record.number])
-                keys[record.number] = np.asarray(measures.find_keys(self.config, params))
+        for run, place in sorted(last.items(), key=lambda item: item[1]):
+            params = cast(self.network(*place), self.dtype)
+            keys[run] = np.asarray(measures.find_keys(self.config, params))
 
         def measure(record: RunRecord, params: Params) -> Measures:
             run = record.run
@@ -236,7 +230,7 @@ class _Batch:
 
         return self._measurer(measure, measures.SCHEMA, last, keys)
 
-    def _heads(self, last: dict[int, int]) -> _Measurer:
+    def _heads(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         sequences = heads.sequences(self.config)
 
         def measure(record: RunRecord, params: Params) -> Measures:
@@ -245,57 +239,113 @@ class _Batch:
         return self._measurer(measure, heads.SCHEMA, last, {})
 
     def _measurer(
-        self, measure: Callable[[RunRecord, Params], Measures], schema: int, last: dict[int, int], keys: dict
+        self,
+        measure: Callable[[RunRecord, Params], Measures],
+        schema: int,
+        last: dict[int, tuple[int, int]],
+        keys: dict[int, np.ndarray],
     ) -> _Measurer:
-        record = next(record for record in self.records if record.number in last)
-        shapes = jax.eval_shape(partial(measure, record), self.params(record, last[record.number]))
+        run, place = next(iter(last.items()))
+        params = cast(self.network(*place), self.dtype)
+        shapes = jax.eval_shape(partial(measure, self.records[run]), params)
         names = {name for name, x in flatten_dict(shapes, sep="/").items() if x is not None}
-        return _Measurer(measure, schema, {"run", "dtype", "schema", *names}, keys)
+        return _Measurer(measure, schema, NOT_MEASURES | names, keys)
 
-    # --- one checkpoint -----------------------------------------------------------------------------------------------
+    def _superseded(self) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+        """{(epoch, run): its measures} of the networks that were measured in steps that newer ones have replaced."""
+        found = {}
+        for step in self._superseded_steps():
+            found |= self._saved(step)
+        return found
 
-    def _analyze_checkpoint(
-        self, epoch: int, records: list[RunRecord], measurer: _Measurer, watch: AnalysisWatcher
+    def _superseded_steps(self) -> set[int]:
+        return set(self.files.measured_steps(self.number)) - set(self.batch.networks())
+
+    def _forget_superseded(self) -> None:
+        """Remove the measures that are beside other steps now. What cannot be deleted is left, and read by nobody.
+
+        If steps are damaged, their measures are kept until they are trained again.
+        """
+        for step in [] if self.batch.damage else self._superseded_steps():
+            with contextlib.suppress(OSError):
+                self.files.forget_measures(self.number, step)
+
+    def _saved(self, step: int) -> dict[tuple[int, int], dict[str, np.ndarray]]:
+        """{(epoch, run): its measures} of the networks that were measured in a step."""
+        saved = self.files.load_measures(self.number, step)
+        if saved is None or not {"run", "epoch"} <= set(saved):
+            return {}
+        networks = zip(saved["epoch"].tolist(), saved["run"].tolist())
+        return {network: {name: x[row] for name, x in saved.items()} for row, network in enumerate(networks)}
+
+    # --- one step -----------------------------------------------------------------------------------------------------
+
+    def _analyze_step(
+        self,
+        step: int,
+        runs: set[int],
+        measurer: _Measurer,
+        before: dict[tuple[int, int], dict[str, np.ndarray]],
+        watch: AnalysisWatcher,
     ) -> None:
-        saved = self.files.load_measures(self.number, epoch) or {"run": np.array([], np.int64)}
-        wanted, done = {record.number for record in records}, {}  # {run: {name: array}}
-        for row, run in enumerate(saved["run"]):
-            found = {name: x[row] for name, x in saved.items()}
-            if run in wanted and measurer.is_valid(run, found, self.dtype):
-                done[int(run)] = found
-        todo = [record for record in records if record.number not in done]
-        watch.advanced(0, len(records) - len(todo))
-        if not todo:
-            return
-        _check_writable(self.files.path)
-        if self.load(epoch) is None:
-            path = checkpoint_path(self.results, self.number, epoch)
-            self.skipped.append(f"{path} is damaged: {len(todo)} of its networks are not measured")
-            if len(saved["run"]) > len(done):  # no table may mix measures of different versions
-                self._save(epoch, records, done)
+        wanted = {network: i for i, network in enumerate(self.batch.networks()[step]) if network[1] in runs}
+        here, digest = self._saved(step), self.batch.digest_of_step(step)
+        done = {}
+        for network, index in wanted.items():
+            found = here.get(network, before.get(network))
+            if found is None or not measurer.is_valid(network[1], found, self.dtype):
+                continue
+            if found["step"] == digest or self._is_the_same(found, step, index):
+                done[network] = {**found, "step": np.array(digest)}
+        todo = [network for network in wanted if network not in done]
+        watch.advanced(0, len(done))
+        if todo:
+            _check_writable(self.files.path)
+        if todo and self.load(step) is None:
+            path = self.batch.steps.path(step)
+            if path.exists():
+                self.skipped.append(f"{path} is damaged: {len(todo)} of its networks are not measured")
+            else:
+                self.pending.append(
+                    f"not measured yet: {len(todo)} networks of {path}, which a newer step has replaced"
+                )
+            todo = []
+        if not todo and len(here) == len(done) and all(network in here for network in done):
             return
         written = time.monotonic()
         try:
-            for record in todo:
-                found = flatten(measurer.measure(record, self.params(record, epoch)))
+            for network in todo:
+                params = self.network(step, wanted[network])
+                found = flatten(measurer.measure(self.records[network[1]], cast(params, self.dtype)))
+                origin = {"step": np.array(digest), "network": np.array(_digest_of_network(params))}
                 version = {"dtype": np.array(self.dtype), "schema": np.int64(measurer.schema)}
-                done[record.number] = {"run": np.int64(record.number), **version, **found}
+                place = {"run": np.int64(network[1]), "epoch": np.int64(network[0])}
+                done[network] = {**place, **origin, **version, **found}
                 watch.advanced(1, 0)
                 if time.monotonic() - written > SAVE_SECONDS:
-                    self._save(epoch, records, done)
+                    self._save(step, wanted, done)
                     written = time.monotonic()
         finally:
-            if done:
-                self._save(epoch, records, done)
+            self._save(step, wanted, done)
 
-    def _save(self, epoch: int, records: list[RunRecord], done: dict[int, dict[str, np.ndarray]]) -> None:
-        rows = [done[record.number] for record in records if record.number in done]
+    def _is_the_same(self, found: dict[str, np.ndarray], step: int, index: int) -> bool:
+        """Whether measures of a network in a step that was replaced are of the network in this step."""
+        return self.load(step) is not None and found["network"] == _digest_of_network(self.network(step, index))
+
+    def _save(self, step: int, wanted: Iterable[tuple[int, int]], done: dict[tuple[int, int], dict]) -> None:
+        rows = [done[network] for network in wanted if network in done]
         names = rows[0] if rows else ()
-        stacked = {name: np.stack([row[name] for row in rows]) for name in names} or {"run": np.array([], np.int64)}
+        none = {name: np.array([], np.int64) for name in ("run", "epoch")}
+        stacked = {name: np.stack([row[name] for row in rows]) for name in names} or none
         try:
-            self.files.save_measures(self.number, epoch, stacked)
+            self.files.save_measures(self.number, step, stacked)
         except OSError as error:
             raise _not_writable(self.files.path, error.strerror or str(error)) from None
+
+
+def _digest_of_network(params: Params) -> str:
+    """The digest of one network's parameters."""
+    return digest_of_content({name: digest_of(leaf) for name, leaf in flatten(params).items()})
 
 
 def _check_writable(path: Path) -> None:

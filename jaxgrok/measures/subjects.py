@@ -19,7 +19,7 @@ from jaxgrok.config import BadInput, Config
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import fourier, heads
 from jaxgrok.nets import interop
-from jaxgrok.store.results import Cell, Results, RunRecord, Status
+from jaxgrok.store.results import Cell, Results
 
 Params = dict[str, Any]
 Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
@@ -33,7 +33,6 @@ class MeasureSet(StrEnum):
 
 
 CIRCUITS, HEADS = MeasureSet.CIRCUITS, MeasureSet.HEADS
-FINISHED = (Status.TRAINED, Status.ENDED)
 MEASURABLE = "induction, or a modular task with an MLP and residual factor 1"
 # The fields of a config that decide what is measured; all others are at their defaults, so that one compilation serves
 # all configs that differ in them alone.
@@ -162,8 +161,9 @@ def subject_of_run(results: Results, epoch: int | None = None, **coordinates: An
     params = last if epoch is None else results.params(epoch, run=record.number)
     split, about = _split_of(record.config, record.run.frac, record.seed, record.run.split_seed)
     about |= {"run": record.number, "epoch": last_epoch if epoch is None else epoch}
-    missing = missing_epoch(results, record)
-    lines = () if missing is None else (substitution_line(results, [record], missing, "missing", last_epoch),)
+    lines = tuple(
+        f"{damage.value} is damaged ({damage.why}): the run is as it was before" for damage in results.damage_of(record)
+    )
     return Subject(record.config, params, split, last, record.seed, about, lines)
 
 
@@ -211,36 +211,3 @@ def remarks(subject: Subject, measured: Measures) -> list[str]:
             doubt = "" if agrees else "; are these the split, fraction and task of that network?"
             lines.append(f"{part} loss {ours:.6e}, recorded in the file {recorded:.6e}{doubt}")
     return lines
-
-
-# --- the last checkpoint of a run -------------------------------------------------------------------------------------
-
-
-def last_epoch_of(results: Results, record: RunRecord) -> int:
-    return int(results.sweep_curves.last_epoch[record.number])
-
-
-def missing_epoch(results: Results, record: RunRecord) -> int | None:
-    """The epoch of a run's last checkpoint, if that is missing.
-
-    A run that has finished has a checkpoint at its last epoch. Where the last one of an unfinished run should be is not
-    known, since the directory does not say how often checkpoints are saved; but there is at least one.
-    """
-    last, saved = last_epoch_of(results, record), results.checkpoint_epochs(record)
-    finished = record.status in FINISHED and record.last_epoch == last
-    return last if not saved or (finished and last not in saved) else None
-
-
-def checkpoint_path(results: Results, batch: int | None, epoch: int) -> Path:
-    assert batch is not None  # a run with checkpoints is in a batch
-    return results.files.batch_dir(batch) / str(epoch)
-
-
-def substitution_line(results: Results, records: Sequence[RunRecord], epoch: int, state: str, used: int | None) -> str:
-    """The line on the last checkpoint of these runs, which is missing or damaged, and on what is used instead of it."""
-    runs = ("run " if len(records) == 1 else "runs ") + " ".join(str(record.number) for record in records)
-    path = checkpoint_path(results, records[0].batch, epoch)
-    if used is None:
-        return f"{path} is {state}, and {runs} have no other checkpoint: they are not measured"
-    keys = ", and their key frequencies are found in it" if kind_of(records[0].config) is CIRCUITS else ""
-    return f"{path}, the last checkpoint of {runs}, is {state}: that of epoch {used:,} counts as the last{keys}"

@@ -1,19 +1,47 @@
-"""Atomic writes of whole files: an interruption leaves the old file or the new one, never half of one."""
+"""Atomic, durable writes of whole files: an interruption leaves the old file or the new one, never half of one."""
 
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
+def sync(path: Path) -> None:
+    """Return once a file, or the list of names in a folder, is on the disk itself and would survive a power cut.
+
+    A file system that cannot say so is believed.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network mounts refuse to sync a folder
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` of everything below a folder, and of the folder itself, the innermost first."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent) / name)
+        sync(Path(parent))
+
+
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Replace a file atomically. `write` fills a temporary file beside it, which has the same suffix."""
-    # The process number keeps two analyses of one directory apart.
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # A name of its own keeps the processes of one directory apart, which may be on many machines.
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     try:
         write(temporary)
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

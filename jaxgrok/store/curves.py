@@ -1,9 +1,10 @@
-"""The curves of a sweep: losses and accuracies of every run over training.
+"""Curves: losses and accuracies over training.
 
-`SweepCurves` holds all runs as arrays [run, time] and is what metrics.npz stores. `RunCurves` is one run's part of
-it, up to the last epoch that the run has trained.
+`SweepCurves` holds those of several runs as arrays [run, time]: of a batch, while it trains, or of all runs of a sweep
+in metrics.npz. `RunCurves` is one run's part of it, up to the last epoch that the run has trained.
 """
 
+import copy
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -14,13 +15,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxgrok.config import BadInput
+from jaxgrok.nets.weight_files import check_sizes
 from jaxgrok.store.atomic import replace_file
 from jaxgrok.store.schedule import schedule
 
 CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
 PART_CURVES = ("test_answer_acc", "test_part_loss", "test_part_acc")
-# What numpy raises for a file that is damaged, cut short, or not its own.
-UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What numpy raises for a file that is damaged, cut short, or not its own. RuntimeError: it seems to be encrypted.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class RunCurves:
 
 
 class SweepCurves:
-    """The curves of every run of a sweep. Values that were not recorded are NaN.
+    """The curves of several runs, each in a row. Values that were not recorded are NaN.
 
     train_loss [R, epochs / train_every]; test_loss, train_acc, test_acc [R, evaluations]; last_epoch [R]: updates done;
     ended [R]: whether a run has settled or diverged and trains no further. In a sweep whose tasks have at most
@@ -116,12 +118,21 @@ class SweepCurves:
                     curve[runs, index, : values.shape[1]] = values
         self.last_epoch[runs] = epoch + steps
 
-    def rewind(self, runs: Int[np.ndarray, "live"], epoch: int) -> None:
-        """Forget what these runs recorded at or after an epoch."""
+    def _between(self, name: str, start: int, stop: int) -> slice:
+        epochs = self.epoch_train if name == "train_loss" else self.epoch_eval
+        return slice(*np.searchsorted(epochs, (start, stop)).tolist())
+
+    def between(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """{name: [R, time]}: a copy of what was recorded from one epoch to before another."""
+        return {name: getattr(self, name)[:, self._between(name, start, stop)].copy() for name in self.names}
+
+    def put(self, start: int, stop: int, recorded: dict[str, np.ndarray]) -> None:
+        """Take over what `between` gave. Raises ValueError if it does not fit these runs and epochs."""
         for name in self.names:
-            epochs = self.epoch_train if name == "train_loss" else self.epoch_eval
-            getattr(self, name)[np.ix_(runs, np.flatnonzero(epochs >= epoch))] = np.nan
-        self.last_epoch[runs] = epoch
+            here = getattr(self, name)[:, self._between(name, start, stop)]
+            if name not in recorded or recorded[name].shape != here.shape:
+                raise ValueError(f"the curve {name} does not fit")
+            here[:] = recorded[name]
 
     def of_run(self, run: int) -> RunCurves:
         """One run's curves up to its last epoch, as views of these arrays."""
@@ -136,6 +147,23 @@ class SweepCurves:
             **{name: getattr(self, name)[run, :evaluated] for name in evaluations},
         )
 
+    def of_rows(self, rows: list[int]) -> "SweepCurves":
+        """The curves of some of the runs."""
+        some = copy.copy(self)
+        for name in (*self.names, "last_epoch", "ended"):
+            setattr(some, name, getattr(self, name)[rows])
+        return some
+
+    def put_run(self, row: int, curves: RunCurves, ended: bool) -> None:
+        """Take over the curves of one run."""
+        for name in self.names:
+            recorded = getattr(curves, name)
+            if recorded is not None:
+                axis = "epoch_train" if name == "train_loss" else "epoch_eval"
+                at = np.searchsorted(getattr(self, axis), getattr(curves, axis))
+                getattr(self, name)[(row, at, *(slice(size) for size in recorded.shape[1:]))] = recorded
+        self.last_epoch[row], self.ended[row] = curves.last_epoch, ended
+
     def save(self, path: Path, coordinates: dict[str, np.ndarray]) -> None:
         """Replace metrics.npz atomically. coordinates: {axis: [R]}, stored beside the curves."""
         stored = (*self.names, "epoch_train", "epoch_eval", "last_epoch", "ended")
@@ -148,6 +176,7 @@ class SweepCurves:
         Raises BadInput, and names the file, if it is missing, damaged or not such a file.
         """
         try:
+            check_sizes(path)
             # Opened here, because np.load leaves a damaged file open.
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 self._take(stored)

@@ -2,8 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,83 +10,18 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxgrok.config import CONFIG_FIELDS, UNLIMITED, BadInput, Config, Run
+from jaxgrok.config import CONFIG_FIELDS, UNLIMITED, BadInput, Config
+from jaxgrok.store.batches import SavedBatch, curves_for
 from jaxgrok.store.curves import RunCurves, SweepCurves
 from jaxgrok.store.events import Outcome, RestrictedLoss, Timing, time_run
-from jaxgrok.store.steps import SweepFiles
+from jaxgrok.store.files import SweepFiles
+from jaxgrok.store.old import OldBatch
+from jaxgrok.store.records import RunRecord, Status, read_batches, read_records
+from jaxgrok.store.steps import Damaged
 from jaxgrok.tasks import Task, make_task
 
 KEYS = "key_frequencies/keys"  # the name of a run's keys among its measures
 AXES = ("task", "arch", "p", "frac", "wd", "lr")  # the coordinates that every table names beside the seed
-
-
-class Status(StrEnum):
-    """How far a run has come. ENDED: it settled or diverged, and trains no further."""
-
-    WAITING = "waiting"
-    TRAINING = "training"
-    TRAINED = "trained"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """One run of a sweep, as the manifest records it.
-
-    number: its number in the sweep, and its row in metrics.npz. epochs: how long it is planned to train. batch: the
-    batch it trains in, None before there is one. status, last_epoch: as of the last save.
-    """
-
-    number: int
-    run: Run
-    epochs: int
-    batch: int | None
-    status: Status
-    last_epoch: int
-    split_hash: str = ""
-
-    @property
-    def config(self) -> Config:
-        return self.run.config
-
-    @functools.cached_property
-    def task(self) -> Task:
-        return make_task(self.config)
-
-    @property
-    def seed(self) -> int:
-        return self.run.seed
-
-    @functools.cached_property
-    def coordinates(self) -> dict[str, Any]:
-        """Everything that tells the run from another, by the names used on disk, and its number as `run`."""
-        return {"run": self.number, "n_train": self.run.n_train, **self.run.coordinates()}
-
-    def to_manifest(self) -> dict[str, Any]:
-        """The record as the manifest stores it."""
-        more = {"split_hash": self.split_hash, "epochs": self.epochs, "batch": self.batch, "status": str(self.status)}
-        return {**self.run.coordinates(), **more, "last_epoch": self.last_epoch}
-
-    @classmethod
-    def from_manifest(cls, number: int, record: dict[str, Any]) -> "RunRecord":
-        """The record that `to_manifest` wrote. Raises KeyError, TypeError or ValueError (BadInput too) for another."""
-        whole = {name: record[name] for name in ("epochs", "last_epoch")}
-        if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in whole.values()):
-            raise ValueError(f"run {number}: {whole}")
-        run, batch, status = Run.from_coordinates(record), record["batch"], Status(record["status"])
-        return cls(number, run, whole["epochs"], batch, status, whole["last_epoch"], record.get("split_hash", ""))
-
-
-def read_records(files: SweepFiles, manifest: dict[str, Any]) -> list[RunRecord]:
-    """The runs of a manifest, in order of number. Raises BadInput, and names the manifest, for what no sweep wrote."""
-    try:
-        records = [RunRecord.from_manifest(int(number), record) for number, record in manifest["runs"].items()]
-        if [record.number for record in records] != list(range(len(records))):
-            raise ValueError("its runs are not numbered 0, 1, 2, ...")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        accepted = f"a manifest that sweep.py wrote ({type(error).__name__}: {error}). Restore it from a copy"
-        raise BadInput("manifest.json", str(files.manifest_json), accepted) from None
-    return records
 
 
 def text_of(name: str, value: Any) -> str:
@@ -139,7 +73,9 @@ class Cell:
 class Results:
     """A sweep directory, opened for reading; training may still be going on in it.
 
-    runs: a RunRecord of every run, in order of number. sweep_curves: the curves of all of them.
+    runs: a RunRecord of every run, in order of number, as of the last good save. batches: what is saved of each batch.
+    damage: what was found to be damaged; every run is as it was at the last good step before.
+    eval_every, train_every: epochs between evaluations, and between recorded train losses.
     """
 
     def __init__(self, path: str | Path):
@@ -147,25 +83,65 @@ class Results:
         if not self.files.exists():
             raise BadInput("run directory", str(path), "a directory that sweep.py made")
         manifest, config = self.files.read_manifest(), self.files.read_config()
-        self.sessions: list[dict[str, Any]] = manifest["sessions"]
-        self.batches: dict[str, Any] = manifest["batches"]
+        self.eval_every, self.train_every = config["eval_every"], config["train_every"]
         self.runs = read_records(self.files, manifest)
-        if not self.runs or not self.sessions:
+        if not self.runs:
             raise BadInput("run directory", str(path), "a directory of a sweep that has runs")
-        configs = {record.config for record in self.runs}
-        self.sweep_curves = SweepCurves(
-            len(self.runs),
-            max(record.epochs for record in self.runs),
-            config["eval_every"],
-            config["train_every"],
-            "float64" if any(config.needs_x64 for config in configs) else "float32",
-            max(len(make_task(config).parts) for config in configs),
-        )
-        self.sweep_curves.copy_from(self.files.metrics_npz)
+        self._curves: dict[int, SweepCurves] = {}
+        self._rows: dict[int, tuple[int, int]] = {}  # {run: (its batch, its row in the batch's curves)}
+        self.batches: dict[int, SavedBatch | OldBatch] = {}
+        if "version" in manifest:
+            self.batches.update(self._saved_batches(manifest))
+        else:
+            self.batches.update(self._old_batches(manifest))
+        for number, batch in self.batches.items():
+            self._curves[number] = batch.curves()
+            for row, record in enumerate(batch.records):
+                self.runs[record.number], self._rows[record.number] = record, (number, row)
+
+    def _saved_batches(self, manifest: dict[str, Any]) -> dict[int, SavedBatch]:
+        return {
+            number: SavedBatch(
+                self.files.steps(number), [self.runs[run] for run in runs], epochs, self.eval_every, self.train_every
+            )
+            for number, (runs, epochs) in read_batches(self.files, manifest, len(self.runs)).items()
+        }
+
+    def _old_batches(self, manifest: dict[str, Any]) -> dict[int, OldBatch]:
+        """The batches of a directory of version 0.1.0. What waits has none."""
+        configs, epochs = {record.config for record in self.runs}, [record.epochs for record in self.runs]
+        dtype = "float64" if any(config.needs_x64 for config in configs) else "float32"
+        n_parts = max(len(make_task(config).parts) for config in configs)
+        curves = SweepCurves(len(self.runs), max(epochs), self.eval_every, self.train_every, dtype, n_parts)
+        curves.copy_from(self.files.metrics_npz)
+        members: dict[int, list[RunRecord]] = {}
+        for i, record in enumerate(self.runs):
+            # The curves know best: the manifest of that version was written before them.
+            self.runs[i] = replace(record, last_epoch=int(curves.last_epoch[i]))
+            members.setdefault(-1 if record.batch is None else record.batch, []).append(self.runs[i])
+        sessions = manifest.get("sessions", [])
+        if not isinstance(sessions, list) or not sessions or not all(isinstance(x, dict) for x in sessions):
+            raise BadInput("run directory", str(self.path), "a directory of a sweep that has runs")
+        return {number: OldBatch(self.files.steps(number), of, curves, sessions) for number, of in members.items()}
 
     @property
     def path(self) -> Path:
         return self.files.path
+
+    @property
+    def damage(self) -> list[Damaged]:
+        return [damage for batch in self.batches.values() for damage in batch.damage]
+
+    def damage_of(self, record: RunRecord) -> list[Damaged]:
+        """What is damaged in the batch of a run."""
+        return [] if record.batch is None else self.batches[record.batch].damage
+
+    @functools.cached_property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Versions, devices and command of each session that trained here, oldest first."""
+        found = [session for batch in self.batches.values() for session in batch.sessions]
+        different = {str(session): session for session in found}.values()
+        return sorted(different, key=lambda session: str(session.get("started", "")))
 
     # --- runs and cells -----------------------------------------------------------------------------------------------
 
@@ -183,7 +159,7 @@ class Results:
         by_fields: dict[tuple, list[RunRecord]] = {}
         varying = self.varying
         for record in self.runs:
-            if self.sweep_curves.last_epoch[record.number]:
+            if record.last_epoch:
                 fields = tuple((name, record.coordinates[name]) for name in varying)
                 by_fields.setdefault(fields, []).append(record)
         return [
@@ -193,7 +169,7 @@ class Results:
     @property
     def not_begun(self) -> int:
         """How many runs have not begun."""
-        return int((self.sweep_curves.last_epoch == 0).sum())
+        return sum(record.last_epoch == 0 for record in self.runs)
 
     def select(self, **coordinates: Any) -> list[RunRecord]:
         """The runs with these coordinates, by the names used on disk; `weight_decay` is another name for `wd`.
@@ -226,7 +202,14 @@ class Results:
 
     def curves(self, **coordinates: Any) -> RunCurves:
         """One run's curves, by its coordinates."""
-        return self.sweep_curves.of_run(self.record(**coordinates).number)
+        return self.curves_of(self.record(**coordinates))
+
+    def curves_of(self, record: RunRecord) -> RunCurves:
+        """The curves of a run. They are empty if it has not begun."""
+        if record.number not in self._rows:
+            return curves_for(record.config, 1, 1, self.eval_every, self.train_every).of_run(0)
+        batch, row = self._rows[record.number]
+        return self._curves[batch].of_run(row)
 
     def part_curves(self, part: str | None = None, **coordinates: Any) -> dict[str, Any]:
         """One run's test curves by part: `epoch_eval` and `test_answer_acc` [evaluations], and under `test_part_loss`
@@ -238,7 +221,7 @@ class Results:
         names = record.task.parts
         if not names or part is not None:
             check_part(part, record.config)
-        curves = self.sweep_curves.of_run(record.number)
+        curves = self.curves_of(record)
         numbers = {name: i for i, name in enumerate(names) if part in (None, name)}
         by_part = {
             curve: {name: getattr(curves, curve)[:, i] for name, i in numbers.items()}
@@ -249,7 +232,7 @@ class Results:
     def timing(self, record: RunRecord) -> Timing:
         """The events of one run, with those of its circuits if all its checkpoints were analysed."""
         if record.number not in self._timings:
-            curves, restricted = self.sweep_curves.of_run(record.number), self._restricted.get(record.number)
+            curves, restricted = self.curves_of(record), self._restricted.get(record.number)
             self._timings[record.number] = time_run(
                 curves, record.task.criterion, unlimited=record.run.unlimited, restricted=restricted
             )
@@ -262,7 +245,7 @@ class Results:
     def part_timings(self, record: RunRecord) -> dict[str, Timing]:
         """{part: its events} of one run, for the parts that the loss counts (`Task.part_criterion`). `memorised` is the
         run's. A part of which the run's test set has no target is left out."""
-        task, curves = record.task, self.sweep_curves.of_run(record.number)
+        task, curves = record.task, self.curves_of(record)
         timings = {}
         for i, part in enumerate(task.parts[: task.counted]):
             of_part = curves.of_part(i)
@@ -275,19 +258,30 @@ class Results:
 
     def checkpoint_epochs(self, record: RunRecord) -> list[int]:
         """The epochs at which a run's parameters were saved."""
-        if record.batch is None:
-            return []
-        last = int(self.sweep_curves.last_epoch[record.number])
-        return [epoch for epoch in self._epochs_of_batch(record.batch) if epoch <= last]
-
-    def _epochs_of_batch(self, batch: int) -> list[int]:
-        if batch not in self._batch_epochs:
-            self._batch_epochs[batch] = self.files.checkpoint_epochs(batch)
-        return self._batch_epochs[batch]
+        return sorted(self._places[record.number])
 
     @functools.cached_property
-    def _batch_epochs(self) -> dict[int, list[int]]:
-        return {}
+    def _places(self) -> dict[int, dict[int, tuple[int, int]]]:
+        """{run: {epoch: (step, index)}}: where the parameters of a run are."""
+        places: dict[int, dict[int, tuple[int, int]]] = {record.number: {} for record in self.runs}
+        for batch in self.batches.values():
+            for step, networks in batch.networks().items():
+                for index, (epoch, run) in enumerate(networks):
+                    places[run][epoch] = step, index
+        return places
+
+    @functools.cached_property
+    def _load_params(self) -> Any:
+        def load(batch: int, step: int) -> dict[str, Any]:
+            return self.batches[batch].params(step)
+
+        return functools.lru_cache(maxsize=1)(load)
+
+    def network(self, record: RunRecord, epoch: int) -> dict[str, Any]:
+        """The parameters of a run at a saved epoch, as numpy. Raises Damaged, and names the step."""
+        assert record.batch is not None  # what was saved is in a batch
+        step, index = self._places[record.number][epoch]
+        return jax.tree.map(lambda leaf: leaf[index], self._load_params(record.batch, step))
 
     def params(self, epoch: int | None = None, **coordinates: Any) -> dict[str, Any]:
         """One run's parameters after `epoch` updates, as numpy; None means its last checkpoint.
@@ -301,7 +295,7 @@ class Results:
         epoch = epochs[-1] if epoch is None else epoch
         if epoch not in epochs:
             raise BadInput("epoch", epoch, "a saved one: " + " ".join(map(str, epochs)))
-        return params_of(*self.files.load_params(record.batch, epoch), record.number)
+        return self.network(record, epoch)
 
     # --- measures -----------------------------------------------------------------------------------------------------
 
@@ -316,12 +310,13 @@ class Results:
         """
         records = {record.number: record for record in self.runs if runs is None or record.number in runs}
         for batch in sorted({record.batch for record in records.values() if record.batch is not None}):
-            for epoch in self._epochs_of_batch(batch):
-                found = self.files.load_measures(batch, epoch, None if names is None else ("run", *names))
-                for row, run in enumerate([] if found is None else found["run"]):
-                    if found is not None and run in records and epoch <= self.sweep_curves.last_epoch[run]:
+            for step in self.batches[batch].networks():
+                found = self.files.load_measures(batch, step, None if names is None else ("run", "epoch", *names))
+                for row, run, epoch in _rows_of(found, step):
+                    if found is not None and run in records and epoch in self._places[run]:
                         # Copied: a view would keep the rows of all other runs in memory.
-                        yield records[run], epoch, {name: np.array(x[row]) for name, x in found.items()}
+                        measures = {name: np.array(x[row]) for name, x in found.items() if name != "epoch"}
+                        yield records[run], epoch, measures
 
     def last_analysed(self, records: list[RunRecord]) -> list[dict[str, Any]]:
         """{name: array} of each run's last analysed checkpoint, with its `epoch`, in the order of the records. A run
@@ -329,11 +324,12 @@ class Results:
         load = functools.lru_cache(maxsize=1)(self.files.load_measures)  # the runs of a batch mostly end together
         found = []
         for record in records:
-            for epoch in reversed(self.checkpoint_epochs(record)):
-                measures = None if record.batch is None else load(record.batch, epoch)
-                if measures is not None and record.number in measures["run"]:
-                    (row,) = (measures["run"] == record.number).nonzero()[0]
-                    found.append({**{name: np.array(x[row]) for name, x in measures.items()}, "epoch": epoch})
+            for epoch, (step, _) in sorted(self._places[record.number].items(), reverse=True):
+                measures = None if record.batch is None else load(record.batch, step)
+                here = [row for row, run, at in _rows_of(measures, step) if (run, at) == (record.number, epoch)]
+                if measures is not None and here:
+                    one = {name: np.array(x[here[0]]) for name, x in measures.items()}
+                    found.append({**one, "epoch": epoch})
                     break
         return found
 
@@ -382,16 +378,15 @@ class Results:
         return bool(self._restricted)
 
 
-NOT_MEASURES = {"run", "dtype", "schema"}  # what stands beside the measures of a checkpoint
+# What stands beside the measures of a network.
+NOT_MEASURES = {"run", "epoch", "dtype", "schema", "step", "network"}
 
 
-def params_of(rows: np.ndarray, stacked: Any, number: int) -> dict[str, Any]:
-    """One run's parameters out of a checkpoint's stacked ones [row, ...]. Raises BadInput if the run is not among
-    them."""
-    found = (rows == number).nonzero()[0]
-    if len(found) != 1:
-        raise BadInput("run", number, "one of the checkpoint's runs: " + " ".join(map(str, rows)))
-    return jax.tree.map(lambda leaf: leaf[found[0]], stacked)
+def _rows_of(measures: dict[str, np.ndarray] | None, step: int) -> Iterator[tuple[int, int, int]]:
+    """(row, run, epoch) of the networks in a file of measures. One of version 0.1.0 is of a single epoch."""
+    if measures is not None:
+        epochs = measures.get("epoch", np.full(len(measures["run"]), step))
+        yield from zip(range(len(epochs)), measures["run"].tolist(), epochs.tolist(), strict=True)
 
 
 def check_part(part: str | None, config: Config, label: str = "part") -> None:
@@ -404,3 +399,19 @@ def check_part(part: str | None, config: Config, label: str = "part") -> None:
 def load(run_dir: str | Path) -> Results:
     """Open a sweep directory for reading. Raises BadInput if there is none."""
     return Results(run_dir)
+
+
+def write_metrics(results: Results) -> None:
+    """Write metrics.npz: the curves of all runs, with a coordinate array per axis. What a run has not, or has without
+    limit, is NaN there."""
+    configs, epochs = {record.config for record in results.runs}, [record.epochs for record in results.runs]
+    dtype = "float64" if any(config.needs_x64 for config in configs) else "float32"
+    n_parts = max(len(make_task(config).parts) for config in configs)
+    longest = max([*epochs, *(record.last_epoch for record in results.runs)])
+    curves = SweepCurves(len(results.runs), longest, results.eval_every, results.train_every, dtype, n_parts)
+    for record in results.runs:
+        curves.put_run(record.number, results.curves_of(record), record.status is Status.ENDED)
+    rows = [{**record.run.coordinates(), "d_mlp": record.config.mlp_width} for record in results.runs]
+    axes = [axis for axis in rows[0] if axis != "split_seed"]
+    coordinates = {axis: np.array([np.nan if row[axis] is None else row[axis] for row in rows]) for axis in axes}
+    curves.save(results.files.metrics_npz, coordinates)

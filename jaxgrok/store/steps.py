@@ -1,270 +1,267 @@
-"""The files of a sweep directory, and how they are written so that an interruption loses nothing.
+"""The steps of one batch on disk: what it saved, each with its curves, parameters and state, committed together.
 
-    runs/NAME/config.json             the fields that hold for the whole sweep
-              manifest.json           runs, batches, layouts, versions, devices
-              metrics.npz             the curves [run, time], with a coordinate array per axis (store/curves.py)
-              checkpoints/B/E/        the parameters of batch B after E updates, one stacked pytree [row, ...] (orbax)
-              checkpoints/B/state-E-rows-N/   a full state of batch B, from which training resumes; the newest two are
-              kept analysis/B/E.npz        every measure of that checkpoint [row, ...]
+    checkpoints/B/E/            one step of batch B, saved after E updates (a step of orbax's CheckpointManager)
+                   /arrays      state: all that training resumes from; curves: [member, time] since the sealed step
+                                before; params: [network, ...] saved since then, in order of epoch
+                   /record      JSON: what the arrays are, whose, and their digests (`StepRecord`)
 
-Every checkpoint names the run of each of its rows (PADDING for a row that holds none), so a run is never found by its
-row.
-JSON and npz files are replaced atomically, in the order manifest, metrics, state: each needs only what stands before
-it.
+A state can never be ahead of its curves, because both are in one step. A step holds what was recorded since the last
+sealed step. Once that is much, the step is sealed: it is kept, and the next one begins where it ends. A step that is
+not sealed is removed once two newer ones are on disk. So a batch leaves few files, and a save costs no more than what
+was trained since the last sealed step.
+
+Sealed steps form a chain: each record names the digest of the record before it. What is read is checked against its
+digest. If a step is damaged, the batch is as it was at the last good step before it.
 """
 
 import contextlib
 import json
+import logging
+import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import Int
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgrok.config import BadInput
-from jaxgrok.store.atomic import replace_file
-from jaxgrok.store.curves import UNREADABLE
+from jaxgrok.config import MAX_EPOCHS, BadInput
+from jaxgrok.store.atomic import sync, sync_tree
+from jaxgrok.store.integrity import check_array, described, digest_of_content, with_digest, without_digest
 
 PADDING = -1  # the run of a row that only fills up its batch, or whose run has ended
-KEPT_STATES = 2  # so that one remains if the newest is damaged, or newer than the curves beside it
+KEPT_STEPS = 2  # so that one remains if the newest is damaged
+SEAL_BYTES = 64e6  # of curves and parameters since the last sealed step
+STATE, CURVES, PARAMS = "state", "curves", "params"
+ARRAYS, RECORD = "arrays", "record"  # orbax's names of the two items of a step
+JSON_FILE = "metadata"  # in which orbax keeps a JSON item
 
 
-class SavedState(NamedTuple):
-    """The full state of a batch: epoch (updates done), the run of each row, and the state's leaves as numpy [row,
-    ...]."""
+class Damaged(BadInput):
+    """A checkpoint that is missing, or is not what was written there. why: what was noticed."""
 
+    def __init__(self, path: Path, why: Exception | str):
+        if isinstance(why, Exception):
+            why = f"{type(why).__name__}: {why}".splitlines()[0][:200]
+        accepted = f"a whole checkpoint; this one is damaged ({why}). The command that made the sweep trains it again"
+        super().__init__("checkpoint", str(path), accepted)
+        self.why = why
+
+    @property
+    def said(self) -> str:
+        """Which checkpoint it is, and what was noticed."""
+        return f"{self.value} is damaged ({self.why})"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step says of itself.
+
+    start: the epoch of the sealed step before, where the curves and parameters of this one begin; 0 if there is none.
+    epoch: updates done. parent: the digest of that step's record, or "". sealed: whether the step is kept.
+    members: the runs of the batch. identities: of each, the digest of its coordinates. split_hashes: of each, twelve
+    digits of its examples. last_epoch, ended: of each, the updates done, and whether it trains no further.
+    rows: the run that each row of the state holds. devices: over how many they were spread.
+    saved: ((epoch, run), ...) of each network among the parameters.
+    session: versions, devices and the command. arrays: {item: {name: dtype, shape and digest}}.
+    """
+
+    start: int
     epoch: int
-    run: Int[np.ndarray, "rows"]
-    state: Any
-
-
-class SweepFiles:
-    """The files of one sweep directory."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._saver: ocp.StandardCheckpointer | None = None
-
-    @property
-    def config_json(self) -> Path:
-        return self.path / "config.json"
+    parent: str
+    sealed: bool
+    members: list[int]
+    identities: list[str]
+    split_hashes: list[str]
+    last_epoch: list[int]
+    ended: list[bool]
+    rows: list[int]
+    devices: int
+    saved: list[tuple[int, int]]
+    session: dict[str, Any]
+    arrays: dict[str, dict[str, Any]]
 
     @property
-    def manifest_json(self) -> Path:
-        return self.path / "manifest.json"
+    def digest(self) -> str:
+        return digest_of_content(self.to_json())
 
-    @property
-    def metrics_npz(self) -> Path:
-        return self.path / "metrics.npz"
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "StepRecord":
+        """The record that `to_json` wrote. Raises TypeError, KeyError or ValueError for anything else."""
+        record = cls(**{**content, "saved": [(epoch, run) for epoch, run in content["saved"]]})
+        lengths = {len(record.members), len(record.identities), len(record.split_hashes)}
+        if lengths | {len(record.last_epoch), len(record.ended)} != {len(record.members)}:
+            raise ValueError("its lists are of different lengths")
+        return record
 
-    def _exists(self, path: Path) -> bool:
+
+class Step(NamedTuple):
+    """What is saved at once: the record without its arrays' digests, and the arrays by item and name."""
+
+    record: StepRecord
+    arrays: dict[str, dict[str, np.ndarray]]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep orbax from warning, at every save, of a file that it is about to write."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+class BatchSteps:
+    """The steps of one batch, in its folder. One process writes; any may read."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder.absolute()
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def epochs(self) -> list[int]:
+        """The epochs at which there is a step, in order. It may be damaged."""
+        names = [entry.name for entry in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d{0,7}", name))
+
+    def path(self, epoch: int) -> Path:
+        return self.folder / str(epoch)
+
+    def damaged(self, epoch: int, why: Exception | str) -> Damaged:
+        """The complaint about a step."""
+        return Damaged(self.path(epoch), why)
+
+    def record(self, epoch: int) -> StepRecord:
+        """What a step says of itself. Raises Damaged, and names the step, if that is not what was written."""
         try:
-            return path.exists()
-        except OSError as error:
-            raise BadInput("out", str(self.path), f"a directory name ({error.strerror})") from None
+            content = without_digest(json.loads((self.path(epoch) / RECORD / JSON_FILE).read_bytes()))
+            record = StepRecord.from_json(content)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self.damaged(epoch, error) from None
+        if record.epoch != epoch:
+            raise self.damaged(epoch, f"it is a copy of the step {record.epoch}")
+        if epoch > MAX_EPOCHS:  # its curves would fill the memory
+            raise self.damaged(epoch, f"no run trains more than {MAX_EPOCHS:,} epochs")
+        return record
 
-    def exists(self) -> bool:
-        """Whether a sweep was begun here."""
-        return self._exists(self.config_json) and self._exists(self.manifest_json)
-
-    def holds_something_else(self) -> bool:
-        """Whether the path is taken by anything but a sweep, or the beginnings of one."""
-        ours = re.compile(r"\.lock|checkpoints|config\.json|(config|manifest)\.\d+\.tmp\.json")
-        if not self._exists(self.path):
-            return False
-        if not self.path.is_dir() or any(not ours.fullmatch(entry.name) for entry in self.path.iterdir()):
-            return True
-        return self.checkpoints.exists() and any(self.checkpoints.iterdir())
-
-    def _read(self, file: Path, keys: Sequence[str]) -> dict[str, Any]:
-        try:
-            content = json.loads(file.read_text())
-            if not isinstance(content, dict) or not all(key in content for key in keys):
-                raise ValueError(f"{file.name} lacks {' or '.join(keys)}")
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise BadInput("out", str(self.path), f"a directory that sweep.py made ({file.name}: {error})") from None
-        return content
-
-    def read_config(self) -> dict[str, Any]:
-        config = self._read(self.config_json, ("eval_every", "train_every"))
-        for name in ("eval_every", "train_every"):
-            if not isinstance(config[name], int) or config[name] < 1:
-                raise BadInput("out", str(self.path), f"a directory that sweep.py made (config.json: {name})")
-        return config
-
-    def read_manifest(self) -> dict[str, Any]:
-        return self._read(self.manifest_json, ("sessions", "batches", "runs"))
-
-    # --- one writer ---------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator["SweepFiles"]:
-        """Hold the directory for one writer, and wait at the end until everything is on disk. Reading needs no lock.
-
-        Raises BadInput if the directory cannot be written, or if another process holds it.
-        """
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput("out", str(self.path), f"a directory that can be written ({error.strerror})") from None
-        with self._lock():
-            for pattern in ("*/*.orbax-checkpoint-tmp*", "*/removed-*"):
-                for torn in self.checkpoints.glob(pattern):
-                    shutil.rmtree(torn, ignore_errors=True)
+    def records(self) -> tuple[dict[int, StepRecord], list[Damaged]]:
+        """({epoch: record} of the steps whose record is whole, in order of epoch; the others)."""
+        found, damage = {}, []
+        for epoch in self.epochs():
             try:
-                yield self
-            finally:
-                self.wait()
+                found[epoch] = self.record(epoch)
+            except Damaged as error:
+                damage.append(error)
+        return found, damage
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        file = self.path / ".lock"
-        lock: filelock.BaseFileLock = filelock.FileLock(file)
+    def load(self, record: StepRecord, *items: str) -> dict[str, dict[str, np.ndarray]]:
+        """{item: {name: array}} of a step. Raises Damaged, and names the step, if an array is not what was written."""
+        wanted = {f"{item}/{name}": what for item in items for name, what in record.arrays[item].items()}
         try:
-            try:
-                lock.acquire(timeout=0)
-            except NotImplementedError:
-                # A file system without locks, as some network mounts are. The file's existence is the lock there; a
-                # killed process leaves it behind.
-                lock = filelock.SoftFileLock(file.with_name(".lock-held"))
-                lock.acquire(timeout=0)
-        except filelock.Timeout:
-            accepted = "a directory that no other running sweep is writing"
-            if isinstance(lock, filelock.SoftFileLock):
-                accepted += f"; if none is, remove {lock.lock_file}"
-            raise BadInput("out", str(self.path), accepted) from None
-        except OSError as error:
-            raise BadInput("out", str(self.path), f"a directory that can be written ({error.strerror})") from None
-        try:
-            yield
-        finally:
-            lock.release()
+            arrays = self._read(record.epoch, {name: what for name, what in wanted.items() if 0 not in what["shape"]})
+            for name, what in wanted.items():
+                if 0 in what["shape"]:  # orbax stores no array without values
+                    arrays[name] = np.empty(what["shape"], what["dtype"])
+                check_array(name, arrays[name], what)
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged step makes orbax and tensorstore raise nearly anything
+            raise self.damaged(record.epoch, error) from None
+        return {item: {name: arrays[f"{item}/{name}"] for name in record.arrays[item]} for item in items}
 
-    # --- measures -----------------------------------------------------------------------------------------------------
+    def _read(self, epoch: int, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        folder: Any = self.path(epoch) / ARRAYS  # orbax asks for a path of etils, and takes any
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            stored: dict[str, Any] = dict(flatten_dict(reader.metadata(folder).tree, sep="/"))
+            for name, what in wanted.items():  # before anything of that size is allocated
+                if list(stored[name].shape) != what["shape"]:
+                    raise ValueError(f"{name} has the shape {list(stored[name].shape)}")
+            if not wanted:
+                return {}
+            target = unflatten_dict(dict.fromkeys(wanted, 0), sep="/")
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+            args = ocp.args.PyTreeRestore(item=target, restore_args=as_numpy, partial_restore=True)
+            restored: dict[str, Any] = dict(flatten_dict(reader.restore(folder, args=args), sep="/"))
+            return restored
 
-    def _measures_npz(self, batch: int, epoch: int) -> Path:
-        return self.path / "analysis" / f"{batch:04d}" / f"{epoch}.npz"
+    # --- writing ------------------------------------------------------------------------------------------------------
 
-    def save_measures(self, batch: int, epoch: int, measures: dict[str, Any]) -> None:
-        """Replace the measures of one checkpoint atomically: {name: array [row, ...]}, with the `run` of each row."""
-        path = self._measures_npz(batch, epoch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda temporary: np.savez(temporary, **measures))
+    def save(self, step: Step) -> StepRecord:
+        """Write a step, and return once it is on disk for good. Then what it supersedes is removed.
 
-    def load_measures(self, batch: int, epoch: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
-        """What `save_measures` wrote, or the named measures of it. None if nothing was saved, or if it is damaged."""
-        try:
-            # Opened here, because np.load leaves a damaged file open.
-            with open(self._measures_npz(batch, epoch), "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                wanted = arrays.files if names is None else names
-                return {name: arrays[name] for name in wanted if name in arrays}
-        except UNREADABLE:
-            return None
-
-    # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def batch_dir(self, batch: int) -> Path:
-        return self.checkpoints / f"{batch:04d}"
-
-    def _save(self, path: Path, tree: Any) -> None:
-        if path.exists():
-            return
-        if self._saver is None:
-            self._saver = ocp.StandardCheckpointer()
-        self._saver.save(path.absolute(), tree)
-
-    def wait(self) -> None:
-        """Return once everything saved is on disk."""
-        if self._saver is not None:
-            self._saver.wait_until_finished()
-
-    @staticmethod
-    def _restore(path: Path, *names: str) -> dict[str, Any]:
-        """The pytree of a checkpoint, as numpy. Raises BadInput, and names the checkpoint, if it is damaged."""
-        try:
-            with ocp.PyTreeCheckpointer() as reader:
-                tree = reader.metadata(path.absolute()).item_metadata.tree
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                restored = reader.restore(path.absolute(), restore_args=as_numpy)
-            if not isinstance(restored, dict) or not {"run", *names} <= set(restored):
-                raise ValueError(f"it lacks run or {' or '.join(names)}")
-        except Exception as error:  # a damaged checkpoint makes orbax and tensorstore raise nearly anything
-            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            accepted = f"a whole checkpoint; this one is damaged ({what}). Remove it and run the same command again"
-            raise BadInput("checkpoint", str(path), accepted) from None
-        return restored
-
-    @staticmethod
-    def _remove(folder: Path) -> None:
-        """Remove a checkpoint. It is renamed first, so that a half-removed one is never taken for a whole one."""
-        shutil.rmtree(folder.rename(folder.with_name(f"removed-{folder.name}")))
-
-    def forget_params_after(self, batch: int, epoch: int) -> None:
-        """Remove the parameters of later epochs."""
-        for later in self.checkpoint_epochs(batch):
-            if later > epoch:
-                self._remove(self.batch_dir(batch) / str(later))
-
-    def save_params(self, batch: int, epoch: int, run: Int[np.ndarray, "rows"], params: Any) -> None:
-        """Write stacked parameters [row, ...] and the run of each row in the background. An existing one is kept."""
-        self._save(self.batch_dir(batch) / str(epoch), {"run": np.asarray(run, np.int64), "params": params})
-
-    def load_params(self, batch: int, epoch: int) -> tuple[Int[np.ndarray, "rows"], dict[str, Any]]:
-        """(the run of each row, the stacked parameters as numpy)."""
-        tree = self._restore(self.batch_dir(batch) / str(epoch), "params")
-        return tree["run"], tree["params"]
-
-    def checkpoint_epochs(self, batch: int) -> list[int]:
-        """The epochs whose parameters were saved, in order."""
-        folder = self.batch_dir(batch)
-        return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()) if folder.exists() else []
-
-    def save_state(self, batch: int, epoch: int, run: Int[np.ndarray, "rows"], state: Any) -> None:
-        """Write a full state, and remove all but the newest KEPT_STATES once it is on disk."""
-        leaves = {f"{i:03d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
-        path = self.batch_dir(batch) / f"state-{epoch}-rows-{len(run)}"
-        self._save(path, {"run": np.asarray(run, np.int64), "leaves": leaves})
-        self.wait()
-        for _, older in self._states(batch)[:-KEPT_STATES]:
-            self._remove(older)
-
-    def _states(self, batch: int) -> list[tuple[int, Path]]:
-        """(epoch, path) of each full state, oldest first. After a halving of the batch, the halved state is the
-        newer."""
-        folder, found = self.batch_dir(batch), []
-        for path in folder.glob("state-*") if folder.exists() else ():
-            if match := re.fullmatch(r"state-(\d+)-rows-(\d+)", path.name):
-                found.append((int(match[1]), -int(match[2]), path))
-        return [(epoch, path) for epoch, _, path in sorted(found)]
-
-    def load_state(self, batch: int, structure: Any, newest: int) -> SavedState | None:
-        """The newest full state that is not past the epoch `newest`, in the given tree structure; None if there is
-        none.
-
-        A state past the curves beside it is left alone: resuming from it would leave a hole in them.
+        Returns the record with the arrays' digests. Raises whatever the file system or orbax raises.
         """
-        usable = [(epoch, path) for epoch, path in self._states(batch) if epoch <= newest]
-        if not usable:
-            return None
-        epoch, path = usable[-1]
-        tree = self._restore(path, "leaves")
-        leaves = [tree["leaves"][key] for key in sorted(tree["leaves"], key=int)]
-        if len(leaves) != structure.num_leaves:
-            raise BadInput("checkpoint", str(path), f"a state of {structure.num_leaves} arrays, not {len(leaves)}")
-        return SavedState(epoch, tree["run"], jax.tree.unflatten(structure, leaves))
+        record = replace(step.record, arrays={item: described(arrays) for item, arrays in step.arrays.items()})
+        self.folder.mkdir(exist_ok=True)  # not its parents: if they have vanished, they are not made anew
+        if self.path(record.epoch).exists():
+            self.remove(record.epoch)
+        whole = {f"{item}/{name}": array for item, arrays in step.arrays.items() for name, array in arrays.items()}
+        tree = unflatten_dict({name: array for name, array in whole.items() if array.size}, sep="/")
+        items = {ARRAYS: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(with_digest(record.to_json()))}
+        with _quiet(), self._manager() as manager:
+            manager.save(record.epoch, args=ocp.args.Composite(**items), force=True)
+        sync_tree(self.path(record.epoch))
+        sync(self.folder)
+        self._forget_superseded()
+        return record
 
-    def forget_states_after(self, batch: int, epoch: int) -> None:
-        """Remove the full states of later epochs."""
-        for later, path in self._states(batch):
+    def _manager(self) -> ocp.CheckpointManager:
+        # Every process writes batches of its own, so none waits for another.
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"process{process}"
+        )
+        options = ocp.CheckpointManagerOptions(
+            create=False, enable_async_checkpointing=False, multiprocessing_options=alone
+        )
+        return ocp.CheckpointManager(self.folder, options=options, item_names=(ARRAYS, RECORD))
+
+    def _forget_superseded(self) -> None:
+        """Remove the steps that are neither sealed nor among the newest."""
+        for epoch in self.epochs()[:-KEPT_STEPS]:
+            try:
+                if self.record(epoch).sealed:
+                    continue
+            except Damaged:
+                continue  # it is kept for whoever wants to see what happened to it
+            self.remove(epoch)
+
+    def forget_after(self, epoch: int) -> None:
+        """Remove the steps later than an epoch: they are trained again."""
+        for later in self.epochs():
             if later > epoch:
-                self._remove(path)
+                self.remove(later)
+
+    def remove(self, epoch: int) -> None:
+        """Remove a step. It is renamed first, so that a half-removed step is never taken for a whole one.
+
+        What cannot be deleted is left, and tried again by `clean`: a network mount keeps files that are still open.
+        """
+        aside = self.folder / f"removed-{epoch}-{uuid.uuid4().hex[:8]}"
+        self.path(epoch).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def withdraw(self, epoch: int) -> None:
+        """Remove a step that orbax has written into folders it made anew, and those folders."""
+        shutil.rmtree(self.path(epoch), ignore_errors=True)
+        self.clean()
+        with contextlib.suppress(OSError):
+            os.removedirs(self.folder)  # upwards, for as long as they are empty
+
+    def clean(self) -> None:
+        """Remove what interrupted saves and removals have left, as far as that is possible."""
+        for pattern in ("*.orbax-checkpoint-tmp*", "removed-*"):
+            for torn in self.folder.glob(pattern):
+                shutil.rmtree(torn, ignore_errors=True)

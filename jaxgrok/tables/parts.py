@@ -111,7 +111,7 @@ def parts_table(results: Results, of_parts: Sequence[Parts]) -> Table:
     for parts in of_parts:
         for record, timings, curves in zip(parts.cell.records, parts.timings, parts.curves, strict=True):
             run = [record.number, record.seed, *values_of(record, (*AXES, "n_train", *more))]
-            last_epoch = int(results.sweep_curves.last_epoch[record.number])
+            last_epoch = record.last_epoch
             for part, loss in curves["test_part_loss"].items():
                 timing = timings.get(part)
                 events = {} if timing is None else timing.events

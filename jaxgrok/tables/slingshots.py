@@ -163,13 +163,13 @@ class CellSlingshots:
 
 def slingshots_of_cells(results: Results) -> list[CellSlingshots]:
     """The slingshots of every run that has begun. Raises BadInput if none has, or if not every epoch was recorded."""
-    if results.sweep_curves.train_every > 1:
-        raise BadInput("train_every", results.sweep_curves.train_every, "1: a train loss for every epoch")
+    if results.train_every > 1:
+        raise BadInput("train_every", results.train_every, "1: a train loss for every epoch")
     found = []
     for cell in results.cells:
         of_runs = []
         for record in cell.records:
-            curves = results.sweep_curves.of_run(record.number)
+            curves = results.curves_of(record)
             examples = step_examples(record.config, record.run.n_train) * record.task.n_counted
             of_runs.append(slingshots_of(curves.epoch_train, curves.train_loss, examples))
         found.append(CellSlingshots(cell, of_runs))

@@ -15,10 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.store.batches import SavedBatch
 from jaxgrok.store.schedule import schedule
-from jaxgrok.store.steps import PADDING, SavedState
+from jaxgrok.store.steps import PADDING, StepRecord
 from jaxgrok.tasks import make_task
-from jaxgrok.training.layout import Devices, Plan, RowLayout
+from jaxgrok.training.layout import Devices, Plan, split_hash
 from jaxgrok.training.plan import block_of
 from jaxgrok.training.run import Scores, TrainState, cycle_of, make_program
 
@@ -63,80 +64,97 @@ class Interval(NamedTuple):
     """An interval of training that was dispatched; the arrays are on the devices, and may not be computed yet.
 
     epoch: the interval's first. train_loss, train_acc: entries past `steps` are NaN. evaluation: of the test examples
-    before the interval, or None if none is due there.
+    before the interval, or None if none is due there. Each is a list with an entry per group of rows.
     """
 
     epoch: int
     steps: int
-    train_loss: Float[Array, "rows max_steps"]
-    train_acc: Float[Array, "rows max_steps"]
-    evaluation: Scores | None
+    train_loss: list[Float[Array, "rows max_steps"]]
+    train_acc: list[Float[Array, "rows max_steps"]]
+    evaluation: list[Scores] | None
+
+
+@dataclass
+class Group:
+    """Rows that pass through the program at once: all rows of a batch, or a part of them where memory is short."""
+
+    rows: slice
+    train: Any
+    test: Any
+    hyper: Any
+    state: Any = None
 
 
 def _padded(members: Sequence[int], size: int) -> Int[np.ndarray, "size"]:
-    return np.array([*members, *[PADDING] * (size - len(members))])
+    return np.array([*members, *[PADDING] * (size - len(members))], np.int64)
 
 
-def _rows_for(count: int, devices: int) -> int:
-    """The fewest rows that hold so many runs and divide evenly over the devices."""
-    return -(-count // devices) * devices
+def joined(groups: Sequence[Any]) -> Any:
+    """One pytree of numpy arrays [row, ...], copied from those of the groups."""
+    return jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *groups)
 
 
 class LiveBatch:
     """One batch on the devices: which run each row holds, the rows' data and numbers, and their state.
 
-    It resumes from the newest saved state that is not past the epoch `newest`, or starts over if there is none. What
-    was saved later than that is removed, because those epochs are trained again.
+    It resumes from the last good step of what is saved, or starts over if there is none. groups: how many groups of
+    rows train in turn; more than one where the memory does not hold them all.
 
-    Raises BadInput, and names the file, if the state is damaged or not one of this batch.
+    Raises BadInput, and names the step, if its state is not one of this batch.
     """
 
-    def __init__(self, plan: Plan, number: int, newest: int):
-        self.plan, self.number, self.batch = plan, number, plan.batches[number]
+    def __init__(self, plan: Plan, number: int, saved: SavedBatch, groups: int = 1):
+        self.plan, self.number, self.batch, self.n_groups = plan, number, plan.batches[number], groups
         self.task = make_task(self.batch.config)
         self.compiled = compiled(self.batch.config, plan.eval_every, plan.devices)
         self.evaluations = set(schedule(self.batch.epochs, plan.eval_every))
         self.checkpoints = set(plan.checkpoints(self.batch))
         self._marks = np.array(sorted(self.evaluations | self.checkpoints))
         self.cycle = cycle_of(self.batch.config, self.batch.n_train)
-        blank = jax.eval_shape(make_program(self.batch.config, plan.eval_every).init, Run(self.batch.config).hyper())
-        saved = plan.files.load_state(number, jax.tree.structure(blank), newest)
-        if saved is None:
+        self.split_hashes = [split_hash(plan.records[run].run) for run in self.batch.runs]
+        if saved.last is None:
             self.epoch, self.run = 0, _padded(self.batch.runs, self._rows_for(len(self.batch.runs)))
             self._place()
-            self.state = self._initial_state()
+            for group in self.groups:
+                group.state = self._initial_state(group)
         else:
-            self._check(saved, blank)
-            self._resume(saved)
-        plan.files.forget_states_after(number, self.epoch)
-        plan.files.forget_params_after(number, self.epoch)
-        layouts = plan.planned[number].layouts
-        layouts[:] = [layout for layout in layouts if layout.epoch < self.epoch]
-        self._note_layout()
+            self._resume(saved, saved.last)
 
     def _rows_for(self, count: int) -> int:
-        return _rows_for(count, len(self.plan.devices))
+        """The fewest rows that hold so many runs and divide evenly over groups and devices."""
+        even = len(self.plan.devices) * self.n_groups
+        return -(-count // even) * even
 
-    def _check(self, saved: SavedState, blank: TrainState) -> None:
-        """Raise BadInput, and name the state, if it is not one of this batch."""
-        held = saved.run[saved.run != PADDING].tolist()
-        if not held or len(set(held)) != len(held) or not set(held) <= set(self.batch.runs):
-            self._refuse(saved, f"a state of runs among {' '.join(map(str, self.batch.runs))}, once each")
-        for leaf, one in zip(jax.tree.leaves(saved.state), jax.tree.leaves(blank), strict=True):
-            if leaf.shape != (len(saved.run), *one.shape) or leaf.dtype != one.dtype:
-                self._refuse(saved, f"a state of this sweep's network, not with {leaf.dtype} {list(leaf.shape)}")
-
-    def _refuse(self, saved: SavedState, accepted: str) -> None:
-        path = self.plan.files.batch_dir(self.number) / f"state-{saved.epoch}-rows-{len(saved.run)}"
-        raise BadInput("checkpoint", str(path), f"{accepted}. Remove it and run the same command again")
-
-    def _resume(self, saved: SavedState) -> None:
+    def _resume(self, saved: SavedBatch, last: StepRecord) -> None:
+        leaves = saved.state(last)
+        self._check(saved, last, leaves)
         # The number of devices may have changed since the state was saved, and with it the number of rows.
-        rows = self._rows_for(len(saved.run))
-        keep = np.r_[np.arange(len(saved.run)), np.zeros(rows - len(saved.run), int)]
-        self.epoch, self.run = saved.epoch, _padded(saved.run.tolist(), rows)
+        rows = self._rows_for(len(last.rows))
+        keep = np.r_[np.arange(len(last.rows)), np.zeros(rows - len(last.rows), int)]
+        self.epoch, self.run = last.epoch, _padded(last.rows, rows)
         self._place()
-        self.state = self._on_devices(jax.tree.map(lambda leaf: leaf[keep], saved.state))
+        self._put_state(jax.tree.unflatten(self._structure(), [leaf[keep] for leaf in leaves]))
+
+    def _blank(self) -> TrainState:
+        program = make_program(self.batch.config, self.plan.eval_every)
+        return jax.eval_shape(program.init, Run(self.batch.config).hyper())
+
+    def _structure(self) -> Any:
+        return jax.tree.structure(self._blank())
+
+    def _check(self, saved: SavedBatch, last: StepRecord, leaves: list[np.ndarray]) -> None:
+        """Raise BadInput, and name the step, if its state is not one of this batch."""
+        path, shapes = str(saved.steps.path(last.epoch)), jax.tree.leaves(self._blank())
+        held = [run for run in last.rows if run != PADDING]
+        if len(set(held)) != len(held) or not set(held) <= set(self.batch.runs):
+            raise BadInput(
+                "checkpoint", path, f"a state of runs among {' '.join(map(str, self.batch.runs))}, once each"
+            )
+        found = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        if found != [((len(last.rows), *one.shape), one.dtype) for one in shapes]:
+            raise BadInput("checkpoint", path, "a state of this sweep's network; this one is of another")
+        if last.split_hashes != self.split_hashes:
+            raise BadInput("checkpoint", path, "a state that was trained on these runs' examples; this one was not")
 
     def _on_devices(self, rows: Any) -> Any:
         """A pytree [row, ...], spread over the devices."""
@@ -146,30 +164,32 @@ class LiveBatch:
         """One pytree per row, stacked to [row, ...] on the devices."""
         return self._on_devices(jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
 
-    def _runs(self) -> list[Run]:
-        """The run of each row. A padding row repeats the batch's first run."""
+    def _runs(self, rows: slice) -> list[Run]:
+        """The run of each of these rows. A padding row repeats the batch's first run."""
         first = self.batch.runs[0]
-        return [self.plan.records[first if run == PADDING else run].run for run in self.run.tolist()]
+        return [self.plan.records[first if run == PADDING else run].run for run in self.run[rows].tolist()]
 
     def _place(self) -> None:
         """Put the rows' data and numbers on the devices."""
-        runs = self._runs()
-        splits = [self.task.split(run.size, run.seed, run.split_seed) for run in runs]
-        self.train, self.test = (self._stacked(part) for part in zip(*splits))
-        self.hyper = self._stacked([run.hyper() for run in runs])
+        size = len(self.run) // self.n_groups
+        self.groups = []
+        for start in range(0, len(self.run), size):
+            runs = self._runs(slice(start, start + size))
+            splits = [self.task.split(run.size, run.seed, run.split_seed) for run in runs]
+            train, test = (self._stacked(part) for part in zip(*splits))
+            hyper = self._stacked([run.hyper() for run in runs])
+            self.groups.append(Group(slice(start, start + size), train, test, hyper))
 
-    def _initial_state(self) -> TrainState:
+    def _put_state(self, state: Any) -> None:
+        """Put a state [row, ...] on the devices."""
+        for group in self.groups:
+            group.state = self._on_devices(jax.tree.map(lambda leaf, rows=group.rows: leaf[rows], state))
+
+    def _initial_state(self, group: Group) -> TrainState:
         if self.plan.weights is None:
-            return self.compiled.init(self.hyper)
-        weights = [self.plan.weights(self.batch.config, run.seed) for run in self._runs()]
-        return self.compiled.start(self._stacked(weights), self.hyper)
-
-    def _note_layout(self) -> None:
-        layouts = self.plan.planned[self.number].layouts
-        rows = tuple(None if run == PADDING else run for run in self.run.tolist())
-        devices = len(self.plan.devices)
-        if not layouts or (layouts[-1].rows, layouts[-1].devices) != (rows, devices):
-            layouts.append(RowLayout(self.epoch, rows, devices))
+            return self.compiled.init(group.hyper)
+        weights = [self.plan.weights(self.batch.config, run.seed) for run in self._runs(group.rows)]
+        return self.compiled.start(self._stacked(weights), group.hyper)
 
     @property
     def live_rows(self) -> Int[np.ndarray, "live"]:
@@ -191,19 +211,37 @@ class LiveBatch:
         return self.epoch >= self.batch.epochs or not len(self.live_rows)
 
     @property
+    def _shape(self) -> tuple[int, int | None]:
+        return len(self.run) // self.n_groups, self.batch.n_train
+
+    @property
     def is_compiled(self) -> bool:
         """Whether this process has trained a batch of the same shape before."""
-        return (len(self.run), self.batch.n_train) in self.compiled.shapes
+        return self._shape in self.compiled.shapes
 
     def advance(self) -> Interval:
         """Dispatch the interval from here to the next evaluation or checkpoint."""
-        epoch = self.epoch
+        epoch, losses, accuracies, evaluations = self.epoch, [], [], []
         steps = int(self._marks[np.searchsorted(self._marks, epoch, side="right")]) - epoch
-        evaluation = self.compiled.evaluate(self.state.params, self.test) if epoch in self.evaluations else None
-        self.state, loss, accuracy = self.compiled.advance(self.state, self.train, self.hyper, steps)
-        self.compiled.shapes.add((len(self.run), self.batch.n_train))
+        for group in self.groups:
+            if epoch in self.evaluations:
+                evaluations.append(self.compiled.evaluate(group.state.params, group.test))
+            group.state, loss, accuracy = self.compiled.advance(group.state, group.train, group.hyper, steps)
+            losses.append(loss)
+            accuracies.append(accuracy)
+        self.compiled.shapes.add(self._shape)
         self.epoch += steps
-        return Interval(epoch, steps, loss, accuracy, evaluation)
+        return Interval(epoch, steps, losses, accuracies, evaluations or None)
+
+    def params(self) -> Any:
+        """The parameters of the live rows, copied to the host."""
+        live = self.live_rows
+        return jax.tree.map(lambda leaf: leaf[live], joined([group.state.params for group in self.groups]))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """{name: leaf [row, ...]} of the state, copied to the host."""
+        leaves = jax.tree.leaves(joined([group.state for group in self.groups]))
+        return {f"{i:03d}": leaf for i, leaf in enumerate(leaves)}
 
     def drop(self, runs: Sequence[int]) -> None:
         """Turn the rows of ended runs into padding rows, and halve the batch for as long as half the rows would do."""
@@ -213,7 +251,7 @@ class LiveBatch:
             size = half
         if size < len(self.run):
             keep = np.r_[live, np.full(size - len(live), live[0])]
+            state = jax.tree.map(lambda leaf: leaf[keep], joined([group.state for group in self.groups]))
             self.run = _padded(self.live_runs.tolist(), size)
             self._place()
-            self.state = self._on_devices(jax.tree.map(lambda leaf: leaf[keep], self.state))
-        self._note_layout()
+            self._put_state(state)

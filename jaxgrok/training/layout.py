@@ -16,54 +16,28 @@ import jax
 
 from jaxgrok.config import CONFIG_FIELDS, LATER, BadInput, Config, Run
 from jaxgrok.nets import interop
-from jaxgrok.store.results import RunRecord, Status, read_records
+from jaxgrok.store.batches import SavedBatch
+from jaxgrok.store.files import Shard, SweepFiles
+from jaxgrok.store.records import RunRecord, Status, read_batches, read_records
 from jaxgrok.store.schedule import default_checkpoint_every, default_eval_every, schedule
-from jaxgrok.store.steps import SweepFiles
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import Sweep
-from jaxgrok.training.plan import Batch, check_memory, make_batches
+from jaxgrok.training.plan import Batch, check_disk, check_memory, make_batches
 from jaxgrok.training.run import Params, make_program
 
 Devices = tuple[Any, ...]  # of jax.Device, to which jaxlib gives no type
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """Which run each row of a batch holds from an epoch on (None for a padding row), over how many devices."""
-
-    epoch: int
-    rows: tuple[int | None, ...]
-    devices: int
-
-    def to_manifest(self) -> dict[str, Any]:
-        return {"from": self.epoch, "rows": list(self.rows), "devices": self.devices}
-
-    @classmethod
-    def from_manifest(cls, layout: dict[str, Any]) -> "RowLayout":
-        """The layout that `to_manifest` wrote. Raises KeyError, TypeError or ValueError for anything else."""
-        epoch, rows, devices = layout["from"], layout["rows"], layout["devices"]
-        if not isinstance(rows, list) or not all(isinstance(x, int) for x in (epoch, devices)):
-            raise ValueError(f"a layout is {layout}")
-        return cls(epoch, tuple(rows), devices)
-
-
-@dataclass(frozen=True)
 class PlannedBatch:
-    """A batch of a plan.
-
-    batch: its runs, and how long they train.
-    layouts: the layouts it has had, oldest first. Training extends the list.
-    asked: whether the command asks for any of its runs.
-    """
+    """A batch of a plan. asked: whether the command asks for any of its runs."""
 
     batch: Batch
-    layouts: list[RowLayout]
     asked: bool
 
     def to_manifest(self) -> dict[str, Any]:
         """The batch as the manifest stores it."""
-        layouts = [layout.to_manifest() for layout in self.layouts]
-        return {"runs": list(self.batch.runs), "epochs": self.batch.epochs, "layouts": layouts}
+        return {"runs": list(self.batch.runs), "epochs": self.batch.epochs}
 
 
 @dataclass(frozen=True)
@@ -74,6 +48,7 @@ class Plan:
         command has asked of it; its status and last epoch are those of the last save.
     planned: {number: batch} of the batches that have begun and of the new ones.
     weights: (config, seed) -> the parameters a run starts from; None means that the network draws them.
+    shard: the part of the sweep that is trained here; None means all of it.
     """
 
     sweep: Sweep
@@ -83,6 +58,7 @@ class Plan:
     eval_every: int
     devices: Devices
     weights: Callable[[Config, int], Params] | None
+    shard: Shard | None = None
 
     @functools.cached_property
     def batches(self) -> dict[int, Batch]:
@@ -90,8 +66,22 @@ class Plan:
 
     @functools.cached_property
     def todo(self) -> tuple[int, ...]:
-        """The numbers of the batches that the command asks for."""
-        return tuple(sorted(number for number, planned in self.planned.items() if planned.asked))
+        """The numbers of the batches that the command asks for; of a shard, every n-th of all batches."""
+        asked = sorted(number for number, planned in self.planned.items() if planned.asked)
+        return tuple(asked if self.shard is None else [n for n in asked if n % self.shard.count == self.shard.index])
+
+    def saved(self, number: int) -> SavedBatch:
+        """What is on disk of a batch."""
+        batch = self.batches[number]
+        records = [replace(self.records[run], epochs=batch.epochs) for run in batch.runs]
+        return SavedBatch(self.files.steps(number), records, batch.epochs, self.eval_every, self.sweep.train_every)
+
+    def write(self) -> None:
+        """Write the manifest, and the config of a new sweep."""
+        if not self.files.exists():
+            self.files.write_config({**self.sweep.fixed(), "eval_every": self.eval_every})
+        runs = {record.number: record.to_manifest() for record in self.records}
+        self.files.write_manifest(runs, {number: of.to_manifest() for number, of in sorted(self.planned.items())})
 
     def checkpoints(self, batch: Batch) -> list[int]:
         """The epochs at which this batch's parameters are saved: denser early, then every 1 %, and the last."""
@@ -100,8 +90,10 @@ class Plan:
         return [*schedule(batch.epochs, every, self.eval_every), batch.epochs]
 
     def check(self) -> None:
-        """Raises BadInput if what is to be trained does not fit into memory, or if the given weights do not fit it."""
+        """Raises BadInput if what is to be trained does not fit into memory or on the disk, or if the given weights do
+        not fit it."""
         check_memory([self.batches[number] for number in self.todo], self.devices)
+        check_disk(self)
         if self.weights is not None:
             for config in self.sweep.configs:
                 self.weights(config, self.sweep.seeds[0])
@@ -112,17 +104,24 @@ def prepare(
     out: str | Path | None = None,
     batch_runs: int | None = None,
     devices: Sequence[Any] | None = None,
+    shard: Shard | None = None,
 ) -> Plan:
     """The plan of a sweep. Writes nothing.
 
-    out, batch_runs, devices: as for `sweep`. Raises BadInput for what cannot be trained, or not in that directory. A
-    run that does not fit into memory has a plan all the same, which says so; `Plan.check` refuses it.
+    out, batch_runs, devices, shard: as for `sweep`. Raises BadInput for what cannot be trained, or not in that
+    directory. A run that does not fit into memory has a plan all the same, which says so; `Plan.check` refuses it.
     """
     files = SweepFiles(Path("runs") / sweep.default_name() if out is None else out)
-    return plan_in(files, sweep, batch_runs, devices)
+    return plan_in(files, sweep, batch_runs, devices, shard)
 
 
-def plan_in(files: SweepFiles, sweep: Sweep, batch_runs: int | None, devices: Sequence[Any] | None) -> Plan:
+def plan_in(
+    files: SweepFiles,
+    sweep: Sweep,
+    batch_runs: int | None,
+    devices: Sequence[Any] | None,
+    shard: Shard | None = None,
+) -> Plan:
     """The plan of a sweep in an opened directory. See `prepare`."""
     devices = tuple(jax.local_devices() if devices is None else devices)
     wanted = {run: sweep.planned_epochs(run) for run in sweep.runs()}
@@ -133,20 +132,29 @@ def plan_in(files: SweepFiles, sweep: Sweep, batch_runs: int | None, devices: Se
     known, begun = [], {}
     if files.exists():
         _refuse_changes(sweep, files)
-        eval_every, manifest = files.read_config()["eval_every"], files.read_manifest()
-        known = read_records(files, manifest)
-        begun = _read_batches(files, manifest, known)
+        config, manifest = files.read_config(), files.read_manifest()
+        eval_every, known = config["eval_every"], read_records(files, manifest)
+        begun = _read_batches(files, manifest, known, shard)
     elif files.holds_something_else():
         raise BadInput("out", str(files.path), "a new or empty directory, or one that a sweep made")
     records = merge_records(known, wanted)
     goals = {record.number: wanted[record.run] for record in records if record.run in wanted}
-    planned = lay_out(begun, records, goals, devices, batch_runs)
-    return Plan(sweep, files, _in_batches(records, planned), planned, eval_every, devices, weights)
+    planned = lay_out(begun, records, goals, devices, batch_runs, 1 if shard is None else shard.count)
+    plan = Plan(sweep, files, _in_batches(records, planned), planned, eval_every, devices, weights, shard)
+    for number in begun:
+        for record in plan.saved(number).records:
+            plan.records[record.number] = replace(record, epochs=plan.records[record.number].epochs)
+    return plan
 
 
 def _refuse_changes(sweep: Sweep, files: SweepFiles) -> None:
     """Raise BadInput if the directory holds a sweep that this one cannot extend."""
     old = files.read_config()
+    if "version" not in files.read_manifest():
+        accepted = (
+            "a directory of this version; this one was made by version 0.1.0, opens for reading, and is not extended"
+        )
+        raise BadInput("out", str(files.path), accepted)
     unsaid = {"init": None, **{name: CONFIG_FIELDS[name].default for name in LATER}}
     for name, value in {**unsaid, **sweep.fixed(), "eval_every": sweep.eval_every}.items():
         before = old.get(name, unsaid.get(name))
@@ -187,24 +195,6 @@ def split_hash(run: Run) -> str:
     return hashlib.sha256(listed.tokens.tobytes() + listed.targets.tobytes()).hexdigest()[:12]
 
 
-def with_split_hashes(plan: Plan) -> list[RunRecord]:
-    """The records of a plan, each with the hash of its split.
-
-    Raises BadInput, and names the run, if the manifest recorded another hash: its curves are of other examples.
-    """
-    out = []
-    for record in plan.records:
-        found = split_hash(record.run)
-        if record.split_hash not in ("", found):
-            accepted = (
-                f"a manifest whose run {record.number} (seed {record.seed}) has split_hash {found}, as its coordinates "
-                f"give it; this one says {record.split_hash!r}. Restore it from a copy"
-            )
-            raise BadInput("manifest.json", str(plan.files.manifest_json), accepted)
-        out.append(replace(record, split_hash=found))
-    return out
-
-
 # --- the second step: which runs train together -----------------------------------------------------------------------
 
 
@@ -214,6 +204,7 @@ def lay_out(
     goals: Mapping[int, int],
     devices: Devices,
     batch_runs: int | None,
+    shards: int = 1,
 ) -> dict[int, PlannedBatch]:
     """{number: batch} of the batches that have begun, and of new ones for the runs that are in none.
 
@@ -225,39 +216,29 @@ def lay_out(
         batch = of_batch.batch
         asked = [goals[run] for run in batch.runs if run in goals]
         length = max(asked, default=batch.epochs)
-        planned[number] = PlannedBatch(replace(batch, epochs=length), of_batch.layouts, bool(asked))
+        planned[number] = PlannedBatch(replace(batch, epochs=length), bool(asked))
     placed = {run for of_batch in planned.values() for run in of_batch.batch.runs}
     waiting = {number: records[number].run for number in goals if number not in placed}
-    new = make_batches(waiting, dict(goals), devices, batch_runs)
+    new = make_batches(waiting, dict(goals), devices, batch_runs, shards)
     first = max(planned, default=-1) + 1
-    return planned | {number: PlannedBatch(batch, [], asked=True) for number, batch in enumerate(new, first)}
+    return planned | {number: PlannedBatch(batch, asked=True) for number, batch in enumerate(new, first)}
 
 
-def _read_batches(files: SweepFiles, manifest: dict[str, Any], records: list[RunRecord]) -> dict[int, PlannedBatch]:
-    """The batches of a manifest that have begun, none of them asked for yet.
+def _read_batches(
+    files: SweepFiles, manifest: dict[str, Any], records: list[RunRecord], shard: Shard | None
+) -> dict[int, PlannedBatch]:
+    """The batches of a manifest that keep their members, none of them asked for yet: those that have begun, and for a
+    shard all, because another shard may be about to begin them.
 
     Raises BadInput, and names the manifest, if its batches contradict its runs.
     """
-    try:
-        found = {int(number): _read_batch(batch, records) for number, batch in manifest["batches"].items()}
-        members = [run for of_batch in found.values() for run in of_batch.batch.runs]
-        if len(set(members)) != len(members):
-            raise ValueError("a run is in two batches")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        accepted = f"a manifest that sweep.py wrote ({type(error).__name__}: {error}). Restore it from a copy"
-        raise BadInput("manifest.json", str(files.manifest_json), accepted) from None
-    return {number: of_batch for number, of_batch in found.items() if files.batch_dir(number).exists()}
-
-
-def _read_batch(batch: dict[str, Any], records: list[RunRecord]) -> PlannedBatch:
-    runs, epochs, layouts = batch["runs"], batch["epochs"], batch["layouts"]
-    if not isinstance(layouts, list) or not isinstance(epochs, int):
-        raise ValueError(f"a batch has the epochs {epochs!r} and the layouts {layouts!r}")
-    for run in runs:
-        if not isinstance(run, int) or not 0 <= run < len(records):
-            raise ValueError(f"a batch names the run {run!r}, which does not exist")
-    shapes = {(records[run].config, records[run].run.n_train) for run in runs}
-    if len(shapes) != 1:
-        raise ValueError(f"the runs {runs} of a batch differ in their config or number of train examples")
-    ((config, n_train),) = shapes
-    return PlannedBatch(Batch(tuple(runs), config, n_train, epochs), list(map(RowLayout.from_manifest, layouts)), False)
+    found = {}
+    for number, (runs, epochs) in read_batches(files, manifest, len(records)).items():
+        shapes = {(records[run].config, records[run].run.n_train) for run in runs}
+        if len(shapes) != 1 or not isinstance(epochs, int) or epochs < 0:
+            accepted = f"a manifest that sweep.py wrote (batch {number} is of no one shape). Restore it from a copy"
+            raise BadInput("manifest.json", str(files.manifest_json), accepted)
+        if shard is not None or files.steps(number).epochs():
+            ((config, n_train),) = shapes
+            found[number] = PlannedBatch(Batch(tuple(runs), config, n_train, epochs), asked=False)
+    return found

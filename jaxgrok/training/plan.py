@@ -6,9 +6,11 @@ Everything here is computed from sizes: nothing is compiled but one matrix produ
 
 import functools
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,8 +19,8 @@ import numpy as np
 
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.nets.precision import at_precision
-from jaxgrok.store.results import Status
-from jaxgrok.store.steps import KEPT_STATES
+from jaxgrok.store.records import Status
+from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES
 from jaxgrok.tasks import DrawnTask, make_config, make_task, step_examples
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ UNKNOWN_DEVICE_BYTES = 16e9  # the memory of an accelerator that does not tell
 PARAMS_IN_TRAINING, PARAMS_IN_STATE = 7, 3
 NEGLIGIBLE_POSITIONS = 3  # the attention patterns of sequences so short take no memory to speak of
 INT32_BYTES = 4
+FILES_IN_STEP = 16  # at most, of orbax
 
 EFFICIENCY = 0.5  # of the matmul rate that a step reaches (scripts/benchmark.py); for the estimate of time alone
 BACKWARD_FLOPS = 2  # the gradient costs so many forward passes
@@ -157,10 +160,16 @@ def device_memory(devices: Devices) -> int | None:
     if devices[0].platform != "cpu":
         return (devices[0].memory_stats() or {}).get("bytes_limit")
     try:
+        import resource
+
         page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
+    except (ImportError, AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
         return None
-    return page * pages // len(devices) if page > 0 and pages > 0 else None
+    if page <= 0 or pages <= 0:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]  # `ulimit -v`
+    whole = page * pages if limit == resource.RLIM_INFINITY else min(limit, page * pages)
+    return whole // len(devices)
 
 
 def fits(config: Config, n_train: int | None, devices: Devices) -> bool | None:
@@ -236,12 +245,16 @@ def batch_size(config: Config, n_train: int | None, devices: Devices) -> int:
 
 
 def make_batches(
-    runs: Mapping[int, Run], epochs: Mapping[int, int], devices: Devices, batch_runs: int | None = None
+    runs: Mapping[int, Run],
+    epochs: Mapping[int, int],
+    devices: Devices,
+    batch_runs: int | None = None,
+    shards: int = 1,
 ) -> list[Batch]:
     """Lay runs {number: Run}, with their planned epochs {number: epochs}, into batches.
 
     Within a bucket the sizes of batches differ by at most one. batch_runs: the most runs in a batch; None means
-    `batch_size`.
+    `batch_size`. shards: so many batches there are at least, if there are runs enough.
     """
     buckets: dict[tuple[Config, int | None, int], list[int]] = {}
     for number, run in runs.items():
@@ -249,6 +262,7 @@ def make_batches(
     batches = []
     for (config, n_train, length), members in buckets.items():
         size = batch_size(config, n_train, devices) if batch_runs is None else batch_runs
+        size = min(size, -(-len(runs) // shards))
         parts = np.array_split(members, -(-len(members) // size))
         batches.extend(Batch(tuple(map(int, part)), config, n_train, length) for part in parts)
     return batches
@@ -266,7 +280,8 @@ class Cost:
         epochs: the length of each run.
         flops: of the epochs that are left, with their evaluations.
         seconds: how long they will take, estimated.
-        disk: bytes of all checkpoints and states.
+        disk: bytes of all steps: parameters, curves and states; of a sweep until_settled, at most so many.
+        files: how many files they are, at most about.
         memory: bytes of device memory that one run needs.
         fits: whether one run fits into a device's memory; None if that memory is unknown.
     """
@@ -280,8 +295,61 @@ class Cost:
     flops: float
     seconds: float
     disk: float
+    files: int
     memory: int
     fits: bool | None
+
+
+def _curve_bytes(plan: "Plan", batch: Batch) -> float:
+    """Bytes of the curves of one run of a batch: a train loss each time, and three numbers and more an evaluation."""
+    evaluated = 4 + 2 * len(make_task(batch.config).parts)
+    width = 8 if batch.config.needs_x64 else 4
+    return width * (batch.epochs / plan.sweep.train_every + evaluated * batch.epochs / plan.eval_every)
+
+
+def _on_disk(plan: "Plan", batch: Batch) -> tuple[float, int]:
+    """(bytes, files) that a batch leaves once it is trained.
+
+    Parameters and curves are written in sealed steps of SEAL_BYTES or one checkpoint, each with a state; the newest
+    step before the last is kept too.
+    """
+    members, one = len(batch.runs), checkpoint_bytes(batch.config)
+    checkpoints = len(plan.checkpoints(batch))
+    recorded = members * (checkpoints * one + _curve_bytes(plan, batch))
+    steps = min(checkpoints, 1 + int(recorded // SEAL_BYTES))
+    unsealed = min(recorded, SEAL_BYTES)
+    states = (steps + KEPT_STEPS - 1) * members * PARAMS_IN_STATE * one
+    return recorded + unsealed + states, (steps + KEPT_STEPS - 1) * FILES_IN_STEP
+
+
+def check_disk(plan: "Plan") -> None:
+    """Raises BadInput if what is left to train leaves more than the disk has room for.
+
+    A sweep until_settled is let through: nobody knows how much less than the most it will need.
+    """
+    if plan.sweep.until_settled:
+        return
+    needed = 0.0
+    for number in plan.todo:
+        batch = plan.batches[number]
+        left = 1 - sum(plan.records[run].last_epoch for run in batch.runs) / (len(batch.runs) * batch.epochs)
+        needed += max(0.0, left) * _on_disk(plan, batch)[0]
+    free = free_bytes(plan.files.path)
+    if free is not None and needed > free:
+        accepted = f"a directory on a disk with room: the sweep leaves up to {_gb(needed)}, of {_gb(free)} free"
+        raise BadInput("out", str(plan.files.path), accepted)
+
+
+def free_bytes(path: Path) -> int | None:
+    """The bytes that are free where a path is, or will be; None if that is unknown."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        try:
+            return shutil.disk_usage(folder).free
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            break
+    return None
 
 
 def describe(plan: "Plan") -> list[Cost]:
@@ -302,7 +370,7 @@ def _cost(plan: "Plan", batches: list[Batch]) -> Cost:
     flops = left * (epoch_flops(config, n_train) + evaluation / plan.eval_every)
     size = max(len(batch.runs) for batch in batches)
     rate = EFFICIENCY * len(plan.devices) * matmul_rate(config, n_train, size, plan.devices)
-    saved = len(plan.checkpoints(batches[0])) + PARAMS_IN_STATE * KEPT_STATES
+    disk, files = zip(*(_on_disk(plan, batch) for batch in batches))
     return Cost(
         config,
         n_train,
@@ -312,7 +380,8 @@ def _cost(plan: "Plan", batches: list[Batch]) -> Cost:
         epochs=epochs,
         flops=flops,
         seconds=flops / rate,
-        disk=len(records) * saved * checkpoint_bytes(config),
+        disk=sum(disk),
+        files=sum(files),
         memory=run_memory(config, n_train, plan.devices),
         fits=fits(config, n_train, plan.devices),
     )

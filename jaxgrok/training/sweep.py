@@ -1,41 +1,50 @@
 """Many runs at once: `sweep` trains what a directory lacks of a grid, and keeps curves, checkpoints and states there.
 
 Batches are trained one after another, each from start to end, in compiled intervals of at most eval_every epochs. The
-host dispatches intervals ahead of what it records, so that the devices never wait for it.
+host dispatches intervals ahead of what it records, and steps are written by a thread of their own, so that the devices
+wait for neither.
 """
 
+import errno
+import os
 import platform
-import signal
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 import jaxgrok
-from jaxgrok.store.atomic import write_json
-from jaxgrok.store.curves import SweepCurves
+from jaxgrok.stopping import deferred
+from jaxgrok.store.batches import SavedBatch
+from jaxgrok.store.curves import RunCurves, SweepCurves
 from jaxgrok.store.events import Outcome, time_run
-from jaxgrok.store.results import RunRecord, Status
-from jaxgrok.tasks import make_task
-from jaxgrok.training.batch import Interval, LiveBatch, compiled
+from jaxgrok.store.files import Shard, SweepFiles
+from jaxgrok.store.records import Status
+from jaxgrok.store.results import load, write_metrics
+from jaxgrok.store.steps import CURVES, PARAMS, SEAL_BYTES, STATE, BatchSteps, Step, StepRecord
+from jaxgrok.training.batch import Interval, LiveBatch, compiled, joined
 from jaxgrok.training.grid import Sweep
-from jaxgrok.training.layout import Plan, plan_in, prepare, with_split_hashes
-from jaxgrok.training.plan import Batch
+from jaxgrok.training.layout import Plan, plan_in, prepare
+from jaxgrok.training.plan import free_bytes
 from jaxgrok.training.run import x64_is_on
 
-SAVE_SECONDS = 60  # between full saves: the most work that a killed process loses
-SAVE_SHARE = 20  # a save that takes long comes at most once in so many times its own duration
+SAVE_SECONDS = 60  # between saves: the most work that a killed process loses
+SAVE_SHARE = 50  # training is held up by a save for at most one in so many seconds
 PENDING = 2  # intervals in flight before the host waits for the oldest
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions the manifest records
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions a step records
+STARTED = time.strftime("%Y-%m-%dT%H:%M:%S%z")  # of this process
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES}
+
+
+GONE = "the directory was removed or renamed during training"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,10 +55,46 @@ class Interrupted(KeyboardInterrupt):
         self.path = path
 
 
+class SaveFailed(OSError):
+    """A step could not be saved. Everything saved before is whole, and the same call resumes from there."""
+
+    def __init__(self, path: Path, cause: str):
+        super().__init__(errno.EIO, cause, str(path))
+
+
+class Standing:
+    """How far all runs of a sweep have come.
+
+    last_epoch [R]: updates done. ended [R]: whether a run has settled or diverged and trains no further.
+    """
+
+    def __init__(self, plan: Plan):
+        self.last_epoch = np.array([record.last_epoch for record in plan.records], np.int64)
+        self.ended = np.array([record.status is Status.ENDED for record in plan.records], bool)
+        self._plan = plan
+        self._live: tuple[int, SweepCurves] | None = None  # the batch that trains
+        self._read: tuple[int, SweepCurves] | None = None  # the batch that was last read from disk
+
+    def follow(self, batch: int, curves: SweepCurves) -> None:
+        """Take over how far a batch has come, and keep its curves at hand while it trains."""
+        runs = list(self._plan.batches[batch].runs)
+        self._live = batch, curves
+        self.last_epoch[runs], self.ended[runs] = curves.last_epoch, curves.ended
+
+    def of_run(self, run: int) -> RunCurves:
+        """The curves of a run, in memory or from disk."""
+        batch = self._plan.records[run].batch
+        assert batch is not None  # a run that has curves is in a batch
+        found = self._live if self._live is not None and self._live[0] == batch else self._read
+        if found is None or found[0] != batch:
+            found = self._read = batch, self._plan.saved(batch).curves()
+        return found[1].of_run(self._plan.batches[batch].runs.index(run))
+
+
 class Watcher(Protocol):
     """What a sweep calls while it trains, for instance to show a live line."""
 
-    def started(self, curves: SweepCurves, plan: Plan) -> None:
+    def started(self, standing: Standing, plan: Plan) -> None:
         """Called once, when the sweep's files are open."""
 
     def compiling(self) -> None:
@@ -58,14 +103,17 @@ class Watcher(Protocol):
     def compiled(self) -> None:
         """Called once that interval is done."""
 
-    def advanced(self, curves: SweepCurves, plan: Plan, run_epochs: int) -> None:
+    def advanced(self, standing: Standing, plan: Plan, run_epochs: int) -> None:
         """Called after each interval was recorded. run_epochs: how many epochs it trained, summed over its runs."""
+
+    def warned(self, line: str) -> None:
+        """Called with what the user should know: damage that was found, or memory that did not suffice."""
 
 
 class Silent:
     """A watcher that shows nothing."""
 
-    def started(self, curves: SweepCurves, plan: Plan) -> None:
+    def started(self, standing: Standing, plan: Plan) -> None:
         pass
 
     def compiling(self) -> None:
@@ -74,7 +122,10 @@ class Silent:
     def compiled(self) -> None:
         pass
 
-    def advanced(self, curves: SweepCurves, plan: Plan, run_epochs: int) -> None:
+    def advanced(self, standing: Standing, plan: Plan, run_epochs: int) -> None:
+        pass
+
+    def warned(self, line: str) -> None:
         pass
 
 
@@ -84,6 +135,7 @@ def sweep(
     *,
     batch_runs: int | None = None,
     devices: Sequence[Any] | None = None,
+    shard: Shard | None = None,
     watch: Watcher = Silent(),
 ) -> Path:
     """Train every run of a sweep, or what its directory lacks of it; returns the directory.
@@ -91,110 +143,217 @@ def sweep(
     out: the directory; None means `runs/` and a name made from the configuration.
     batch_runs: how many runs train at once; None means as many as suit the device.
     devices: None means all local ones.
+    shard: train this part alone, into a directory that other processes fill too.
 
-    Raises BadInput before anything is written. Raises Interrupted after SIGINT or SIGTERM, once everything is saved.
+    Raises BadInput before anything is written. Raises Interrupted after SIGINT, SIGTERM, SIGHUP or SIGUSR1, once
+    everything is saved, and SaveFailed if something cannot be saved.
     """
     # Bad input is refused while nothing is written.
-    plan = prepare(sweep, out, batch_runs, devices)
+    plan = prepare(sweep, out, batch_runs, devices, shard)
     plan.check()
-    with plan.files.locked() as files:
-        # Planned again, now that no other process can be writing there.
-        _carry_out(plan_in(files, sweep, batch_runs, devices), watch)
+    with plan.files.locked(shard) as planning:
+        # Planned again, now that no other process can be planning there.
+        plan = plan_in(plan.files, sweep, batch_runs, devices, shard)
+        plan.write()
+        if shard is not None:
+            planning.close()
+        try:
+            _carry_out(plan, watch)
+        except Interrupted:
+            write_metrics(load(plan.files.path))
+            raise
+        write_metrics(load(plan.files.path))
     return plan.files.path
 
 
 def _carry_out(plan: Plan, watch: Watcher) -> None:
     """Train what a plan has left to train."""
-    with _asked_to_stop() as stopping:
-        training = _Training(plan, watch)
-        if not plan.files.exists():
-            write_json(plan.files.config_json, {**plan.sweep.fixed(), "eval_every": plan.eval_every})
-        training.save()
-        watch.started(training.curves, plan)
+    with deferred() as asked, ThreadPoolExecutor(1, "save") as saver:
+        standing = Standing(plan)
+        watch.started(standing, plan)
         for number in plan.todo:
-            if not training.has_finished(plan.batches[number]) and not training.train(number, stopping):
+            if not _Training(plan, number, standing, watch, saver).train(asked):
                 raise Interrupted(plan.files.path)
 
 
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM has arrived. A second signal stops at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
+class _Saver:
+    """Writes the steps of one batch, one at a time, in a thread of their own.
 
-    def ask(signum: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+    last: the record of the newest step that is on disk. sealed: that of the newest sealed one.
+    """
 
-    old = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+    def __init__(self, files: SweepFiles, steps: BatchSteps, saved: SavedBatch, threads: ThreadPoolExecutor):
+        self._files, self._steps, self._threads = files, steps, threads
+        self._home = _identity(files.checkpoints)
+        self.last = saved.last
+        sealed = [record for record in saved.chain if record.sealed]
+        self.sealed = sealed[-1] if sealed else None
+        self._running: Future[StepRecord] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._running is not None and not self._running.done()
+
+    def wait(self) -> None:
+        """Return once what was submitted is on disk. Raises SaveFailed."""
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        self.last = running.result()
+        if self.last.sealed:
+            self.sealed = self.last
+
+    def submit(self, step: Step) -> None:
+        """Write a step in the background."""
+        assert self._running is None
+        self._running = self._threads.submit(self._write, step)
+
+    def _write(self, step: Step) -> StepRecord:
+        needed = sum(array.nbytes for arrays in step.arrays.values() for array in arrays.values())
+        try:
+            self._check_home()
+            saved = self._steps.save(step)
+            self._check_home()  # orbax makes missing folders anew
+        except Exception as error:  # orbax and tensorstore raise nearly anything
+            if _identity(self._files.checkpoints) != self._home:
+                self._steps.withdraw(step.record.epoch)
+                raise SaveFailed(self._files.path, GONE) from error
+            self._steps.clean()
+            raise SaveFailed(self._files.path, _cause(error, self._files.path, needed)) from error
+        return saved
+
+    def _check_home(self) -> None:
+        if _identity(self._files.checkpoints) != self._home:
+            raise FileNotFoundError(errno.ENOENT, GONE)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another of the same name; None if there is none."""
     try:
-        yield asked.is_set
-    finally:
-        for name, handler in old.items():
-            signal.signal(name, handler)
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _cause(error: BaseException, path: Path, needed: int) -> str:
+    """Why a save has failed, in one line. Orbax wraps the file system's errors, or repeats their text alone."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in CANNOT_WRITE:
+            return found.strerror or str(found)
+        found = found.__cause__ or found.__context__
+    free = free_bytes(path)
+    text = str(error)
+    for code in CANNOT_WRITE - {errno.ENOENT}:
+        if os.strerror(code) in text:
+            return os.strerror(code)
+    if free is not None and free < needed:
+        return f"{os.strerror(errno.ENOSPC)}: {needed / 1e6:,.1f} MB to write, {free / 1e6:,.1f} MB free"
+    return f"{type(error).__name__}: {text}".splitlines()[0][:200]
 
 
 class _Training:
-    """A plan being carried out: its curves, its files, and the one place where they are saved."""
+    """One batch of a plan being trained: its curves, the networks that are not in a sealed step yet, and its saves."""
 
-    def __init__(self, plan: Plan, watch: Watcher):
-        self.plan, self.files, self.watch = plan, plan.files, watch
-        self.records = with_split_hashes(plan)
-        self.curves = _curves_of(plan)
-        before = self.files.read_manifest()["sessions"] if self.files.exists() else []
-        self.sessions = [*before, _session(plan)]
+    def __init__(self, plan: Plan, number: int, standing: Standing, watch: Watcher, threads: ThreadPoolExecutor):
+        self.plan, self.number, self.standing, self.watch, self.threads = plan, number, standing, watch, threads
+        self.steps, self.members = plan.files.steps(number), list(plan.batches[number].runs)
         self.pending: deque[Interval] = deque()
-        self.save_due = 0.0
+        self.groups = 1  # of rows, which train in turn
 
-    def has_finished(self, batch: Batch) -> bool:
-        runs = list(batch.runs)
-        return bool(np.all(self.curves.ended[runs] | (self.curves.last_epoch[runs] >= batch.epochs)))
-
-    def train(self, number: int, stopping: Callable[[], bool]) -> bool:
-        """Train one batch to its end, or until asked to stop. Returns whether it reached its end."""
-        batch = self._resume(number)
+    def train(self, asked: Callable[[], bool]) -> bool:
+        """Train the batch to its end, or until asked to stop. Returns whether it reached its end."""
         while True:
-            if batch.at_checkpoint:
-                self._save_params(batch)
-                self._drop_ended_runs(batch)
-            leave = batch.finished or stopping()
-            if leave or time.monotonic() > self.save_due:
-                self.save(batch)
-            if leave:
-                return batch.finished
-            self._advance(batch)
+            try:
+                return self._train(asked)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or self.groups >= len(self.members):
+                    raise
+            self.groups *= 2
+            self.pending.clear()
+            rows = -(-len(self.members) // self.groups)
+            self.watch.warned(f"batch {self.number} did not fit into the device's memory: {rows} of its runs at a time")
 
-    def _resume(self, number: int) -> LiveBatch:
-        """The batch, from the newest epoch of which both a state and all curves are on disk."""
-        runs, curves = np.array(self.plan.batches[number].runs), self.curves
-        newest = int(curves.last_epoch[runs[~curves.ended[runs]]].min())
-        batch = LiveBatch(self.plan, number, newest)
-        live = batch.live_runs
-        # A run that the state no longer holds had ended, though a crash may have kept its curves from saying so.
-        curves.ended[runs] = ~np.isin(runs, live)
-        curves.rewind(live, batch.epoch)
-        return batch
+    def _train(self, asked: Callable[[], bool]) -> bool:
+        saved = self._open()
+        if self._has_finished():
+            return True
+        batch = LiveBatch(self.plan, self.number, saved, self.groups)
+        self.saver = _Saver(self.plan.files, self.steps, saved, self.threads)
+        self.save_due = time.monotonic() + SAVE_SECONDS
+        try:
+            while True:
+                if batch.at_checkpoint:
+                    self._keep_params(batch)
+                    self._drop_ended_runs(batch)
+                leave = batch.finished or asked()
+                is_due = time.monotonic() > self.save_due and not self.saver.busy
+                if leave or is_due or self._is_much():
+                    self._save(batch)
+                if leave:
+                    self.saver.wait()
+                    return batch.finished
+                self._advance(batch)
+        finally:
+            if self.saver.busy:
+                self.saver.wait()
 
-    def _save_params(self, batch: LiveBatch) -> None:
+    def _open(self) -> SavedBatch:
+        """What is saved of the batch, as far as it is whole. What is not is trained again."""
+        self.steps.clean()
+        saved = self.plan.saved(self.number)
+        saved.verify()
+        self.curves = saved.curves()
+        for damage in saved.damage:
+            here = saved.last.epoch if saved.last else 0
+            self.watch.warned(f"{damage.said}: trained again from epoch {here:,}")
+        self.standing.follow(self.number, self.curves)
+        last = saved.last
+        self.steps.forget_after(-1 if last is None else last.epoch)
+        self.networks: list[tuple[int, int]] = []  # (epoch, run) of each network since the last sealed step
+        self.params: list[Any] = []  # their parameters, a pytree [network, ...] for each epoch
+        if last is not None and not last.sealed and last.saved:
+            self.networks, self.params = list(last.saved), [saved.params(last.epoch)]
+        return saved
+
+    def _has_finished(self) -> bool:
+        done = self.curves.last_epoch >= self.plan.batches[self.number].epochs
+        return bool(np.all(self.curves.ended | done))
+
+    def _rows(self, runs: np.ndarray) -> np.ndarray:
+        """The rows of these runs in the batch's curves."""
+        return np.searchsorted(self.members, runs)
+
+    def _keep_params(self, batch: LiveBatch) -> None:
         self._record(batch)
-        self.files.save_params(batch.number, batch.epoch, batch.run, batch.state.params)
+        networks = [(batch.epoch, run) for run in batch.live_runs.tolist()]
+        if networks and networks[0] not in set(self.networks) and not self._is_sealed(batch.epoch):
+            self.networks += networks
+            self.params.append(batch.params())
+
+    def _is_sealed(self, epoch: int) -> bool:
+        """Whether the networks of an epoch are in a sealed step already: training resumed right there."""
+        return self.saver.sealed is not None and epoch <= self.saver.sealed.epoch
+
+    def _is_much(self) -> bool:
+        """Whether there is enough since the last sealed step to seal the next one."""
+        return sum(leaf.nbytes for params in self.params for leaf in jax.tree.leaves(params)) >= SEAL_BYTES
 
     def _drop_ended_runs(self, batch: LiveBatch) -> None:
-        """In a sweep until_settled, drop the runs that have settled or diverged, and have everything saved."""
+        """In a sweep until_settled, drop the runs that have settled or diverged."""
         if not self.plan.sweep.until_settled or batch.epoch == 0:
             return
         ended = [run for run in batch.live_runs.tolist() if self._has_ended(run)]
         if ended:
-            self.curves.ended[ended] = True
+            self.curves.ended[self._rows(np.array(ended))] = True
+            self.standing.ended[ended] = True
             batch.drop(ended)
-            self.save_due = 0.0
 
     def _has_ended(self, run: int) -> bool:
         record = self.plan.records[run]
-        timing = time_run(self.curves.of_run(run), record.task.criterion, unlimited=record.run.unlimited)
+        curves = self.curves.of_run(self.members.index(run))
+        timing = time_run(curves, record.task.criterion, unlimited=record.run.unlimited)
         return timing.settled or timing.outcome is Outcome.DIVERGED
 
     def _advance(self, batch: LiveBatch) -> None:
@@ -214,80 +373,67 @@ class _Training:
         while len(self.pending) > keep:
             interval = self.pending.popleft()
             rows, steps = batch.live_rows, interval.steps
-            loss, accuracy = np.asarray(interval.train_loss)[:, :steps], np.asarray(interval.train_acc)
+            loss, accuracy = (joined(x)[:, :steps] for x in (interval.train_loss, interval.train_acc))
             # The accuracy of minibatches is the mean over a cycle through the train set, if the interval is that long.
             accuracy = accuracy[:, : min(steps, batch.cycle)].mean(axis=1)
-            self.curves.record(batch.live_runs, rows, interval.epoch, loss, accuracy, interval.evaluation)
-            self.watch.advanced(self.curves, self.plan, len(rows) * steps)
+            evaluation = None if interval.evaluation is None else joined(interval.evaluation)
+            members = self._rows(batch.live_runs)
+            self.curves.record(members, rows, interval.epoch, loss, accuracy, evaluation)
+            self.standing.last_epoch[batch.live_runs] = self.curves.last_epoch[members]
+            self.watch.advanced(self.standing, self.plan, len(rows) * steps)
 
-    def save(self, batch: LiveBatch | None = None) -> None:
-        """Save everything that an interruption must not lose.
-
-        The order leaves each file readable beside those before it: the manifest never knows fewer runs than the curves,
-        and a state is never ahead of the curves.
-        """
-        start = time.monotonic()
-        if batch is not None:
-            self._record(batch)
-        self.files.wait()
-        self._write_manifest()
-        self.curves.save(self.files.metrics_npz, _axes(self.records))
-        if batch is not None and len(batch.live_rows):
-            self.files.save_state(batch.number, batch.epoch, batch.run, batch.state)
+    def _save(self, batch: LiveBatch) -> None:
+        """Write a step in the background: the state, and what was recorded since the last sealed step."""
+        began = time.monotonic()
+        self._record(batch)
+        self.saver.wait()
+        last, sealed = self.saver.last, self.saver.sealed
+        is_sealed = batch.finished or self._is_much()
+        if last is None or (batch.epoch, is_sealed) != (last.epoch, last.sealed):
+            self.saver.submit(self._step(batch, sealed, is_sealed))
+        if is_sealed:
+            self.networks, self.params = [], []
         now = time.monotonic()
-        self.save_due = now + max(SAVE_SECONDS, SAVE_SHARE * (now - start))
+        self.save_due = now + max(SAVE_SECONDS, SAVE_SHARE * (now - began))
 
-    def _write_manifest(self) -> None:
-        runs = {record.number: self._as_trained(record).to_manifest() for record in self.records}
-        batches = {number: planned.to_manifest() for number, planned in sorted(self.plan.planned.items())}
-        write_json(self.files.manifest_json, {"sessions": self.sessions, "batches": batches, "runs": runs})
-
-    def _as_trained(self, record: RunRecord) -> RunRecord:
-        """A record with how far its run has come."""
-        last = int(self.curves.last_epoch[record.number])
-        if self.curves.ended[record.number]:
-            status = Status.ENDED
-        elif last >= record.epochs:
-            status = Status.TRAINED
-        else:
-            status = Status.TRAINING if last else Status.WAITING
-        return replace(record, status=status, last_epoch=last)
-
-
-def _curves_of(plan: Plan) -> SweepCurves:
-    """The curves of a plan's runs, with what the directory holds of them.
-
-    Raises BadInput, and names the file, if it is damaged, or if it is missing although runs have trained.
-    """
-    configs, epochs = {record.config for record in plan.records}, [record.epochs for record in plan.records]
-    dtype = "float64" if any(config.needs_x64 for config in configs) else "float32"
-    n_parts = max(len(make_task(config).parts) for config in configs)
-    curves = SweepCurves(len(plan.records), max(epochs), plan.eval_every, plan.sweep.train_every, dtype, n_parts)
-    have_trained = any(record.last_epoch > 0 for record in plan.records)
-    if have_trained or (plan.files.exists() and plan.files.metrics_npz.exists()):
-        curves.copy_from(plan.files.metrics_npz)
-    return curves
-
-
-def _axes(records: Sequence[RunRecord]) -> dict[str, np.ndarray]:
-    """The coordinates of the runs, {axis: [R]}. What a run has not, or has without limit, is NaN."""
-    rows = [{**record.run.coordinates(), "d_mlp": record.config.mlp_width} for record in records]
-    axes = [axis for axis in rows[0] if axis != "split_seed"]
-    return {axis: np.array([np.nan if row[axis] is None else row[axis] for row in rows]) for axis in axes}
+    def _step(self, batch: LiveBatch, before: StepRecord | None, is_sealed: bool) -> Step:
+        """What is saved now. before: the last sealed step."""
+        start = 0 if before is None else before.epoch
+        params = joined(self.params) if self.params else {}
+        record = StepRecord(
+            start=start,
+            epoch=batch.epoch,
+            parent="" if before is None else before.digest,
+            sealed=is_sealed,
+            members=self.members,
+            identities=[self.plan.records[run].identity for run in self.members],
+            split_hashes=batch.split_hashes,
+            last_epoch=self.curves.last_epoch.tolist(),
+            ended=self.curves.ended.tolist(),
+            rows=batch.run.tolist(),
+            devices=len(self.plan.devices),
+            saved=list(self.networks),
+            session=_session(self.plan),
+            arrays={},
+        )
+        flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
+        arrays = {STATE: batch.state(), CURVES: self.curves.between(start, batch.epoch), PARAMS: flat}
+        return Step(record, arrays)
 
 
 def _session(plan: Plan) -> dict[str, Any]:
-    """What the manifest records of this session: versions, devices and the command."""
+    """What a step records of this session: versions, devices and the command."""
     versions = {"jaxgrok": jaxgrok.__version__, "python": platform.python_version()}
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": STARTED,
         "versions": versions | {name: version(name) for name in PACKAGES},
         "devices": [device.device_kind for device in plan.devices],
         "platform": plan.devices[0].platform,
         "machine": f"{platform.machine()} {platform.system()}",
         "x64": x64_is_on(),
+        "process": os.getpid(),
         "command": sys.argv[:1] and [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
 
-__all__ = ["Interrupted", "Plan", "Silent", "Watcher", "compiled", "prepare", "sweep"]
+__all__ = ["Interrupted", "Plan", "SaveFailed", "Silent", "Standing", "Watcher", "compiled", "prepare", "sweep"]

@@ -1,0 +1,482 @@
+"""What is on disk is broken in every way, and nothing but the right result or a clear refusal comes of it."""
+
+import json
+import multiprocessing
+import random
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import jaxgrok
+from jaxgrok.config import BadInput
+from jaxgrok.store.atomic import write_json
+from jaxgrok.store.files import SweepFiles
+from jaxgrok.store.integrity import check_array, described, with_digest, without_digest
+from jaxgrok.store.records import Status
+from jaxgrok.store.steps import Damaged
+from jaxgrok.training import sweep as sweeping
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.sweep import SaveFailed, Silent, sweep
+from tests.conftest import optimised
+from tests.on_disk import contents, curves, same_files, seal_every_checkpoint
+
+SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "frac": 0.5, "lr": 1e-2, "eval_every": 5, "checkpoint_every": 10}
+
+
+def small(**settings):
+    return make_sweep({**SMALL, "seeds": 2, "epochs": 40, **settings})
+
+
+class Heard(Silent):
+    """Collects what a sweep warns of."""
+
+    def __init__(self):
+        self.lines = []
+
+    def warned(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished sweep of one batch, each of whose checkpoints is a sealed step."""
+    with pytest.MonkeyPatch.context() as patch:
+        seal_every_checkpoint(patch)
+        return sweep(small(), tmp_path_factory.mktemp("whole") / "runs", batch_runs=2)
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "runs")
+
+
+def step_of(path, epoch):
+    return path / "checkpoints" / "0000" / str(epoch)
+
+
+# --- few files, whole steps -------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_of_small_networks_share_a_step(tmp_path):
+    path = sweep(small(checkpoint_every=1, epochs=200), tmp_path / "runs", batch_runs=2)
+    results = jaxgrok.load(path)
+    assert len(results.checkpoint_epochs(results.runs[0])) > 40
+    assert sum(file.is_file() for file in path.rglob("*")) < 25
+
+
+def test_every_checkpoint_of_a_large_network_is_a_sealed_step(whole):
+    assert SweepFiles(whole).steps(0).epochs() == [0, 5, 10, 20, 30, 40]
+    results = jaxgrok.load(whole)
+    assert all(step.sealed for step in results.batches[0].chain)
+    assert results.checkpoint_epochs(results.runs[0]) == [0, 5, 10, 20, 30, 40]
+
+
+def test_sealed_and_unsealed_steps_hold_the_same(whole, tmp_path, monkeypatch):
+    same_files(whole, sweep(small(), tmp_path / "one", batch_runs=2))
+    monkeypatch.setattr(sweeping, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(sweeping, "SAVE_SHARE", 0)
+    path = sweep(small(), tmp_path / "often", batch_runs=2)
+    same_files(whole, path)
+    assert len(SweepFiles(path).steps(0).epochs()) <= 2  # what was superseded is gone
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def harm(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif how == "emptied":
+        file.write_bytes(b"")
+    else:
+        place = len(content) // 2 if how == "flipped" else len(content) - 1
+        content[place] ^= 1 << 3
+        file.write_bytes(content)
+
+
+def is_right_or_named(path: Path, truth: Path) -> bool:
+    """Whether every number that can be read is the right one. Returns whether anything was found to be damaged."""
+    results, right = jaxgrok.load(path), jaxgrok.load(truth)
+    named = bool(results.damage)
+    for record in results.runs:
+        last = record.last_epoch
+        for name in ("train_loss", "test_loss", "test_acc"):
+            mine, theirs = (getattr(of.curves_of(of.runs[record.number]), name) for of in (results, right))
+            np.testing.assert_array_equal(mine, theirs[: len(mine)])
+        assert last == 40 or named
+        for epoch in results.checkpoint_epochs(record):
+            try:
+                mine = results.network(record, epoch)
+            except Damaged:
+                named = True
+            else:
+                jax.tree.map(np.testing.assert_array_equal, mine, right.network(right.runs[record.number], epoch))
+    return named
+
+
+HARMS = ("flipped", "end", "cut", "deleted", "emptied")
+CASES = [(10, how) for how in HARMS] + [
+    pytest.param(epoch, how, marks=pytest.mark.slow) for epoch in (0, 40) for how in HARMS
+]
+
+
+@pytest.mark.parametrize(("epoch", "how"), CASES)
+def test_damage_in_any_file_of_a_step_is_named_and_trained_again(whole, tmp_path, epoch, how):
+    """Every file of a step in turn: what is read is right, and the same command makes all of it right again."""
+    files = sorted(file.relative_to(whole) for file in step_of(whole, epoch).rglob("*") if file.is_file())
+    assert len(files) > 8
+    for number, file in enumerate(files):
+        path = shutil.copytree(whole, tmp_path / str(number))
+        harm(path / file, how)
+        named = is_right_or_named(path, whole)
+        if file.parts[-2:] == ("record", "metadata"):
+            assert named
+    # One of them, mended.
+    heard = Heard()
+    harmed = tmp_path / "harmed"
+    shutil.copytree(whole, harmed)
+    harm(harmed / next(file for file in files if file.parts[-2:] == ("record", "metadata")), how)
+    sweep(small(), harmed, batch_runs=2, watch=heard)
+    assert any(f"0000/{epoch} is damaged" in line for line in heard.lines)
+    same_files(whole, harmed)
+
+
+def test_a_flipped_bit_of_any_array_is_found(copied, whole):
+    """Orbax would return the wrong value without a word."""
+    biggest = max((f for f in step_of(copied, 20).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(biggest.read_bytes())
+    rng = np.random.default_rng(0)
+    found = 0
+    for place in rng.integers(0, len(content), 30):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        biggest.write_bytes(flipped)
+        found += is_right_or_named(copied, whole)
+    assert found > 10
+
+
+def test_a_step_that_is_missing_is_named(copied, whole):
+    shutil.rmtree(step_of(copied, 10))
+    results = jaxgrok.load(copied)
+    assert [record.last_epoch for record in results.runs] == [5, 5]
+    assert "10 is damaged (it is missing, and the step 20 follows it)" in results.damage[0].said
+    sweep(small(), copied, batch_runs=2)
+    same_files(whole, copied)
+
+
+def test_a_step_of_another_sweep_is_not_taken_for_ours(copied, tmp_path, monkeypatch):
+    seal_every_checkpoint(monkeypatch)
+    other = sweep(small(seeds="5:7"), tmp_path / "other", batch_runs=2)
+    shutil.rmtree(step_of(copied, 40))
+    shutil.copytree(step_of(other, 40), step_of(copied, 40))
+    results = jaxgrok.load(copied)
+    assert results.runs[0].last_epoch == 30
+    assert "is another one than the manifest says" in results.damage[0].why
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+def test_a_changed_digit_in_a_record_is_refused_and_nothing_is_changed(copied, name):
+    text = (copied / name).read_text()
+    digits = [i for i, character in enumerate(text) if character.isdigit()]
+    for place in random.Random(0).sample(digits, 40):
+        (copied / name).write_text(text[:place] + str(9 - int(text[place])) + text[place + 1 :])
+        before = contents(copied)
+        for read in (lambda: jaxgrok.load(copied), lambda: sweep(small(epochs=50), copied, batch_runs=2)):
+            with pytest.raises(BadInput, match=name) as refused:
+                read()
+            assert "\n" not in str(refused.value)
+        assert contents(copied) == before
+
+
+def test_a_manifest_of_other_runs_is_found_by_the_steps(copied):
+    """Somebody has changed the manifest, and its digest with it."""
+    content = without_digest(json.loads((copied / "manifest.json").read_text()))
+    content["runs"]["1"]["seed"] = 5
+    write_json(copied / "manifest.json", with_digest(content))
+    results = jaxgrok.load(copied)
+    assert [record.status for record in results.runs] == [Status.WAITING] * 2
+    assert "its run 1 is another one than the manifest says" in results.damage[0].why
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batches": {"0": {"runs": [0, 7], "epochs": 40}}}, "names the run 7, which does not exist"),
+        ({"batches": {"0": {"runs": [0, -1], "epochs": 40}}}, "names the run -1, which does not exist"),
+        ({"batches": {"0": {"runs": [0, 0], "epochs": 40}}}, "a run is in two batches"),
+        ({"batches": [0]}, "a manifest that sweep.py wrote"),
+        ({"version": 3}, "A newer jaxgrok made it"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(copied, change, said):
+    content = without_digest(json.loads((copied / "manifest.json").read_text()))
+    write_json(copied / "manifest.json", with_digest({**content, **change}))
+    for read in (lambda: jaxgrok.load(copied), lambda: sweep(small(epochs=50), copied, batch_runs=2)):
+        with pytest.raises(BadInput, match=said):
+            read()
+
+
+def test_metrics_are_made_from_the_steps(copied, whole):
+    """They are for others to read: nothing reads them here, and they are written anew at the end of a command."""
+    (copied / "metrics.npz").write_bytes(b"mine")
+    sweep(small(), copied, batch_runs=2)
+    assert curves(copied)["last_epoch"].tolist() == [40, 40]
+    for name, array in curves(whole).items():
+        np.testing.assert_array_equal(curves(copied)[name], array)
+
+
+def test_digests_tell_values_shapes_and_dtypes_apart():
+    array = np.arange(6.0)
+    (description,) = described({"a": array}).values()
+    check_array("a", array.copy(), description)
+    flipped = array.copy()
+    flipped.view(np.uint8)[11] ^= 4
+    for other in (flipped, array[:5], array.astype("float32"), array.reshape(2, 3)):
+        with pytest.raises(ValueError, match="a"):
+            check_array("a", other, description)
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+KINDS = {
+    "fixed": {"epochs": 1500},
+    "until settled": {"until_settled": True, "max_epochs": 1500, "frac": 0.8, "p": 7},
+    "unlimited data": {
+        "task": "skip_trigram",
+        "seq_len": 4,
+        "d_model": 4,
+        "n_heads": 1,
+        "batch_size": 8,
+        "epochs": 600,
+    },
+    "minibatches": {"batch_size": 3, "epochs": 1500},
+    "dropout": {"arch": "transformer", "d_model": 4, "n_heads": 1, "d_mlp": 4, "dropout": 0.2, "epochs": 600},
+}
+
+
+def settings_of(kind):
+    changes = KINDS[kind]
+    drawn = "task" in changes
+    base = {name: value for name, value in SMALL.items() if not drawn or name not in ("arch", "p", "d_mlp", "frac")}
+    return {**base, "seeds": 2, "checkpoint_every": 50, "eval_every": 10, **changes}
+
+
+class Telling(Silent):
+    def __init__(self, told):
+        self.told = told
+
+    def started(self, curves, plan):
+        self.told.set()
+
+
+def train_in_a_process(settings, path, told):
+    sweeping.SAVE_SECONDS = sweeping.SAVE_SHARE = 0  # a save is nearly always under way
+    sweeping.SEAL_BYTES = 4000
+    with optimised():
+        sweep(make_sweep(settings), path, batch_runs=2, watch=Telling(told))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_sweep_resumes_bit_for_bit(kind, tmp_path):
+    kill_and_resume(kind, tmp_path, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_killed_forty_times_resumes_bit_for_bit(kind, tmp_path):
+    kill_and_resume(kind, tmp_path, 40)
+
+
+def kill_and_resume(kind, tmp_path, kills):
+    """SIGKILL at random moments, inside saves too: no handler runs, so this is what a crash or a lost node leaves."""
+    settings, path = settings_of(kind), tmp_path / "killed"
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.test_disk"])
+    moments = random.Random(kind)
+
+    def child():
+        told = processes.Event()
+        process = processes.Process(target=train_in_a_process, args=(settings, path, told))
+        process.start()
+        assert told.wait(120)
+        return process
+
+    killed = 0
+    for _ in range(kills):
+        process = child()
+        process.join(moments.uniform(0.5, 2.5))
+        killed += process.is_alive()
+        process.kill()
+        process.join()
+    process = child()
+    process.join(240)
+    assert process.exitcode == 0
+    assert killed
+    told = processes.Event()
+    whole = processes.Process(target=train_in_a_process, args=(settings, tmp_path / "whole", told))
+    whole.start()
+    whole.join(240)
+    same_files(tmp_path / "whole", path)
+
+
+# --- disks that fail --------------------------------------------------------------------------------------------------
+
+
+def often(monkeypatch):
+    monkeypatch.setattr(sweeping, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(sweeping, "SAVE_SHARE", 0)
+
+
+class Then(Silent):
+    """Does something once, after so many run-epochs."""
+
+    def __init__(self, run_epochs, what):
+        self.left, self.what = run_epochs, what
+
+    def advanced(self, curves, plan, run_epochs):
+        self.left -= run_epochs
+        if self.left <= 0 and self.what is not None:
+            what, self.what = self.what, None
+            what()
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+def test_a_directory_that_vanishes_is_noticed_and_not_made_anew(tmp_path, monkeypatch, how):
+    often(monkeypatch)
+    path = tmp_path / "runs"
+
+    def vanish():
+        path.rename(tmp_path / "elsewhere")
+        if how == "removed":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if how == "replaced":
+            (path / "checkpoints").mkdir(parents=True)
+
+    with pytest.raises(SaveFailed, match="removed or renamed during training"):
+        sweep(small(epochs=4000), path, batch_runs=2, watch=Then(20, vanish))
+    assert not [file for file in path.rglob("*") if file.is_file()]
+    assert how == "replaced" or not path.exists()
+
+
+def test_a_save_that_fails_says_why_and_the_same_command_goes_on(tmp_path, monkeypatch, whole):
+    path, save = tmp_path / "runs", ocp.CheckpointManager.save
+    seal_every_checkpoint(monkeypatch)
+    calls = []
+
+    def full(self, epoch, *arguments, **options):
+        calls.append(epoch)
+        if len(calls) == 3:
+            raise ValueError("UNKNOWN: Error writing: No space left on device")  # as orbax reports it
+        return save(self, epoch, *arguments, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(SaveFailed) as failed:
+        sweep(small(), path, batch_runs=2)
+    assert failed.value.strerror == "No space left on device"
+    assert jaxgrok.load(path).runs[0].last_epoch > 0
+    sweep(small(), path, batch_runs=2)
+    same_files(whole, path)
+
+
+def test_what_cannot_be_deleted_is_left(tmp_path, monkeypatch):
+    often(monkeypatch)
+    monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+    path = sweep(small(epochs=4000), tmp_path / "runs", batch_runs=2)
+    assert list(path.rglob("removed-*"))
+    monkeypatch.undo()
+    results = jaxgrok.load(path)
+    assert [record.last_epoch for record in results.runs] == [4000, 4000]
+    assert results.damage == []
+    sweep(small(epochs=4010), path, batch_runs=2)
+    assert not list(path.rglob("removed-*"))
+
+
+def test_too_little_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxgrok.training.plan.free_bytes", lambda path: 1000)
+    with pytest.raises(BadInput, match=r"out: .*a disk with room") as refused:
+        sweep(small(), tmp_path / "runs")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_fit_trains_in_groups(tmp_path, monkeypatch, whole):
+    compiled = sweeping.LiveBatch.advance
+    heard = Heard()
+
+    def short_of_memory(self):
+        if self.n_groups == 1 and self.epoch >= 20:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+        return compiled(self)
+
+    monkeypatch.setattr(sweeping.LiveBatch, "advance", short_of_memory)
+    path = sweep(small(), tmp_path / "runs", batch_runs=2, watch=heard)
+    assert heard.lines == ["batch 0 did not fit into the device's memory: 1 of its runs at a time"]
+    for name in ("train_loss", "test_loss"):  # float32, in batches of another size
+        np.testing.assert_allclose(curves(path)[name], curves(whole)[name], rtol=1e-4)
+
+
+# --- directories of version 0.1.0 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(copied):
+    """A directory as version 0.1.0 wrote it."""
+    results = jaxgrok.load(copied)
+    records = {
+        record.number: {
+            **record.run.coordinates(),
+            **{"split_hash": record.split_hash, "epochs": 40, "batch": 0, "status": "trained", "last_epoch": 40},
+        }
+        for record in results.runs
+    }
+    networks = {
+        epoch: jax.tree.map(lambda *leaves: np.stack(leaves), *(results.network(run, epoch) for run in results.runs))
+        for epoch in results.checkpoint_epochs(results.runs[0])
+    }
+    config = without_digest(json.loads((copied / "config.json").read_text()))
+    write_json(copied / "config.json", config)
+    manifest = {"sessions": results.sessions, "batches": {"0": {"runs": [0, 1], "epochs": 40}}, "runs": records}
+    write_json(copied / "manifest.json", manifest)
+    shutil.rmtree(copied / "checkpoints")
+    with ocp.StandardCheckpointer() as saver:
+        for epoch, params in networks.items():
+            saver.save(step_of(copied, epoch).absolute(), {"run": np.arange(2), "params": params})
+            saver.wait_until_finished()
+    return copied
+
+
+def test_an_old_directory_opens_for_reading(old, whole):
+    mine, theirs = jaxgrok.load(old), jaxgrok.load(whole)
+    assert mine.runs == theirs.runs
+    assert mine.sessions == theirs.sessions
+    for record in mine.runs:
+        np.testing.assert_array_equal(mine.curves_of(record).train_loss, theirs.curves_of(record).train_loss)
+        assert mine.timing(record) == theirs.timing(record)
+        for epoch in theirs.checkpoint_epochs(record):
+            jax.tree.map(np.testing.assert_array_equal, mine.network(record, epoch), theirs.network(record, epoch))
+
+
+def test_an_old_directory_is_not_extended(old):
+    before = contents(old)
+    with pytest.raises(BadInput, match=r"out: .*made by version 0\.1\.0"):
+        sweep(small(epochs=50), old, batch_runs=2)
+    assert contents(old) == before
+
+
+def test_damage_in_an_old_directory_is_named(old):
+    for file in step_of(old, 40).rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    results = jaxgrok.load(old)
+    with pytest.raises(Damaged, match=f"{step_of(old, 40)}.*damaged"):
+        results.network(results.runs[0], 40)
