@@ -312,4 +312,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from jaxgrok import stopping
+
+    sys.exit(stopping.status_of(main, until_exit=True))

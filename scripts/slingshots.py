@@ -1,8 +1,11 @@
 """Find the spikes in a sweep's train losses: the command `jaxgrok slingshots`, from a checkout."""
 
 import sys
+from functools import partial
 
-from jaxgrok.cli.slingshots import main
+from jaxgrok.cli import command
+
+main = partial(command, "slingshots")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,10 +17,10 @@ from jaxgrok.cli.live import SweepProgress, Watch
 from jaxgrok.store.curves import SweepCurves
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import prepare, sweep
+from tests.on_disk import seal_every_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = {"arch": "mlp", "p": 5, "d_mlp": 4, "frac": 0.5, "seeds": 2, "epochs": 20, "eval_every": 5}
-
 
 # --- the public names -------------------------------------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ def test_a_long_sweep_says_so_before_it_starts(tmp_path, monkeypatch, trained, s
         pass
 
     cost = Cost()
-    cost.seconds, cost.disk = seconds, 1e6
+    cost.seconds, cost.disk, cost.files = seconds, 1e6, 30
     monkeypatch.setattr(live, "describe", lambda plan: [cost])
     shown = io.StringIO()
     with Watch(shown) as watch:
@@ -298,7 +298,7 @@ def test_a_sweep_shows_that_it_compiles(tmp_path):
     assert lines[2] == "compiling"
     assert lines[3].startswith("compiled in ")
     assert lines[-1].startswith("40 of 40 run-epochs, ")
-    assert np.all(jaxgrok.load(path).sweep_curves.last_epoch == 20)
+    assert [record.last_epoch for record in jaxgrok.load(path).runs] == [20, 20]
 
 
 # --- directories that cannot be written -------------------------------------------------------------------------------
@@ -337,7 +337,8 @@ def test_an_analysis_of_an_unwritable_directory(unwritable, tmp_path, capsys):
     assert (unwritable / "tables").read_text() == "in the way"
 
 
-def test_a_skipped_checkpoint_is_printed_and_changes_the_exit_status(tmp_path, capsys):
+def test_a_skipped_step_is_printed_and_changes_the_exit_status(tmp_path, capsys, monkeypatch):
+    seal_every_checkpoint(monkeypatch)
     path = sweep(make_sweep({**TINY, "task": "add", "seeds": 1}), tmp_path / "runs")
     damaged = path / "checkpoints" / "0000" / "10"
     for file in damaged.rglob("*"):

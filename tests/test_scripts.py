@@ -203,10 +203,10 @@ def test_an_interrupted_command_says_so_and_shows_what_there_is(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "runs" / "checkpoints" / "0000" / "0").exists():
+    while not (tmp_path / "runs" / "manifest.json").exists():
         assert child.poll() is None
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(8)
     child.send_signal(signal.SIGINT)
     out, error = child.communicate(timeout=120)
     assert child.returncode == 130, error
@@ -249,9 +249,12 @@ def test_the_readmes_commands_are_commands(main, monkeypatch, capsys):
     """Every sweep command in README plans without complaint; every flag of its other commands is known."""
     monkeypatch.chdir(REPOSITORY)
     text = (REPOSITORY / "README.md").read_text()
-    commands = re.findall(r"python scripts/sweep\.py([^#\n`]*)", text.replace("NAME", "mainline"))
+    text = re.sub(r"\$[A-Z_]+", "3", text.replace("NAME", "mainline"))  # a scheduler's number of this task
+    commands = re.findall(r"python scripts/sweep\.py([^#\n`]*)", text)
     assert len(commands) >= 4
     for command in commands:
+        if "--distributed" in command:  # it has to come before JAX is used in the process
+            continue
         if "--init torch" in command and importlib.util.find_spec("torch") is None:
             continue
         assert main([*shlex.split(command), *([] if "--plan" in command else ["--plan"])]) == 0, (

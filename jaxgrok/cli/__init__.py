@@ -1,13 +1,15 @@
 """The commands: their flags, the live line, and what the terminal shows.
 
 `main` is the entry point `jaxgrok`. Each command is a module with `parser()`, `run(...)` and `main(argv, prog)`; the
-scripts of the repository call the same `main`. A module is imported when its command is named, so that the others cost
-no time.
+scripts of the repository start the same commands with `command`. A module is imported when its command is named, so
+that the others cost no time, and signals are handled before that.
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
+
+from jaxgrok import stopping
 
 COMMANDS = {
     "sweep": "train a grid of runs, and print when each phase came",
@@ -30,6 +32,19 @@ def _overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `jaxgrok COMMAND ...`; returns the exit status."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    return stopping.status_of(lambda: _run(arguments), until_exit=argv is None)
+
+
+def command(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command as its script does, under the name of the script; returns the exit status."""
+
+    def run() -> int:
+        return importlib.import_module(f"jaxgrok.cli.{name}").main(argv)
+
+    return stopping.status_of(run, until_exit=argv is None)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0

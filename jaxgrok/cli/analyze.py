@@ -26,6 +26,7 @@ examples:
   %(prog)s weights.pth --frac 0.3 --split-seed 1 --json out.json --figures circuits
   %(prog)s weights.pth --task induction --residual-factor 2
 
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save and end an analysis within half a minute; a second one ends it at once.
 The same command resumes an interrupted analysis. The exit status is 1 if a checkpoint had to be skipped, because it is
 missing or damaged. A file of weights is read as data; nothing in it is executed.
 """
@@ -201,6 +202,5 @@ def run(args: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "analyze.py") -> int:
-    args = vars(parser(prog).parse_args(argv))
-    interrupted = "stopped; what was measured is saved. The same command resumes from there."
-    return status_of(prog, lambda: run(args), args, interrupted)
+    saved = "what was measured is saved. The same command resumes from there."
+    return status_of(parser(prog), argv, lambda args: run(vars(args)), saved=saved)

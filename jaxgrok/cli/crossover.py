@@ -5,11 +5,11 @@ between those where few runs generalise and those where most do, until neighbour
 runs are in one sweep directory, which the other commands read too.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgrok.cli.parser import INTERRUPTED, Parser, add_run_flags, flag_of, status_of
+from jaxgrok import stopping
+from jaxgrok.cli.parser import Parser, add_run_flags, flag_of, status_of
 from jaxgrok.config import BadInput
 
 EPILOG = """\
@@ -18,6 +18,7 @@ examples:
   %(prog)s --task skip_trigram --seeds 8 --low 10 --high 400 --lr 0.00015
   %(prog)s --task addition5 --seeds 8 --part "digit 5"        when the units digit alone is learned
 
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save and end a search within half a minute; a second one ends it at once.
 The same command resumes an interrupted search. More seeds or a wider range extend a search in its directory.
 """
 
@@ -59,14 +60,14 @@ def _ratio(name: str, value: str) -> float:
 
 def _options(args: dict[str, Any]) -> dict[str, Any]:
     """The options of `search` that were given as flags. Raises BadInput."""
-    from jaxgrok.training.grid import whole
+    from jaxgrok.training.grid import MAX_SIZES, whole
 
     options: dict[str, Any] = {}
     for name in ("low", "high", "batch_runs"):
         if args[name] is not None:
             options[name] = whole(flag_of(name), args[name], 1)
     if args["sizes"] is not None:
-        options["count"] = whole("--sizes", args["sizes"], 2)
+        options["count"] = whole("--sizes", args["sizes"], 2, MAX_SIZES)
     if args["precision"] is not None:
         options["precision"] = _ratio("--precision", args["precision"])
     return options
@@ -97,8 +98,8 @@ def run(args: dict[str, Any]) -> int:
         shown = {"watch": live.Watch, "round_done": show.print_sizes}
         path = search(settings, args["out"], part=args["part"], labels=labels, **options, **shown)
     except Interrupted as stop:
-        path, status = stop.path, INTERRUPTED
-        print(f"stopped; everything is saved in {path}. The same command resumes from there.", file=sys.stderr)
+        path = stop.path
+        status = stopping.report(f"everything is saved in {path}. The same command resumes from there.")
     results = load(path)
     write_timing_tables(results)
     figures.write_figures(results, ())
@@ -112,5 +113,5 @@ def run(args: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "crossover.py") -> int:
-    args = vars(parser(prog).parse_args(argv))
-    return status_of(prog, lambda: run(args), args)
+    saved = "what was saved before is intact. The same command resumes from there."
+    return status_of(parser(prog), argv, lambda args: run(vars(args)), saved=saved)

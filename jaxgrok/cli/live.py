@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -15,12 +16,11 @@ from rich.text import Text
 
 from jaxgrok.cli.show import byte_size, clock, count
 from jaxgrok.config import Config
-from jaxgrok.store.curves import SweepCurves
 from jaxgrok.store.events import MEMORISED_ACCURACY, first_held
 from jaxgrok.store.schedule import default_eval_every
 from jaxgrok.tasks import Criterion, make_task
 from jaxgrok.training.plan import Cost, describe
-from jaxgrok.training.sweep import Plan
+from jaxgrok.training.sweep import Plan, Standing
 
 TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
 LONG_SECONDS = 3600  # a sweep that takes longer says so before it starts
@@ -34,6 +34,25 @@ class _State(ProgressColumn):
         return Text(task.fields["state"] if since is None else f"compiling, {time.monotonic() - since:.0f} s")
 
 
+class _Heard:
+    """A stream that may lose its reader, as when Ctrl-C ends a `tee` as well, or a terminal is closed. What is shown is
+    lost then, but not the training."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _Live:
     """A bar with a state. On a terminal it is redrawn; on a pipe its states are printed as lines.
 
@@ -41,7 +60,7 @@ class _Live:
     """
 
     def __init__(self, stream: TextIO | None = None):
-        self.console = Console(file=stream or sys.stderr, highlight=False)
+        self.console = Console(file=cast(TextIO, _Heard(stream or sys.stderr)), highlight=False)
         self.every = TERMINAL_SECONDS if self.console.is_terminal else PIPE_SECONDS
         self._bar = Progress(BarColumn(10), TextColumn("{task.percentage:.0f} %"), _State())
         self._live = None
@@ -90,9 +109,9 @@ class Watch(_Live):
     until_settled it is an upper bound.
     """
 
-    def started(self, curves: SweepCurves, plan: Plan) -> None:
+    def started(self, standing: Standing, plan: Plan) -> None:
         """Say what will be trained."""
-        self._progress = SweepProgress(curves, plan)
+        self._progress = SweepProgress(standing, plan)
         self._trained = 0
         self._compiling_since, self._has_compiled = 0.0, False
         batches = [plan.batches[number] for number in plan.todo]
@@ -101,7 +120,8 @@ class Watch(_Live):
         before = f", of which {done:,} are done" if done else ""
         self.say(f"{runs} in {count(len(batches), 'batch')}, {done + left:,} run-epochs{before}")
         costs = describe(plan)
-        self.say(f"checkpoints: at most {byte_size(sum(cost.disk for cost in costs))} in {plan.files.path}")
+        disk, files = sum(cost.disk for cost in costs), sum(cost.files for cost in costs)
+        self.say(f"on disk: at most {byte_size(disk)}, in at most about {count(files, 'file')}, in {plan.files.path}")
         usual = default_eval_every(min((batch.epochs for batch in batches), default=1))
         if plan.sweep.eval_every is None and batches and plan.eval_every != usual:
             self.say(
@@ -130,7 +150,11 @@ class Watch(_Live):
         elif not self._trained:
             self.say(f"compiled in {took:.0f} s")
 
-    def advanced(self, curves: SweepCurves, plan: Plan, run_epochs: int) -> None:
+    def warned(self, line: str) -> None:
+        """Say what the user should know."""
+        self.say(line)
+
+    def advanced(self, standing: Standing, plan: Plan, run_epochs: int) -> None:
         """Show the state if it is time to. run_epochs: those trained since the last call."""
         if self._has_compiled:  # the first interval recorded after a compilation is the one that compiled
             self._has_compiled = False
@@ -153,9 +177,9 @@ class SweepProgress:
     A run's curves are examined again only after it has trained on.
     """
 
-    def __init__(self, curves: SweepCurves, plan: Plan):
-        self._curves = curves
-        runs = len(curves.last_epoch)
+    def __init__(self, standing: Standing, plan: Plan):
+        self._standing = standing
+        runs = len(standing.last_epoch)
         self._goal: Int[np.ndarray, "R"] = np.zeros(runs, np.int64)  # 0 for a run that is not asked for
         for number in plan.todo:
             self._goal[list(plan.batches[number].runs)] = plan.batches[number].epochs
@@ -168,19 +192,19 @@ class SweepProgress:
 
     def done(self) -> int:
         """Run-epochs trained."""
-        return int(self._curves.last_epoch.sum())
+        return int(self._standing.last_epoch.sum())
 
     def left(self) -> int:
         """Run-epochs left, if every run trains to its planned end."""
-        left = np.maximum(0, self._goal - self._curves.last_epoch)
-        return int(left[~self._curves.ended].sum())
+        left = np.maximum(0, self._goal - self._standing.last_epoch)
+        return int(left[~self._standing.ended].sum())
 
     def arrived(self) -> str:
         """How many runs have memorised and grokked, and on unlimited data how many have learned."""
-        changed = np.flatnonzero(self._curves.last_epoch != self._seen)
+        changed = np.flatnonzero(self._standing.last_epoch != self._seen)
         for number in changed:
             self._examine(int(number))
-        self._seen[changed] = self._curves.last_epoch[changed]
+        self._seen[changed] = self._standing.last_epoch[changed]
         shown = []
         if (limited := ~self._unlimited).any():
             memorised, grokked = (int(reached[limited].sum()) for reached in (self._memorised, self._grokked))
@@ -190,7 +214,7 @@ class SweepProgress:
         return ", ".join(shown)
 
     def _examine(self, number: int) -> None:
-        config, curves = self._configs[number], self._curves.of_run(number)
+        config, curves = self._configs[number], self._standing.of_run(number)
         if config not in self._criteria:
             self._criteria[config] = make_task(config).criterion
         holds = self._criteria[config].holds(curves.test_acc, curves.test_loss)

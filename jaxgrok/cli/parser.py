@@ -1,15 +1,22 @@
-"""What the commands share: flags of a run, and how they complain (one line, exit status 2, no traceback)."""
+"""What the commands share: flags of a run, and how they complain (one line, an exit status, no traceback)."""
 
 import argparse
+import errno
+import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jaxgrok.config import CHOICES, MODULAR, BadInput
+from jaxgrok import stopping
+from jaxgrok.config import CHOICES, MODULAR, BadInput, printable
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
-BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
+FAILED, BAD_INPUT, UNREAD = 1, 2, 141  # exit statuses; 141 is 128 + SIGPIPE
+# What keeps a good path from being written: a full or read-only disk, a quota, a disk or network mount that fails.
+FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc", "MemoryError")  # how compilers and XLA say it
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,8 +25,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == []:  # argparse drops the value of `--flag=--`
+                self.error(f"argument {flag_of(name)}: got '--'; accepted: one value")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; --help lists what is accepted\n")
+        self.exit(BAD_INPUT, f"{self.prog}: error: {printable(message)}; --help lists what is accepted\n")
 
 
 def flag_of(name: str) -> str:
@@ -107,22 +121,66 @@ def write_tables(write: Callable[[], None], folder: Path | None) -> None:
         raise BadInput(f"{error.name} directory", error.value, accepted) from None
 
 
-def status_of(prog: str, run: Callable[[], int], flags: Collection[str] = (), interrupted: str = "stopped") -> int:
-    """The exit status of a command: what `run` returns, or 2 after a line on standard error if it raises BadInput or
-    OSError, or 130 after Ctrl-C.
+def status_of(
+    p: Parser,
+    argv: Sequence[str] | None,
+    run: Callable[[argparse.Namespace], int],
+    flags: Collection[str] | None = None,
+    saved: str = "",
+) -> int:
+    """The exit status of a command: what `run` returns, called with the parsed arguments.
 
-    flags: fields that the user gives as flags, so that `split_seed` is named `--split-seed`. interrupted: what is said
-    after Ctrl-C.
+    If it fails in a way that a user can do something about, the status follows one line on standard error: 2 for bad
+    input, 1 for a full disk or too little memory, and 128 + its number for a signal.
+
+    flags: fields that the user gives as flags, so that `split_seed` is named `--split-seed`; None means all. saved:
+    what is said after a signal, of what is kept.
     """
-    try:
-        return run()
-    except BadInput as error:
+
+    def complained() -> int:
+        args = argparse.Namespace()
+        try:
+            try:
+                p.parse_args(argv, args)
+                return run(args)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            return _unread()
+        except Exception as error:
+            found = _complaint(error, vars(args), vars(args) if flags is None else flags)
+            if found is None:
+                raise
+        status, complaint = found
+        print(f"{p.prog}: error: {complaint}", file=sys.stderr)
+        return status
+
+    return stopping.status_of(complained, saved)
+
+
+def _unread() -> int:
+    """Leave standard output alone, whose reader is gone, as after `| head`; returns the status that shells expect."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD if stopping.arrived() is None else stopping.status()
+
+
+def _complaint(error: Exception, args: Collection[str], flags: Collection[str]) -> tuple[int, str] | None:
+    """(exit status, one line) about an error that a user can do something about; None for any other."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, BadInput):
         name = flag_of(error.name) if error.name.replace("-", "_") in flags else error.name
-        complaint = str(BadInput(name, error.value, error.accepted))
-    except OSError as error:
-        complaint = f"{error.filename or 'file'}: cannot be read or written ({error.strerror or error})"
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return INTERRUPTED
-    print(f"{prog}: error: {complaint}", file=sys.stderr)
-    return BAD_INPUT
+        return BAD_INPUT, str(BadInput(name, error.value, error.accepted))
+    if isinstance(error, OSError) and error.errno not in FAILURES:
+        return BAD_INPUT, f"{error.filename or 'file'}: cannot be read or written ({error.strerror or error})"
+    if isinstance(error, OSError):
+        return FAILED, f"{error.filename or 'a file'} could not be written: {error.strerror}; {stopping.INTACT}"
+    # The library that writes checkpoints has its own exceptions.
+    if any(os.strerror(number) in text for number in FAILURES):
+        return FAILED, f"a checkpoint could not be written: {text}; {stopping.INTACT}"
+    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+        fewer = (
+            "fewer runs at once (--batch-runs) or a smaller network" if "batch_runs" in args else "a smaller network"
+        )
+        return FAILED, f"out of memory: {fewer} needs less{text and f' ({text})'}"
+    return None

@@ -27,7 +27,7 @@ def parser(prog: str = "rerun.py") -> Parser:
 def run(args: Namespace) -> int:
     """Print the comparison, and draw the figure; returns the exit status. Raises BadInput."""
     from jaxgrok import figures
-    from jaxgrok.cli.show import print_table
+    from jaxgrok.cli.show import print_damage, print_table
     from jaxgrok.store.results import load
     from jaxgrok.tables import released
 
@@ -40,9 +40,8 @@ def run(args: Namespace) -> int:
     print_table(["slingshots of our train loss", ""], released.spike_rows(ours))
     if args.figure is not None:
         figures.rerun_figure(ours, theirs).savefig(args.figure)
-    return 0
+    return print_damage(results)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "rerun.py") -> int:
-    args = parser(prog).parse_args(argv)
-    return status_of(prog, lambda: run(args), ("name",))
+    return status_of(parser(prog), argv, run, ("name",))

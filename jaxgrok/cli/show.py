@@ -17,7 +17,8 @@ from jaxgrok.tables import heads as head_tables
 from jaxgrok.tables import parts as part_tables
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.tables import timing
-from jaxgrok.training.plan import Cost
+from jaxgrok.training.layout import Plan
+from jaxgrok.training.plan import Cost, free_bytes
 
 PIPE_WIDTH = 1000  # columns: on a pipe, a table is as wide as it needs to be
 
@@ -64,15 +65,20 @@ _COST_COLUMNS: dict[str, Callable[[Cost], str]] = {
     "TFLOP": lambda cost: f"{cost.flops / 1e12:,.1f}",
     "time": lambda cost: clock(cost.seconds),
     "memory a run": lambda cost: byte_size(cost.memory) + (" (does not fit)" if cost.fits is False else ""),
-    "checkpoints": lambda cost: byte_size(cost.disk),
+    "on disk": lambda cost: byte_size(cost.disk),
+    "files": lambda cost: f"{cost.files:,}",
 }
 
 
-def print_plan(costs: Sequence[Cost]) -> None:
-    """Print what each bucket of a sweep costs."""
+def print_plan(costs: Sequence[Cost], plan: Plan) -> None:
+    """Print what each bucket of a sweep costs, and whether memory and disk suffice."""
     print_table(list(_COST_COLUMNS), [[column(cost) for column in _COST_COLUMNS.values()] for cost in costs])
     runs, seconds, disk = (sum(getattr(cost, name) for cost in costs) for name in ("runs", "seconds", "disk"))
-    print(f"{count(runs, 'run')}, about {clock(seconds)}, {byte_size(disk)} on disk")
+    files = sum(cost.files for cost in costs)
+    print(f"{count(runs, 'run')}, about {clock(seconds)}, {byte_size(disk)} on disk in about {count(files, 'file')}")
+    free = free_bytes(plan.files.path)
+    if free is not None and disk > free:
+        print(f"the disk has {byte_size(free)} free")
     if any(cost.fits is False for cost in costs):
         print("a run does not fit into this machine's memory, so this sweep would be refused")
 
@@ -93,12 +99,20 @@ def print_summary(results: Results, of_parts: Sequence[part_tables.Parts] = ()) 
             _print_stages(cells)
     if line := timing.waiting_line(results):
         print(line)
+    print_damage(results)
     print(f"tables, figures, checkpoints: {results.path}")
 
 
 def _print_stages(cells: Sequence[Cell]) -> None:
     print_table(*timing.stages_table(cells))
     print(timing.STAGES_NOTE)
+
+
+def print_damage(results: Results) -> int:
+    """Print what is damaged in a directory; returns the exit status: 1 if anything is."""
+    for damage in results.damage:
+        print(f"{damage.said}: its runs are as they were before. The command that made the sweep trains them again")
+    return 1 if results.damage else 0
 
 
 def print_sizes(sizes: size_tables.Sizes) -> None:

@@ -28,7 +28,7 @@ def parser(prog: str = "slingshots.py") -> Parser:
 def run(args: Namespace) -> int:
     """Write and print the tables, and draw the figure; returns the exit status. Raises BadInput."""
     from jaxgrok import figures
-    from jaxgrok.cli.show import print_table
+    from jaxgrok.cli.show import print_damage, print_table
     from jaxgrok.store.results import load
     from jaxgrok.tables import slingshots, timing
 
@@ -49,9 +49,8 @@ def run(args: Namespace) -> int:
     if args.figure is not None:
         figures.slingshots_figure(cells).savefig(args.figure)
     print(f"tables: {results.path / 'tables' if args.tables is None else args.tables}")
-    return 0
+    return print_damage(results)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "slingshots.py") -> int:
-    args = parser(prog).parse_args(argv)
-    return status_of(prog, lambda: run(args))
+    return status_of(parser(prog), argv, run, ())

@@ -4,16 +4,17 @@ A sweep trains every combination of the listed values, each with several seeds, 
 grokking paper's main experiment: addition modulo 113 on a one-layer transformer, with 30 % of the pairs and AdamW.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxgrok
-from jaxgrok.cli.parser import INTERRUPTED, Parser, add_run_flags, flag_of, status_of
+from jaxgrok import stopping
+from jaxgrok.cli.parser import Parser, add_run_flags, flag_of, status_of
 from jaxgrok.config import BadInput
 
 if TYPE_CHECKING:
+    from jaxgrok.store.files import Shard
     from jaxgrok.training.grid import Sweep
 
 EPILOG = """\
@@ -23,6 +24,7 @@ examples:
   %(prog)s sweeps/data_fraction.toml --seeds 8 --out runs/frac
   %(prog)s --seeds 8 --until-settled --plan        print what this would cost; train nothing
 
+Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save and end a sweep within half a minute; a second one ends it at once.
 The same command resumes an interrupted sweep. More seeds, more values of an axis or more epochs extend a sweep in its
 directory. The seed of a run fixes its initial weights, its train/test split (Python's random.seed, as in the authors'
 code) and its random labels, or the examples of a task that draws them. An epoch is one update of the weights.
@@ -72,6 +74,15 @@ def parser(prog: str = "sweep.py") -> Parser:
     running = p.add_argument_group("running; these change results by rounding at most")
     running.add_argument("--out", metavar="DIR", help="the sweep's directory (default: runs/ and a name of its own)")
     running.add_argument("--batch-runs", metavar="N", help="runs to train at once (default: what suits the device)")
+    shard = "train the i-th of n parts of the sweep, i from 0 to n-1; others fill the same directory at the same time"
+    running.add_argument("--shard", metavar="I/N", help=shard)
+    hosts = p.add_argument_group("many processes in one job; each trains a shard of its own on its local devices")
+    known = "join the processes that Slurm, Open MPI, a TPU pod or GKE has started"
+    hosts.add_argument("--distributed", action="store_true", help=known)
+    elsewhere = "elsewhere, with --distributed: the address of process 0, the same for all"
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help=elsewhere)
+    hosts.add_argument("--num-processes", metavar="N", help="how many processes there are")
+    hosts.add_argument("--process-id", metavar="I", help="which of them this one is, from 0")
     running.add_argument("--plan", action="store_true", help="print batches, FLOPs, time and disk space; train nothing")
     return p
 
@@ -92,6 +103,38 @@ def chosen(args: dict[str, Any]) -> "Sweep":
     return sweep_from(file, flags, labels)
 
 
+def shard_of(args: dict[str, Any]) -> "Shard | None":
+    """The part of the sweep that this process trains; None means all of it. Joins the other processes of the job if
+    `--distributed` was given. Raises BadInput."""
+    from jaxgrok.store.files import Shard
+    from jaxgrok.training import hosts
+    from jaxgrok.training.grid import whole
+
+    if args["distributed"]:
+        if args["shard"] is not None:
+            raise BadInput(
+                "--shard", args["shard"], "without --distributed, which gives each process a shard of its own"
+            )
+        count, index = (
+            None if args[name] is None else whole(flag_of(name), args[name], least)
+            for name, least in (("num_processes", 1), ("process_id", 0))
+        )
+        return hosts.join(args["coordinator"], count, index)
+    for name in ("coordinator", "num_processes", "process_id"):
+        if args[name] is not None:
+            raise BadInput(flag_of(name), args[name], "with --distributed")
+    if args["shard"] is None:
+        return None
+    accepted = "I/N, the I-th of N parts, I from 0 to N-1"
+    parts = args["shard"].split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts):
+        raise BadInput("--shard", args["shard"], accepted)
+    index, count = map(int, parts)
+    if not index < count:
+        raise BadInput("--shard", args["shard"], accepted)
+    return Shard(index, count)
+
+
 def run(sweep: "Sweep", args: dict[str, Any]) -> int:
     """Train a sweep, or print its plan; returns the exit status."""
     import jax
@@ -108,16 +151,18 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
     from jaxgrok.training.plan import describe
 
     batch_runs = None if args["batch_runs"] is None else whole("--batch-runs", args["batch_runs"], 1)
+    shard = shard_of(args)
     if args["plan"]:
-        show.print_plan(describe(sweeping.prepare(sweep, args["out"], batch_runs)))
+        plan = sweeping.prepare(sweep, args["out"], batch_runs, shard=shard)
+        show.print_plan(describe(plan), plan)
         return 0
     status = 0
     try:
         with live.Watch() as watch:
-            path = sweeping.sweep(sweep, args["out"], batch_runs=batch_runs, watch=watch)
+            path = sweeping.sweep(sweep, args["out"], batch_runs=batch_runs, shard=shard, watch=watch)
     except sweeping.Interrupted as stop:
-        path, status = stop.path, INTERRUPTED
-        print(f"stopped; everything is saved in {path}. The same command resumes from there.", file=sys.stderr)
+        path = stop.path
+        status = stopping.report(f"everything is saved in {path}. The same command resumes from there.")
     results = load(path)
     write_timing_tables(results)
     of_parts = write_part_tables(results)
@@ -127,9 +172,5 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "sweep.py") -> int:
-    args = vars(parser(prog).parse_args(argv))
-
-    def checked_run() -> int:
-        return run(chosen(args), args)
-
-    return status_of(prog, checked_run, (*args, "out"))
+    saved = "what was saved before is intact. The same command resumes from there."
+    return status_of(parser(prog), argv, lambda args: run(chosen(vars(args)), vars(args)), saved=saved)
