@@ -85,6 +85,7 @@ def plant(path: Path, config: dict[str, Any], records: list[RunRecord], curves: 
 def seal_every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every checkpoint saved as a step of its own, as those of large networks are."""
     monkeypatch.setattr(sweeping, "SEAL_BYTES", 1)
+    monkeypatch.setattr(sweeping, "SEAL_STATES", 0)
 
 
 class StopAt(Silent):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -365,6 +366,32 @@ def test_a_directory_that_vanishes_is_noticed_and_not_made_anew(tmp_path, monkey
     assert how == "replaced" or not path.exists()
 
 
+def test_a_directory_that_vanishes_between_two_batches_is_noticed(tmp_path, monkeypatch):
+    path = tmp_path / "runs"
+    open_batch = sweeping._Training._open
+
+    def vanish(self):
+        if self.number == 1:
+            path.rename(tmp_path / "elsewhere")
+        return open_batch(self)
+
+    monkeypatch.setattr(sweeping._Training, "_open", vanish)
+    with pytest.raises(SaveFailed, match="removed or renamed during training"):
+        sweep(small(), path, batch_runs=1)
+    assert not path.exists()
+
+
+def test_a_damaged_step_that_was_superseded_is_removed(tmp_path, monkeypatch):
+    often(monkeypatch)
+    path = sweep(small(epochs=4000), tmp_path / "runs", batch_runs=2)
+    before, last = SweepFiles(path).steps(0).epochs()
+    harm(step_of(path, before) / "record" / "metadata", "cut")
+    assert jaxgrok.load(path).damage
+    sweep(small(epochs=4000), path, batch_runs=2)
+    assert SweepFiles(path).steps(0).epochs() == [last]
+    assert not jaxgrok.load(path).damage
+
+
 def test_a_save_that_fails_says_why_and_the_same_command_goes_on(tmp_path, monkeypatch, whole):
     path, save = tmp_path / "runs", ocp.CheckpointManager.save
     seal_every_checkpoint(monkeypatch)
@@ -404,6 +431,49 @@ def test_too_little_room_is_refused_before_anything_is_written(tmp_path, monkeyp
         sweep(small(), tmp_path / "runs")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()
+
+
+# --- a disk that is full ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that gives a file system of so many kilobytes, and makes it larger when called again."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = []
+
+    def sized(kilobytes):
+        how = [f"remount,size={kilobytes}k"] if mounted else [f"size={kilobytes}k"]
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", *how, "tmpfs", place], capture_output=True)
+        if done.returncode:
+            pytest.skip("only root can mount a small file system")
+        mounted.append(place)
+        return place
+
+    yield sized
+    if mounted:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [*range(40, 240, 20), *range(240, 840, 60)])
+def test_a_full_disk_is_one_line_and_loses_nothing(small_disk, tmp_path, monkeypatch, kilobytes):
+    often(monkeypatch)
+    monkeypatch.setattr(sweeping, "SEAL_BYTES", 20_000)
+    monkeypatch.setattr("jaxgrok.training.layout.check_disk", lambda plan: None)
+    settings = {"epochs": 1500, "checkpoint_every": 5}
+    path, failed = small_disk(kilobytes) / "runs", None
+    try:
+        sweep(small(**settings), path, batch_runs=2)
+    except (OSError, BadInput) as error:
+        failed = str(error)
+    assert failed is None or "No space left on device" in failed
+    if SweepFiles(path).exists():
+        assert jaxgrok.load(path).damage == []
+    small_disk(64_000)
+    sweep(small(**settings), path, batch_runs=2)
+    same_files(sweep(small(**settings), tmp_path / "whole", batch_runs=2), path)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

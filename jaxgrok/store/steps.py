@@ -37,7 +37,9 @@ from jaxgrok.store.integrity import check_array, described, digest_of_content, w
 
 PADDING = -1  # the run of a row that only fills up its batch, or whose run has ended
 KEPT_STEPS = 2  # so that one remains if the newest is damaged
-SEAL_BYTES = 64e6  # of curves and parameters since the last sealed step
+# A step is sealed once the parameters since the last sealed one are so many bytes, and so many times the state, which
+# every sealed step keeps too.
+SEAL_BYTES, SEAL_STATES = 64e6, 2
 STATE, CURVES, PARAMS = "state", "curves", "params"
 ARRAYS, RECORD = "arrays", "record"  # orbax's names of the two items of a step
 JSON_FILE = "metadata"  # in which orbax keeps a JSON item
@@ -205,8 +207,7 @@ class BatchSteps:
         """
         record = replace(step.record, arrays={item: described(arrays) for item, arrays in step.arrays.items()})
         self.folder.mkdir(exist_ok=True)  # not its parents: if they have vanished, they are not made anew
-        if self.path(record.epoch).exists():
-            self.remove(record.epoch)
+        self.remove(record.epoch)
         whole = {f"{item}/{name}": array for item, arrays in step.arrays.items() for name, array in arrays.items()}
         tree = unflatten_dict({name: array for name, array in whole.items() if array.size}, sep="/")
         items = {ARRAYS: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(with_digest(record.to_json()))}
@@ -249,6 +250,8 @@ class BatchSteps:
 
         What cannot be deleted is left, and tried again by `clean`: a network mount keeps files that are still open.
         """
+        if not self.path(epoch).exists():
+            return
         aside = self.folder / f"removed-{epoch}-{uuid.uuid4().hex[:8]}"
         self.path(epoch).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)

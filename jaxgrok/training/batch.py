@@ -238,6 +238,11 @@ class LiveBatch:
         live = self.live_rows
         return jax.tree.map(lambda leaf: leaf[live], joined([group.state.params for group in self.groups]))
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of all rows."""
+        return sum(leaf.nbytes for group in self.groups for leaf in jax.tree.leaves(group.state))
+
     def state(self) -> dict[str, np.ndarray]:
         """{name: leaf [row, ...]} of the state, copied to the host."""
         leaves = jax.tree.leaves(joined([group.state for group in self.groups]))

@@ -20,7 +20,7 @@ import numpy as np
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.records import Status
-from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES
+from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES, SEAL_STATES
 from jaxgrok.tasks import DrawnTask, make_config, make_task, step_examples
 
 if TYPE_CHECKING:
@@ -310,16 +310,16 @@ def _curve_bytes(plan: "Plan", batch: Batch) -> float:
 def _on_disk(plan: "Plan", batch: Batch) -> tuple[float, int]:
     """(bytes, files) that a batch leaves once it is trained.
 
-    Parameters and curves are written in sealed steps of SEAL_BYTES or one checkpoint, each with a state; the newest
-    step before the last is kept too.
+    Parameters and curves are written in sealed steps, each with a state; the newest step before the last is kept too.
     """
     members, one = len(batch.runs), checkpoint_bytes(batch.config)
     checkpoints = len(plan.checkpoints(batch))
     recorded = members * (checkpoints * one + _curve_bytes(plan, batch))
-    steps = min(checkpoints, 1 + int(recorded // SEAL_BYTES))
-    unsealed = min(recorded, SEAL_BYTES)
-    states = (steps + KEPT_STEPS - 1) * members * PARAMS_IN_STATE * one
-    return recorded + unsealed + states, (steps + KEPT_STEPS - 1) * FILES_IN_STEP
+    state = members * PARAMS_IN_STATE * one
+    sealed = max(SEAL_BYTES, SEAL_STATES * state)
+    steps = min(checkpoints, 1 + int(recorded // sealed))
+    states = (steps + KEPT_STEPS - 1) * state
+    return recorded + min(recorded, sealed) + states, (steps + KEPT_STEPS - 1) * FILES_IN_STEP
 
 
 def check_disk(plan: "Plan") -> None:

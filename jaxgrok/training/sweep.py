@@ -29,7 +29,7 @@ from jaxgrok.store.events import Outcome, time_run
 from jaxgrok.store.files import Shard, SweepFiles
 from jaxgrok.store.records import Status
 from jaxgrok.store.results import load, write_metrics
-from jaxgrok.store.steps import CURVES, PARAMS, SEAL_BYTES, STATE, BatchSteps, Step, StepRecord
+from jaxgrok.store.steps import CURVES, PARAMS, SEAL_BYTES, SEAL_STATES, STATE, Step, StepRecord
 from jaxgrok.training.batch import Interval, LiveBatch, compiled, joined
 from jaxgrok.training.grid import Sweep
 from jaxgrok.training.layout import Plan, plan_in, prepare
@@ -65,10 +65,12 @@ class SaveFailed(OSError):
 class Standing:
     """How far all runs of a sweep have come.
 
+    home: what tells the folder of checkpoints, as it was at the start, from another of the same name.
     last_epoch [R]: updates done. ended [R]: whether a run has settled or diverged and trains no further.
     """
 
     def __init__(self, plan: Plan):
+        self.home = _identity(plan.files.checkpoints)
         self.last_epoch = np.array([record.last_epoch for record in plan.records], np.int64)
         self.ended = np.array([record.status is Status.ENDED for record in plan.records], bool)
         self._plan = plan
@@ -182,9 +184,8 @@ class _Saver:
     last: the record of the newest step that is on disk. sealed: that of the newest sealed one.
     """
 
-    def __init__(self, files: SweepFiles, steps: BatchSteps, saved: SavedBatch, threads: ThreadPoolExecutor):
-        self._files, self._steps, self._threads = files, steps, threads
-        self._home = _identity(files.checkpoints)
+    def __init__(self, files: SweepFiles, saved: SavedBatch, threads: ThreadPoolExecutor, home: Any):
+        self._files, self._steps, self._threads, self._home = files, saved.steps, threads, home
         self.last = saved.last
         sealed = [record for record in saved.chain if record.sealed]
         self.sealed = sealed[-1] if sealed else None
@@ -280,7 +281,7 @@ class _Training:
         if self._has_finished():
             return True
         batch = LiveBatch(self.plan, self.number, saved, self.groups)
-        self.saver = _Saver(self.plan.files, self.steps, saved, self.threads)
+        self.saver = _Saver(self.plan.files, saved, self.threads, self.standing.home)
         self.save_due = time.monotonic() + SAVE_SECONDS
         try:
             while True:
@@ -289,7 +290,7 @@ class _Training:
                     self._drop_ended_runs(batch)
                 leave = batch.finished or asked()
                 is_due = time.monotonic() > self.save_due and not self.saver.busy
-                if leave or is_due or self._is_much():
+                if leave or is_due or self._is_much(batch):
                     self._save(batch)
                 if leave:
                     self.saver.wait()
@@ -308,6 +309,7 @@ class _Training:
         for damage in saved.damage:
             here = saved.last.epoch if saved.last else 0
             self.watch.warned(f"{damage.said}: trained again from epoch {here:,}")
+            self.steps.remove(int(Path(damage.value).name))
         self.standing.follow(self.number, self.curves)
         last = saved.last
         self.steps.forget_after(-1 if last is None else last.epoch)
@@ -336,9 +338,10 @@ class _Training:
         """Whether the networks of an epoch are in a sealed step already: training resumed right there."""
         return self.saver.sealed is not None and epoch <= self.saver.sealed.epoch
 
-    def _is_much(self) -> bool:
+    def _is_much(self, batch: LiveBatch) -> bool:
         """Whether there is enough since the last sealed step to seal the next one."""
-        return sum(leaf.nbytes for params in self.params for leaf in jax.tree.leaves(params)) >= SEAL_BYTES
+        recorded = sum(leaf.nbytes for params in self.params for leaf in jax.tree.leaves(params))
+        return recorded >= max(SEAL_BYTES, SEAL_STATES * batch.state_bytes)
 
     def _drop_ended_runs(self, batch: LiveBatch) -> None:
         """In a sweep until_settled, drop the runs that have settled or diverged."""
@@ -388,7 +391,7 @@ class _Training:
         self._record(batch)
         self.saver.wait()
         last, sealed = self.saver.last, self.saver.sealed
-        is_sealed = batch.finished or self._is_much()
+        is_sealed = batch.finished or self._is_much(batch)
         if last is None or (batch.epoch, is_sealed) != (last.epoch, last.sealed):
             self.saver.submit(self._step(batch, sealed, is_sealed))
         if is_sealed:
