@@ -85,6 +85,18 @@ def test_sealed_and_unsealed_steps_hold_the_same(whole, tmp_path, monkeypatch):
     assert len(SweepFiles(path).steps(0).epochs()) <= 2  # what was superseded is gone
 
 
+def test_a_sealed_step_is_not_written_again_by_those_who_resume_from_it(tmp_path, monkeypatch, whole):
+    """It was replaced by a step that is not sealed, and then removed as superseded."""
+    path = sweep(small(epochs=20), tmp_path / "runs", batch_runs=2)
+    often(monkeypatch)
+    before = (step_of(path, 20) / "record" / "metadata").read_bytes()
+    sweep(small(), path, batch_runs=2)
+    assert (step_of(path, 20) / "record" / "metadata").read_bytes() == before
+    assert jaxgrok.load(path).damage == []
+    for name in ("train_loss", "last_epoch"):
+        np.testing.assert_array_equal(curves(path)[name], curves(whole)[name])
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 

@@ -115,14 +115,16 @@ class Step(NamedTuple):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep orbax from warning, at every save, of a file that it is about to write."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep orbax from logging what it raises anyway, and from warning of a file that it has yet to write."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
 
 
 class BatchSteps:
@@ -185,7 +187,7 @@ class BatchSteps:
 
     def _read(self, epoch: int, wanted: Mapping[str, Any]) -> dict[str, np.ndarray]:
         folder: Any = self.path(epoch) / ARRAYS  # orbax asks for a path of etils, and takes any
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        with _quiet(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
             stored: dict[str, Any] = dict(flatten_dict(reader.metadata(folder).tree, sep="/"))
             for name, what in wanted.items():  # before anything of that size is allocated
                 if list(stored[name].shape) != what["shape"]:

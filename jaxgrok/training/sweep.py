@@ -392,9 +392,11 @@ class _Training:
         self.saver.wait()
         last, sealed = self.saver.last, self.saver.sealed
         is_sealed = batch.finished or self._is_much(batch)
-        if last is None or (batch.epoch, is_sealed) != (last.epoch, last.sealed):
+        # A sealed step is never written again: it may be what training has just resumed from.
+        is_saved = last is not None and last.epoch == batch.epoch and (last.sealed or not is_sealed)
+        if not is_saved:
             self.saver.submit(self._step(batch, sealed, is_sealed))
-        if is_sealed:
+        if is_sealed and not is_saved:
             self.networks, self.params = [], []
         now = time.monotonic()
         self.save_due = now + max(SAVE_SECONDS, SAVE_SHARE * (now - began))
