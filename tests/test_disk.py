@@ -393,7 +393,26 @@ def test_a_directory_that_vanishes_between_two_batches_is_noticed(tmp_path, monk
     assert not path.exists()
 
 
-def test_a_damaged_step_that_was_superseded_is_removed(tmp_path, monkeypatch):
+def test_a_step_that_cannot_be_read_is_kept_beside_what_replaces_it(copied, whole, monkeypatch):
+    """A network disk that fails for a moment must not cost what it holds."""
+    read = sweeping.SavedBatch.verify
+
+    def failing(self):
+        if not self.damage:
+            self._distrust(20, self.steps.damaged(20, OSError(5, "Input/output error")))
+            self._link()
+        read(self)
+
+    before = {file.read_bytes() for file in step_of(copied, 20).rglob("*") if file.is_file()}
+    monkeypatch.setattr(sweeping.SavedBatch, "verify", failing)
+    sweep(small(), copied, batch_runs=2)
+    (kept,) = (copied / "checkpoints" / "0000").glob("damaged-20-*")
+    assert {file.read_bytes() for file in kept.rglob("*") if file.is_file()} == before
+    assert len(list((copied / "checkpoints" / "0000").glob("damaged-*"))) == 3  # the steps 30 and 40 followed it
+    same_files(whole, copied)
+
+
+def test_a_damaged_step_that_was_superseded_is_put_aside(tmp_path, monkeypatch):
     often(monkeypatch)
     path = sweep(small(epochs=4000), tmp_path / "runs", batch_runs=2)
     before, last = SweepFiles(path).steps(0).epochs()

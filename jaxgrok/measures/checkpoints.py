@@ -103,9 +103,7 @@ def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatch
     total = sum(len(results.checkpoint_epochs(record)) for records in batches.values() for record in records)
     if total:
         watch.started(total)
-    skipped = [
-        f"{damage.value} is damaged ({damage.why}): its runs are as they were before" for damage in results.damage
-    ]
+    skipped = [f"{damage.said}: its runs are as they were before" for damage in results.damage]
     pending = _pending(measurable)
     for number, records in batches.items():
         batch = _Batch(results, number, records, dtype)
@@ -207,9 +205,7 @@ class _Batch:
         """The line on a damaged step with the last checkpoints of some runs, and on what is used instead of it."""
         names = ("run " if len(runs) == 1 else "runs ") + " ".join(map(str, runs))
         if not set(runs) & set(last):
-            return (
-                f"{damage.value} is damaged ({damage.why}), and {names} have no other checkpoint: they are not measured"
-            )
+            return f"{damage.said}, and {names} have no other checkpoint: they are not measured"
         networks = self.batch.networks()
         used = max(networks[step][index][0] for run, (step, index) in last.items() if run in runs)
         keys = ", and their key frequencies are found in it" if kind_of(self.config) is CIRCUITS else ""

@@ -17,7 +17,6 @@ digest. If a step is damaged, the batch is as it was at the last good step befor
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import uuid
@@ -241,11 +240,13 @@ class BatchSteps:
                 continue  # it is kept for whoever wants to see what happened to it
             self.remove(epoch)
 
-    def forget_after(self, epoch: int) -> None:
-        """Remove the steps later than an epoch: they are trained again."""
-        for later in self.epochs():
-            if later > epoch:
-                self.remove(later)
+    def put_aside(self, epoch: int) -> None:
+        """Rename a step that is trained again. It is kept: a disk that fails to read today may read tomorrow."""
+        if self.path(epoch).exists():
+            self.path(epoch).rename(self._beside("damaged", epoch))
+
+    def _beside(self, what: str, epoch: int) -> Path:
+        return self.folder / f"{what}-{epoch}-{uuid.uuid4().hex[:8]}"
 
     def remove(self, epoch: int) -> None:
         """Remove a step. It is renamed first, so that a half-removed step is never taken for a whole one.
@@ -254,7 +255,7 @@ class BatchSteps:
         """
         if not self.path(epoch).exists():
             return
-        aside = self.folder / f"removed-{epoch}-{uuid.uuid4().hex[:8]}"
+        aside = self._beside("removed", epoch)
         self.path(epoch).rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -262,8 +263,9 @@ class BatchSteps:
         """Remove a step that orbax has written into folders it made anew, and those folders."""
         shutil.rmtree(self.path(epoch), ignore_errors=True)
         self.clean()
-        with contextlib.suppress(OSError):
-            os.removedirs(self.folder)  # upwards, for as long as they are empty
+        with contextlib.suppress(OSError):  # of a folder that is not empty
+            for folder in (self.folder, *self.folder.parents[:2]):  # checkpoints, and the sweep's directory
+                folder.rmdir()
 
     def clean(self) -> None:
         """Remove what interrupted saves and removals have left, as far as that is possible."""

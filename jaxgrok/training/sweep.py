@@ -309,10 +309,12 @@ class _Training:
         for damage in saved.damage:
             here = saved.last.epoch if saved.last else 0
             self.watch.warned(f"{damage.said}: trained again from epoch {here:,}")
-            self.steps.remove(int(Path(damage.value).name))
+            self.steps.put_aside(int(Path(damage.value).name))
         self.standing.follow(self.number, self.curves)
         last = saved.last
-        self.steps.forget_after(-1 if last is None else last.epoch)
+        for epoch in self.steps.epochs():
+            if last is None or epoch > last.epoch:  # what follows a damaged step
+                self.steps.put_aside(epoch)
         self.networks: list[tuple[int, int]] = []  # (epoch, run) of each network since the last sealed step
         self.params: list[Any] = []  # their parameters, a pytree [network, ...] for each epoch
         if last is not None and not last.sealed and last.saved:
