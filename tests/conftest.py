@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+
+from jaxgrok.stopping import SIGNALS
 
 jax.config.update("jax_enable_x64", True)
 # A strict session, as equinox and optimistix run theirs: arrays of different ranks or dtypes are not mixed without a
@@ -17,6 +20,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # `optimised`) and in the commands that tests run.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
+# Under nohup, or as a background job, the session is started with signals that are ignored, and its commands would be
+# too: they leave alone what they were told to ignore. The tests send these signals, so they begin as in a terminal.
+for _signum in SIGNALS:
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
 
 # So that no worker is left with a long file at the end.
 LONGEST_FIRST = (
