@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from jaxgrok.store.atomic import write_json
 from jaxgrok.store.files import SweepFiles
 from jaxgrok.store.integrity import check_array, described, with_digest, without_digest
 from jaxgrok.store.records import Status
-from jaxgrok.store.steps import Damaged
+from jaxgrok.store.steps import BatchSteps, Damaged
 from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import SaveFailed, Silent, sweep
@@ -180,6 +181,56 @@ def test_a_step_that_is_missing_is_named(copied, whole):
     results = jaxgrok.load(copied)
     assert [record.last_epoch for record in results.runs] == [5, 5]
     assert "10 is damaged (it is missing, and the step 20 follows it)" in results.damage[0].said
+    sweep(small(), copied, batch_runs=2)
+    same_files(whole, copied)
+
+
+def test_a_last_step_that_is_missing_is_named(copied, whole):
+    """No other step follows it, so that only `whole.json` knows of it."""
+    shutil.rmtree(step_of(copied, 40))
+    results = jaxgrok.load(copied)
+    assert [record.last_epoch for record in results.runs] == [30, 30]
+    assert "40 is damaged (it is missing)" in results.damage[0].said
+    sweep(small(), copied, batch_runs=2)
+    same_files(whole, copied)
+    assert jaxgrok.load(copied).damage == []
+
+
+def test_a_finished_batch_is_read_again_only_if_a_file_has_changed(copied, whole, monkeypatch):
+    read, load = [], BatchSteps.load
+
+    def loading(steps, record, *items):
+        read.extend((record.epoch, item) for item in items)
+        return load(steps, record, *items)
+
+    monkeypatch.setattr(BatchSteps, "load", loading)
+    networks = {(epoch, "params") for epoch in (0, 5, 10, 20, 30, 40)}
+    sweep(small(), copied, batch_runs=2)  # the copy is new
+    assert networks <= set(read)
+    read.clear()
+    sweep(small(), copied, batch_runs=2)
+    assert not networks & set(read)
+    # A bit that flips without a trace is found by whoever reads it. From then on the same command reads everything.
+    biggest = max((f for f in step_of(copied, 20).rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    before = biggest.stat()
+    content = bytearray(biggest.read_bytes())
+    for place in range(len(content) // 4, len(content), len(content) // 20):
+        content[place] ^= 16
+    biggest.write_bytes(content)
+    os.utime(biggest, ns=(before.st_atime_ns, before.st_mtime_ns))
+    results = jaxgrok.load(copied)
+    if not results.damage:
+        with pytest.raises(Damaged):
+            results.network(results.runs[0], 20)
+    sweep(small(), copied, batch_runs=2)
+    same_files(whole, copied)
+    assert (copied / "checkpoints" / "0000" / "whole.json").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"../../x": [1, 2]}', '{"40": 3}', "null", "[" * 100_000])
+def test_a_damaged_note_that_all_is_whole_has_everything_read_again(copied, whole, content):
+    (copied / "checkpoints" / "0000" / "whole.json").write_text(content)
+    assert jaxgrok.load(copied).damage == []
     sweep(small(), copied, batch_runs=2)
     same_files(whole, copied)
 

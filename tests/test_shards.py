@@ -132,13 +132,13 @@ def test_two_processes_of_one_job_each_take_a_shard(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_one_process_of_a_job_is_killed_and_the_other_goes_on(tmp_path, killed):
-    children = hosts(tmp_path, 200_000)
+    children = hosts(tmp_path, 30_000)
     while len(list((tmp_path / "runs" / "checkpoints").glob("*"))) < 2:
         assert all(child.poll() is None for child in children)
     children[killed].kill()
     _, error = children[1 - killed].communicate(timeout=500)
     assert children[1 - killed].returncode == 0, error
-    done = [record.last_epoch == 200_000 for record in jaxgrok.load(tmp_path / "runs").runs]
+    done = [record.last_epoch == 30_000 for record in jaxgrok.load(tmp_path / "runs").runs]
     assert sum(done) == 2
 
 

@@ -35,6 +35,9 @@ class SavedBatch:
         self.steps, self.epochs, self.eval_every, self.train_every = steps, epochs, eval_every, train_every
         self._planned = list(records)
         self._found, self.damage = steps.records()
+        last = steps.last_known
+        if last is not None and not steps.path(last).exists():
+            self.damage.append(steps.damaged(last, "it is missing"))
         self._link()
 
     # --- the chain of steps -------------------------------------------------------------------------------------------

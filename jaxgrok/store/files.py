@@ -22,6 +22,7 @@ import filelock
 import numpy as np
 
 from jaxgrok.config import BadInput
+from jaxgrok.nets.weight_files import check_sizes
 from jaxgrok.store.atomic import replace_file, write_json
 from jaxgrok.store.curves import UNREADABLE
 from jaxgrok.store.integrity import with_digest, without_digest
@@ -201,6 +202,7 @@ class SweepFiles:
     def load_measures(self, batch: int, step: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
         """What `save_measures` wrote, or the named measures of it. None if nothing was saved, or if it is damaged."""
         try:
+            check_sizes(self._measures_npz(batch, step))
             # Opened here, because np.load leaves a damaged file open.
             with open(self._measures_npz(batch, step), "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 wanted = arrays.files if names is None else names

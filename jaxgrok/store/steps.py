@@ -4,6 +4,7 @@
                    /arrays      state: all that training resumes from; curves: [member, time] since the sealed step
                                 before; params: [network, ...] saved since then, in order of epoch
                    /record      JSON: what the arrays are, whose, and their digests (`StepRecord`)
+    checkpoints/B/whole.json    size, time and inode of every file of a batch that was found whole to its end
 
 A state can never be ahead of its curves, because both are in one step. A step holds what was recorded since the last
 sealed step. Once that is much, the step is sealed: it is kept, and the next one begins where it ends. A step that is
@@ -31,7 +32,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import MAX_EPOCHS, BadInput
-from jaxgrok.store.atomic import sync, sync_tree
+from jaxgrok.store.atomic import sync, sync_tree, write_json
 from jaxgrok.store.integrity import check_array, described, digest_of_content, with_digest, without_digest
 
 PADDING = -1  # the run of a row that only fills up its batch, or whose run has ended
@@ -42,6 +43,7 @@ SEAL_BYTES, SEAL_STATES = 64e6, 2
 STATE, CURVES, PARAMS = "state", "curves", "params"
 ARRAYS, RECORD = "arrays", "record"  # orbax's names of the two items of a step
 JSON_FILE = "metadata"  # in which orbax keeps a JSON item
+WHOLE = "whole.json"
 
 
 class Damaged(BadInput):
@@ -181,6 +183,7 @@ class BatchSteps:
         except MemoryError:
             raise
         except Exception as error:  # a damaged step makes orbax and tensorstore raise nearly anything
+            self.mark_doubtful()
             raise self.damaged(record.epoch, error) from None
         return {item: {name: arrays[f"{item}/{name}"] for name in record.arrays[item]} for item in items}
 
@@ -198,6 +201,47 @@ class BatchSteps:
             args = ocp.args.PyTreeRestore(item=target, restore_args=as_numpy, partial_restore=True)
             restored: dict[str, Any] = dict(flatten_dict(reader.restore(folder, args=args), sep="/"))
             return restored
+
+    # --- what need not be read again ----------------------------------------------------------------------------------
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether the batch was found whole once it had trained to its end, and no file has changed since.
+
+        A large sweep takes hours to read, so a finished batch is not read again by each command that goes on with the
+        sweep. What changes without a new size or time is found by whoever reads it, and then this is forgotten.
+        """
+        return bool(known := self._known_files()) and known == self._files()
+
+    def mark_whole(self) -> None:
+        """Remember that all files were found whole. It saves time alone, so a failure to write it is none."""
+        with contextlib.suppress(OSError):
+            write_json(self.folder / WHOLE, self._files())
+
+    def mark_doubtful(self) -> None:
+        """Forget that the files were found whole, where that is possible."""
+        with contextlib.suppress(OSError):
+            (self.folder / WHOLE).unlink(missing_ok=True)
+
+    @property
+    def last_known(self) -> int | None:
+        """The epoch of the last step of a batch that was found whole to its end; None for other batches."""
+        epochs = [int(name.split("/")[0]) for name in self._known_files()]
+        return max(epochs, default=None)
+
+    def _known_files(self) -> dict[str, list[int]]:
+        try:
+            known = json.loads((self.folder / WHOLE).read_bytes())
+            is_ours = all(re.fullmatch(r"\d{1,8}/.*", name) for name in known)
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {}
+        return known if isinstance(known, dict) and is_ours else {}
+
+    def _files(self) -> dict[str, list[int]]:
+        """{path: size, time of change and inode} of every file of the steps. A copy has other inodes."""
+        files = (file for epoch in self.epochs() for file in sorted(self.path(epoch).rglob("*")) if file.is_file())
+        stats = ((file, file.stat()) for file in files)
+        return {file.relative_to(self.folder).as_posix(): [of.st_size, of.st_mtime_ns, of.st_ino] for file, of in stats}
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

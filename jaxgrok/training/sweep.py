@@ -279,6 +279,7 @@ class _Training:
     def _train(self, asked: Callable[[], bool]) -> bool:
         saved = self._open()
         if self._has_finished():
+            self._mark_whole()
             return True
         batch = LiveBatch(self.plan, self.number, saved, self.groups)
         self.saver = _Saver(self.plan.files, saved, self.threads, self.standing.home)
@@ -294,6 +295,8 @@ class _Training:
                     self._save(batch)
                 if leave:
                     self.saver.wait()
+                    if batch.finished:
+                        self._mark_whole()
                     return batch.finished
                 self._advance(batch)
         finally:
@@ -304,7 +307,8 @@ class _Training:
         """What is saved of the batch, as far as it is whole. What is not is trained again."""
         self.steps.clean()
         saved = self.plan.saved(self.number)
-        saved.verify()
+        if not self.steps.are_whole:
+            saved.verify()
         self.curves = saved.curves()
         for damage in saved.damage:
             here = saved.last.epoch if saved.last else 0
@@ -320,6 +324,10 @@ class _Training:
         if last is not None and not last.sealed and last.saved:
             self.networks, self.params = list(last.saved), [saved.params(last.epoch)]
         return saved
+
+    def _mark_whole(self) -> None:
+        if not self.steps.are_whole:
+            self.steps.mark_whole()
 
     def _has_finished(self) -> bool:
         done = self.curves.last_epoch >= self.plan.batches[self.number].epochs
