@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 
 import jax
@@ -6,9 +8,11 @@ import pytest
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.store.steps import KEPT_STEPS
 from jaxgrok.tasks import make_config, make_task
+from jaxgrok.training import plan as plan_module
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.layout import prepare
 from jaxgrok.training.plan import (
+    COMPILER_BYTES,
     batch_size,
     check_memory,
     checkpoint_bytes,
@@ -140,6 +144,46 @@ def test_a_run_that_fits_is_not_refused():
     numbered, epochs = runs(seeds=2)
     for device in (FakeGPU(), SmallGPU(), jax.devices("cpu")[0]):
         check_memory(make_batches(numbered, epochs, [device]), [device])
+
+
+def test_too_little_memory_under_ulimit_is_refused_before_the_compiler_aborts(monkeypatch):
+    numbered, epochs = runs(seeds=1)
+    for device in (jax.devices("cpu")[0], FakeGPU()):
+        batches = make_batches(numbered, epochs, [device])
+        monkeypatch.setattr(plan_module, "_address_space_left", lambda: COMPILER_BYTES - 0.5e9)
+        with pytest.raises(BadInput, match=r"ulimit -v.* 0\.5 GB more"):
+            check_memory(batches, [device])
+        # An accelerator's runs lie in its own memory, a CPU's in the process's.
+        monkeypatch.setattr(plan_module, "_address_space_left", lambda: COMPILER_BYTES)
+        if isinstance(device, FakeGPU):
+            check_memory(batches, [device])
+        else:
+            with pytest.raises(BadInput, match="ulimit -v"):
+                check_memory(batches, [device])
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems do not enforce `ulimit -v`, or do not tell what is mapped"
+)
+def test_a_sweep_under_ulimit_ends_in_one_line(tmp_path):
+    sweep = [
+        sys.executable,
+        "-m",
+        "jaxgrok",
+        "sweep",
+        "--seeds",
+        "1",
+        "--epochs",
+        "10",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    line = ["sh", "-c", 'ulimit -v 2000000 && exec "$@"', "sh", *sweep]
+    ended = subprocess.run(line, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "ulimit -v: got 'too little memory'" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_memory_of_a_device():

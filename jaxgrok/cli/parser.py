@@ -16,7 +16,8 @@ FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 FAILED, BAD_INPUT, UNREAD = 1, 2, 141  # exit statuses; 141 is 128 + SIGPIPE
 # What keeps a good path from being written: a full or read-only disk, a quota, a disk or network mount that fails.
 FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc", "MemoryError")  # how compilers and XLA say it
+# How Python, compilers and XLA say it. A thread cannot start if there is no memory for its stack.
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc", "MemoryError", "can't start new thread")
 
 
 class Parser(argparse.ArgumentParser):

@@ -39,7 +39,7 @@ PADDING = -1  # the run of a row that only fills up its batch, or whose run has 
 KEPT_STEPS = 2  # so that one remains if the newest is damaged
 # A step is sealed once the parameters since the last sealed one are so many bytes, and so many times the state, which
 # every sealed step keeps too.
-SEAL_BYTES, SEAL_STATES = 64e6, 2
+SEAL_BYTES, SEAL_STATES = 128e6, 2
 STATE, CURVES, PARAMS = "state", "curves", "params"
 ARRAYS, RECORD = "arrays", "record"  # orbax's names of the two items of a step
 JSON_FILE = "metadata"  # in which orbax keeps a JSON item

@@ -35,6 +35,7 @@ CPU_BLOCK = 1024
 # 38.5 ms for a run alone and 44 ms for each of two or four together. Small networks take the same time either way, and
 # together they are saved and dispatched at once.
 CPU_CACHE_BYTES = 16e6
+COMPILER_BYTES = 1e9  # that a process maps to compile and to start its threads: 0.5 GB at p = 113 on two cores
 DEVICE_MEMORY_SHARE = 0.8  # of an accelerator's memory that a batch may fill
 UNKNOWN_DEVICE_BYTES = 16e9  # the memory of an accelerator that does not tell
 # While it trains, a run holds its parameters, Adam's two moments, the gradient, its sum over blocks, the update and the
@@ -160,16 +161,24 @@ def device_memory(devices: Devices) -> int | None:
     if devices[0].platform != "cpu":
         return (devices[0].memory_stats() or {}).get("bytes_limit")
     try:
-        import resource
-
         page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    except (ImportError, AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
+    except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
         return None
     if page <= 0 or pages <= 0:
         return None
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]  # `ulimit -v`
-    whole = page * pages if limit == resource.RLIM_INFINITY else min(limit, page * pages)
-    return whole // len(devices)
+    return page * pages // len(devices)
+
+
+def _address_space_left() -> int | None:
+    """Bytes that this process may still map, by `ulimit -v`; None if there is no limit, or if it is unknown."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit - mapped
 
 
 def fits(config: Config, n_train: int | None, devices: Devices) -> bool | None:
@@ -181,11 +190,16 @@ def fits(config: Config, n_train: int | None, devices: Devices) -> bool | None:
 def check_memory(batches: Iterable["Batch"], devices: Devices) -> None:
     """Raises BadInput if one run of a batch does not fit into the memory of a device.
 
-    It names the size that exceeds its published value by the largest factor.
+    It names the size that exceeds its published value by the largest factor, or `ulimit -v` if that is in the way.
     """
-    available = device_memory(devices)
+    available, left = device_memory(devices), _address_space_left()
     for config, n_train in dict.fromkeys((batch.config, batch.n_train) for batch in batches):
         needed = run_memory(config, n_train, devices)
+        on_host = COMPILER_BYTES + (needed if devices[0].platform == "cpu" else 0)
+        if left is not None and left < on_host:
+            # Nothing can be said later: the compiler's libraries abort where they get no memory.
+            accepted = f"{_gb(on_host - left)} more, to compile and train a run"
+            raise BadInput("ulimit -v", "too little memory", accepted)
         if available is not None and needed > available:
             accepted = f"sizes with which a run fits into memory: it needs {_gb(needed)}, of {_gb(available)} available"
             raise BadInput(*_excessive(config, n_train), accepted)
