@@ -1,7 +1,6 @@
 """What is on disk is broken in every way, and nothing but the right result or a clear refusal comes of it."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -23,7 +22,6 @@ from jaxgrok.store.steps import BatchSteps, Damaged
 from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import SaveFailed, Silent, sweep
-from tests.conftest import optimised
 from tests.on_disk import contents, curves, same_files, seal_every_checkpoint
 
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "frac": 0.5, "lr": 1e-2, "eval_every": 5, "checkpoint_every": 10}
@@ -305,89 +303,6 @@ def test_digests_tell_values_shapes_and_dtypes_apart():
     for other in (flipped, array[:5], array.astype("float32"), array.reshape(2, 3)):
         with pytest.raises(ValueError, match="a"):
             check_array("a", other, description)
-
-
-# --- kills ------------------------------------------------------------------------------------------------------------
-
-KINDS = {
-    "fixed": {"epochs": 1500},
-    "until settled": {"until_settled": True, "max_epochs": 1500, "frac": 0.8, "p": 7},
-    "unlimited data": {
-        "task": "skip_trigram",
-        "seq_len": 4,
-        "d_model": 4,
-        "n_heads": 1,
-        "batch_size": 8,
-        "epochs": 600,
-    },
-    "minibatches": {"batch_size": 3, "epochs": 1500},
-    "dropout": {"arch": "transformer", "d_model": 4, "n_heads": 1, "d_mlp": 4, "dropout": 0.2, "epochs": 600},
-}
-
-
-def settings_of(kind):
-    changes = KINDS[kind]
-    drawn = "task" in changes
-    base = {name: value for name, value in SMALL.items() if not drawn or name not in ("arch", "p", "d_mlp", "frac")}
-    return {**base, "seeds": 2, "checkpoint_every": 50, "eval_every": 10, **changes}
-
-
-class Telling(Silent):
-    def __init__(self, told):
-        self.told = told
-
-    def started(self, curves, plan):
-        self.told.set()
-
-
-def train_in_a_process(settings, path, told):
-    sweeping.SAVE_SECONDS = sweeping.SAVE_SHARE = 0  # a save is nearly always under way
-    sweeping.SEAL_BYTES = 4000
-    with optimised():
-        sweep(make_sweep(settings), path, batch_runs=2, watch=Telling(told))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_sweep_resumes_bit_for_bit(kind, tmp_path):
-    kill_and_resume(kind, tmp_path, 5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sweep_killed_forty_times_resumes_bit_for_bit(kind, tmp_path):
-    kill_and_resume(kind, tmp_path, 40)
-
-
-def kill_and_resume(kind, tmp_path, kills):
-    """SIGKILL at random moments, inside saves too: no handler runs, so this is what a crash or a lost node leaves."""
-    settings, path = settings_of(kind), tmp_path / "killed"
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.test_disk"])
-    moments = random.Random(kind)
-
-    def child():
-        told = processes.Event()
-        process = processes.Process(target=train_in_a_process, args=(settings, path, told))
-        process.start()
-        assert told.wait(120)
-        return process
-
-    killed = 0
-    for _ in range(kills):
-        process = child()
-        process.join(moments.uniform(0.5, 2.5))
-        killed += process.is_alive()
-        process.kill()
-        process.join()
-    process = child()
-    process.join(240)
-    assert process.exitcode == 0
-    assert killed
-    told = processes.Event()
-    whole = processes.Process(target=train_in_a_process, args=(settings, tmp_path / "whole", told))
-    whole.start()
-    whole.join(240)
-    same_files(tmp_path / "whole", path)
 
 
 # --- disks that fail --------------------------------------------------------------------------------------------------
