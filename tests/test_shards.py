@@ -131,15 +131,20 @@ def test_two_processes_of_one_job_each_take_a_shard(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_process_of_a_job_is_killed_and_the_other_goes_on(tmp_path, killed):
+def test_one_process_of_a_job_is_killed_and_run_again_alone(tmp_path, killed):
     children = hosts(tmp_path, 30_000)
     while len(list((tmp_path / "runs" / "checkpoints").glob("*"))) < 2:
         assert all(child.poll() is None for child in children)
     children[killed].kill()
+    children[killed].communicate()
     _, error = children[1 - killed].communicate(timeout=500)
     assert children[1 - killed].returncode == 0, error
-    done = [record.last_epoch == 30_000 for record in jaxgrok.load(tmp_path / "runs").runs]
-    assert sum(done) == 2
+    runs = jaxgrok.load(tmp_path / "runs").runs
+    survived = [record.last_epoch for record in runs if record.batch is not None and record.batch % 2 != killed]
+    assert survived == [30_000] * 2
+    words = [*SCRIPT, "--seeds", "4", "--epochs", "30000", "--out", "runs", "--shard", f"{killed}/2"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    assert [record.last_epoch for record in jaxgrok.load(tmp_path / "runs").runs] == [30_000] * 4
 
 
 def test_what_eight_devices_began_three_and_one_go_on_with(tmp_path):
