@@ -476,13 +476,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(small_disk, tmp_path, monkeyp
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_that_does_not_fit_trains_in_groups(tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize("said", ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"])
+def test_a_batch_that_does_not_fit_trains_in_groups(tmp_path, monkeypatch, whole, said):
     compiled = sweeping.LiveBatch.advance
     heard = Heard()
 
     def short_of_memory(self):
         if self.n_groups == 1 and self.epoch >= 20:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+            raise jax.errors.JaxRuntimeError(f"{said} while trying to allocate 1 bytes.")
         return compiled(self)
 
     monkeypatch.setattr(sweeping.LiveBatch, "advance", short_of_memory)

@@ -199,6 +199,8 @@ class JaxRuntimeError(RuntimeError):
     [
         (MemoryError(), 1, "sweep.py: error: out of memory: fewer runs at once (--batch-runs) or"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating"), 1, "(RESOURCE_EXHAUSTED: Out of memory all"),
+        (JaxRuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory"), 1, "out of memory: "),
+        (RuntimeError("can't start new thread"), 1, "(can't start new thread)"),
         (RuntimeError("std::bad_alloc"), 1, "a smaller network needs less (std::bad_alloc)"),
         (OSError(28, "No space left on device", "x.npz"), 1, "x.npz could not be written: No space left on device; "),
         (ValueError("RESOURCE_EXHAUSTED: write [No space left on device]"), 1, "a checkpoint could not be written: "),

@@ -17,7 +17,15 @@ FAILED, BAD_INPUT, UNREAD = 1, 2, 141  # exit statuses; 141 is 128 + SIGPIPE
 # What keeps a good path from being written: a full or read-only disk, a quota, a disk or network mount that fails.
 FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 # How Python, compilers and XLA say it. A thread cannot start if there is no memory for its stack.
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc", "MemoryError", "can't start new thread")
+# CUDA_ERROR_OUT_OF_MEMORY is what a driver says if another process holds the device's memory.
+OUT_OF_MEMORY = (
+    "RESOURCE_EXHAUSTED",
+    "Out of memory",
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "std::bad_alloc",
+    "MemoryError",
+    "can't start new thread",
+)
 
 
 class Parser(argparse.ArgumentParser):

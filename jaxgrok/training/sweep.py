@@ -36,6 +36,7 @@ from jaxgrok.training.layout import Plan, plan_in, prepare
 from jaxgrok.training.plan import free_bytes
 from jaxgrok.training.run import x64_is_on
 
+OUT_OF_DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY")  # as XLA says it, and as a driver says it
 SAVE_SECONDS = 60  # between saves: the most work that a killed process loses
 SAVE_SHARE = 50  # training is held up by a save for at most one in so many seconds
 PENDING = 2  # intervals in flight before the host waits for the oldest
@@ -269,7 +270,7 @@ class _Training:
             try:
                 return self._train(asked)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error) or self.groups >= len(self.members):
+                if not any(sign in str(error) for sign in OUT_OF_DEVICE_MEMORY) or self.groups >= len(self.members):
                     raise
             self.groups *= 2
             self.pending.clear()
