@@ -184,7 +184,8 @@ def test_the_released_network(shared):
     }
     pairs = np.random.default_rng(0).integers(113**2, size=50)
     tokens = make_task(config).pairs(pairs, 0).tokens
-    logits, _ = make_model(config, make_task(config)).apply({"params": params}, tokens)
+    with jax.default_matmul_precision("highest"):
+        logits, _ = make_model(config, make_task(config)).apply({"params": params}, tokens)
     theirs = analysis.forward(weights, 113)["logits"][pairs]
     # float32 against float64: some roundings of the largest logit.
     np.testing.assert_allclose(logits[:, 0], theirs, atol=2e-6 * np.abs(theirs).max())

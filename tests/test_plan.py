@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -50,11 +51,12 @@ def test_flops_and_memory_against_the_compiler(fields, size):
     train, test = task.split(size, 0)
     assert train is not None
     state = jax.eval_shape(program.init, hyper)
-    evaluate = jax.jit(program.evaluate).lower(state.params, train).compile()
+    with jax.default_device(jax.devices("cpu")[0]):  # elsewhere libraries compute products, and XLA does not count them
+        evaluate = jax.jit(program.evaluate).lower(state.params, train).compile()
+        advance = jax.jit(program.advance).lower(state, train, hyper, 10).compile()
     cost = evaluate.cost_analysis()
     # The compiler also counts what is not a product: exponentials, sums, the loss.
     assert 1 <= cost["flops"] / forward_flops(config, len(train.tokens)) < 1.5
-    advance = jax.jit(program.advance).lower(state, train, hyper, 10).compile()
     needed = advance.memory_analysis().temp_size_in_bytes
     assert n_test(config, len(train.tokens)) == len(test.tokens)
     assert 0.6 < run_bytes(config, len(train.tokens)) / needed < 2.5
@@ -179,11 +181,30 @@ def test_a_sweep_under_ulimit_ends_in_one_line(tmp_path):
         str(tmp_path / "runs"),
     ]
     line = ["sh", "-c", 'ulimit -v 2000000 && exec "$@"', "sh", *sweep]
-    ended = subprocess.run(line, capture_output=True, text=True)
+    on_cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}  # CUDA maps more than that before anything can be said
+    ended = subprocess.run(line, capture_output=True, text=True, env=on_cpu)
     assert ended.returncode == 2
     assert "ulimit -v: got 'too little memory'" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+class SharedGPU(FakeGPU):
+    """A GPU of which another process holds all but 10 GB, as JAX's allocator tells it once it has its pool."""
+
+    def memory_stats(self):
+        return {"bytes_limit": 80e9, "pool_bytes": 10e9}
+
+
+def test_a_second_sweep_on_one_gpu_fills_what_the_first_has_left(monkeypatch):
+    assert device_memory([SharedGPU()]) == 10e9
+    alone, beside = (batch_size(Config(), 3830, [device]) for device in (FakeGPU(), SharedGPU()))
+    assert beside == pytest.approx(alone / 8, abs=1)
+    numbered, epochs = runs(p=2000, seeds=1)
+    with pytest.raises(BadInput, match=r"10\.0 GB available"):
+        check_memory(make_batches(numbered, epochs, [SharedGPU()]), [SharedGPU()])
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    assert device_memory([SharedGPU()]) == 80e9
 
 
 def test_the_memory_of_a_device():

@@ -158,7 +158,7 @@ def test_what_eight_devices_began_three_and_one_go_on_with(tmp_path):
     )
     for devices, epochs in ((8, 20), (3, 30), (1, 40)):
         flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
         subprocess.run([sys.executable, "-c", program, tmp_path / "runs", str(epochs)], check=True, env=environment)
     results = jaxgrok.load(tmp_path / "runs")
     assert results.batches[0].last.devices == 1

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed = super().parse_args(args, namespace)
         for name, value in vars(parsed).items():
-            if value == []:  # argparse drops the value of `--flag=--`
+            if value == [] or str(value) == "--":  # older argparse drops the value of `--flag=--`, newer keeps it
                 self.error(f"argument {flag_of(name)}: got '--'; accepted: one value")
         return parsed
 

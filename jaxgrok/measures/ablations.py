@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxgrok.measures import fourier
 from jaxgrok.measures.all_pairs import Network, mean_loss
+from jaxgrok.nets.precision import at_precision
 
 DRAWS = 10  # of each random control
 NARROW = 16  # directions, which is what up to eight keys span
@@ -75,6 +76,7 @@ def median_and_range(draws: Float[Array, "n ..."]) -> dict[str, Float[Array, "..
 # --- ablations --------------------------------------------------------------------------------------------------------
 
 
+@at_precision("highest")
 def row_space(rows: Float[Array, "F M"], chosen: Bool[Array, "F"]) -> Float[Array, "M R"]:
     """Orthonormal columns that span the chosen rows. The columns beyond their rank are zero."""
     # With the chosen rows first, the leading columns of Q span them and nothing else.
@@ -85,6 +87,7 @@ def row_space(rows: Float[Array, "F M"], chosen: Bool[Array, "F"]) -> Float[Arra
     return jnp.where(spans[None], Q, 0)
 
 
+@at_precision("highest")
 def losses_without_each_block(
     net: Network,
     mlp_logits: Float[Array, "P P P"],
@@ -109,6 +112,7 @@ def losses_without_each_block(
     return jax.lax.map(of_one, (waves, blocks, wanted))
 
 
+@at_precision("highest")
 def losses_with_polynomials(
     net: Network,
     of_neurons: fourier.NeuronBlocks,
@@ -134,6 +138,7 @@ def losses_with_polynomials(
     return jax.lax.map(of_one, stand_ins)
 
 
+@at_precision("highest")
 def losses_on_directions(
     net: Network,
     mlp_logits: Float[Array, "P P P"],
@@ -176,6 +181,7 @@ def ablations_of_skips(
     return {name: mean_loss(x, labels) for name, x in zip(names, logits, strict=True)}
 
 
+@at_precision("highest")
 def ablations(
     net: Network,
     of_neurons: fourier.NeuronBlocks,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxgrok.config import Config
 from jaxgrok.nets.loss import cross_entropy
 from jaxgrok.nets.model import MLP, make_model
+from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import modular_task
 
 
@@ -89,6 +90,7 @@ class Network(NamedTuple):
 STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "attn.hook_pattern")
 
 
+@at_precision("highest")
 def run_network(config: Config, params: dict) -> Network:
     """The network on all p^2 pairs. The weights decide the number of classes: p, or p + 1 with "=".
 
@@ -130,6 +132,7 @@ def run_network(config: Config, params: dict) -> Network:
 def _logits_with(config: Config, weights: dict, W_U: Float[Array, "D P"]) -> Callable:
     mlp = MLP(config.mlp_width, config.d_model, config.act, jnp.dtype(config.dtype))
 
+    @at_precision("highest")
     def logits_with(mid):
         def of_row(mid):
             out, _ = mlp.apply({"params": weights}, mid)

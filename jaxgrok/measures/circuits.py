@@ -110,6 +110,7 @@ def excluded_loss(
     return losses(logits - fourier.keep_frequencies(waves.levels, keys)[waves.s], labels, is_train)
 
 
+@at_precision("highest")
 def excluded_loss_of_each(logits: Float[Array, "P P P"], waves: Waves, split: Split) -> Float[Array, "K"]:
     """The train loss with one frequency excluded, for every frequency."""
     p = len(waves.s)
@@ -124,6 +125,7 @@ def excluded_loss_of_each(logits: Float[Array, "P P P"], waves: Waves, split: Sp
     return jax.lax.map(of_frequency, rows)
 
 
+@at_precision("highest")
 def wave_fit(waves: Waves, keys: Bool[Array | np.ndarray, "K"]) -> dict[str, Float[Array, ""]]:
     """The least squares fit of L by the sum over keys of alpha_k cos(w_k (s - c)).
 
@@ -139,6 +141,7 @@ def wave_fit(waves: Waves, keys: Bool[Array | np.ndarray, "K"]) -> dict[str, Flo
     return {"logit_fve": fve, "logit_approximation_loss": cross_entropy(fit, jnp.int32(0))}
 
 
+@at_precision("highest")
 def mlp_readout_fve(
     neurons: Float[Array, "P P M"], W_L: Float[Array, "P M"], s: Int[np.ndarray, "P P"]
 ) -> Float[Array, "F-1"]:

@@ -1,9 +1,9 @@
 """Real Fourier analysis modulo p: bases, transforms, the waves of a task, and the rules that make a frequency a key.
 
-All functions are pure and their shapes are static. They read p from a shape. A set of frequencies is a boolean mask [K]
-over k = 1 .. K = p // 2, and k = p // 2 is included. The angular frequency of k is w_k = 2 pi k / p. The basis has
-orthonormal rows: the constant, then cos and sin of each k. For even p the last row alternates +1 and -1, and it is the
-only row of k = p/2 (spec: MEASURES.md).
+All functions are pure and their shapes are static. They read p from a shape. Their products are in full precision on
+every device. A set of frequencies is a boolean mask [K] over k = 1 .. K = p // 2, and k = p // 2 is included. The
+angular frequency of k is w_k = 2 pi k / p. The basis has orthonormal rows: the constant, then cos and sin of each k.
+For even p the last row alternates +1 and -1, and it is the only row of k = p/2 (spec: MEASURES.md).
 
 Shapes: P residue, F Fourier row (there are as many as residues), K frequency, M neurons. Axes written `...` are carried
 along.
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgrok.config import BadInput
+from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import ModularTask
 
 # The argument of the waves of each task: its name, and its value for a pair. Each value modulo p must belong to p
@@ -67,11 +68,13 @@ def _basis_like(x: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "F P"]:
     return jnp.asarray(basis(x.shape[0]), x.dtype)
 
 
+@at_precision("highest")
 def transform(f: Float[Array | np.ndarray, "P ..."]) -> Float[Array, "F ..."]:
     """The Fourier components of f along its first axis."""
     return jnp.tensordot(_basis_like(f), f, axes=1)
 
 
+@at_precision("highest")
 def inverse(components: Float[Array | np.ndarray, "F ..."]) -> Float[Array, "P ..."]:
     """The function with these Fourier components: the inverse of `transform`."""
     return jnp.tensordot(_basis_like(components).T, components, axes=1)
@@ -160,6 +163,7 @@ def blocks(components: Float[Array, "F F ..."]) -> Float[Array, "K 3 3 ..."]:
     return found.at[:, 0, 0].set(0)
 
 
+@at_precision("highest")
 def from_blocks(found: Float[Array, "K 3 3 C"], p: int) -> Float[Array, "P P C"]:
     """The function whose 2D components are these blocks, and zero elsewhere.
 
@@ -187,6 +191,7 @@ class NeuronBlocks(NamedTuple):
     energy: Float[Array, "M"]
 
 
+@at_precision("highest")
 def neuron_blocks(neurons: Float[Array | np.ndarray, "P P M"]) -> NeuronBlocks:
     """The blocks of activations over all pairs.
 

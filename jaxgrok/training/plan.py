@@ -159,7 +159,7 @@ def device_memory(devices: Devices) -> int | None:
     None if it is unknown.
     """
     if devices[0].platform != "cpu":
-        return (devices[0].memory_stats() or {}).get("bytes_limit")
+        return _accelerator_memory(devices[0])
     try:
         page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
@@ -167,6 +167,20 @@ def device_memory(devices: Devices) -> int | None:
     if page <= 0 or pages <= 0:
         return None
     return page * pages // len(devices)
+
+
+def _accelerator_memory(device: Any) -> int | None:
+    """Bytes of an accelerator's memory that this process may fill, or None if it does not tell.
+
+    With its first array JAX takes a share of all memory into its pool, or what other processes have left of it.
+    """
+    stats = device.memory_stats() or {}
+    if stats.get("pool_bytes") == 0:
+        jax.block_until_ready(jax.device_put(np.zeros(1, np.float32), device))
+        stats = device.memory_stats()
+    limit, pool = stats.get("bytes_limit"), stats.get("pool_bytes")
+    takes_all = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true").lower() in ("true", "1")
+    return pool if pool and takes_all else limit  # a pool that grows does not tell how far it will get
 
 
 def _address_space_left() -> int | None:
