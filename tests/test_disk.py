@@ -13,12 +13,18 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxgrok
+from jaxgrok.cli import sweep as cli_sweep
 from jaxgrok.config import BadInput
+from jaxgrok.store import results as store_results
 from jaxgrok.store.atomic import write_json
+from jaxgrok.store.events import events_of
 from jaxgrok.store.files import SweepFiles
 from jaxgrok.store.integrity import check_array, described, with_digest, without_digest
 from jaxgrok.store.records import Status
+from jaxgrok.store.results import write_metrics
 from jaxgrok.store.steps import BatchSteps, Damaged
+from jaxgrok.tables.parts import write_part_tables
+from jaxgrok.tables.timing import write_timing_tables
 from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import SaveFailed, Silent, sweep
@@ -52,6 +58,19 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def copied(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "runs")
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """What is read of steps: (epoch, item), item by item."""
+    read, load = [], BatchSteps.load
+
+    def loading(steps, record, *items):
+        read.extend((record.epoch, item) for item in items)
+        return load(steps, record, *items)
+
+    monkeypatch.setattr(BatchSteps, "load", loading)
+    return read
 
 
 def step_of(path, epoch):
@@ -194,14 +213,7 @@ def test_a_last_step_that_is_missing_is_named(copied, whole):
     assert jaxgrok.load(copied).damage == []
 
 
-def test_a_finished_batch_is_read_again_only_if_a_file_has_changed(copied, whole, monkeypatch):
-    read, load = [], BatchSteps.load
-
-    def loading(steps, record, *items):
-        read.extend((record.epoch, item) for item in items)
-        return load(steps, record, *items)
-
-    monkeypatch.setattr(BatchSteps, "load", loading)
+def test_a_finished_batch_is_read_again_only_if_a_file_has_changed(copied, whole, read):
     networks = {(epoch, "params") for epoch in (0, 5, 10, 20, 30, 40)}
     sweep(small(), copied, batch_runs=2)  # the copy is new
     assert networks <= set(read)
@@ -231,6 +243,98 @@ def test_a_damaged_note_that_all_is_whole_has_everything_read_again(copied, whol
     assert jaxgrok.load(copied).damage == []
     sweep(small(), copied, batch_runs=2)
     same_files(whole, copied)
+
+
+def test_tables_of_a_finished_sweep_read_no_curves(tmp_path, read):
+    """So the tables of a large sweep take time for what has changed alone."""
+    fields = {"task": "addition1", "d_model": 4, "n_heads": 1, "batch_size": 4, "n_test": 8, "epochs": 60}
+    path = sweep(make_sweep({**fields, "seeds": 3, "eval_every": 5}), tmp_path / "runs", batch_runs=1)
+    read.clear()
+    results = jaxgrok.load(path)
+    write_timing_tables(results)
+    write_part_tables(results)
+    assert sweep(make_sweep({**fields, "seeds": 3, "eval_every": 5}), path, batch_runs=1) == path
+    assert read == []
+    for record in results.runs:
+        found = events_of(record.task, results.curves_of(record), unlimited=True)
+        assert results.events(record) == found
+        assert len(found.parts) == 2
+    # One more epoch in one of the batches, and that one alone is read.
+    longer = make_sweep({**fields, "seeds": 1, "epochs": 70, "eval_every": 5})
+    sweep(longer, path, batch_runs=1)
+    read.clear()
+    results = jaxgrok.load(path)
+    assert [results.timing(record).last_epoch for record in results.runs] == [70, 60, 60]
+    assert read == []
+
+
+@pytest.mark.parametrize("change", ["garbage", "another step", "other definitions", "a digit", "no runs"])
+def test_events_that_are_not_of_these_curves_are_not_believed(copied, change):
+    file = copied / "checkpoints" / "0000" / "events.json"
+    content = without_digest(json.loads(file.read_text()))
+    assert content["runs"][0]["timing"]["last_epoch"] == 40
+    if change == "garbage":
+        file.write_text("[" * 100_000)
+    elif change == "a digit":
+        file.write_text(file.read_text().replace('"last_epoch": 40', '"last_epoch": 41'))
+    else:
+        changes = {"another step": {"step": "0"}, "other definitions": {"definitions": "0"}, "no runs": {"runs": 7}}
+        content["runs"][0]["timing"]["last_epoch"] = 41
+        write_json(file, with_digest({**content, **changes[change]}))
+    results = jaxgrok.load(copied)
+    assert [results.timing(record).last_epoch for record in results.runs] == [40, 40]
+    sweep(small(), copied, batch_runs=2)  # leaves what it found anew
+    assert without_digest(json.loads(file.read_text()))["runs"][0]["timing"]["last_epoch"] == 40
+
+
+def test_the_curves_of_many_batches_are_not_in_memory_at_once(tmp_path, monkeypatch):
+    path = sweep(small(seeds=4), tmp_path / "runs", batch_runs=1)
+    everything = curves(path)
+    monkeypatch.setattr(store_results, "KEPT_BYTES", 0)
+    results = jaxgrok.load(path)
+    (path / "metrics.npz").unlink()
+    write_metrics(results)
+    assert len(results._read) == 1
+    for name, array in curves(path).items():
+        np.testing.assert_array_equal(array, everything[name], err_msg=name)
+
+
+def test_metrics_of_the_same_steps_are_left_alone_unless_they_are_damaged(copied, whole):
+    sweep(small(), copied, batch_runs=2)
+    file = copied / "metrics.npz"
+    before, content = file.stat(), file.read_bytes()
+    sweep(small(), copied, batch_runs=2)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    for place in range(0, len(content), len(content) // 40):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        write_metrics(jaxgrok.load(copied))
+        same_files(whole, copied)
+    sweep(small(epochs=50), copied, batch_runs=2)
+    assert curves(copied)["last_epoch"].tolist() == [50, 50]
+
+
+def test_damage_that_left_no_trace_is_named_by_whoever_reads_it_and_mended_by_the_next_command(
+    tmp_path, monkeypatch, capsys
+):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "seeds": 2, "epochs": 40}.items()]
+    command = [*flags, "--out", str(tmp_path / "runs")]
+    assert cli_sweep.main(command) == 0
+    load = BatchSteps.load
+
+    def failing(steps, record, *items):
+        if "curves" in items:
+            steps.mark_doubtful()
+            raise steps.damaged(record.epoch, "the values of curves/test_loss have changed")
+        return load(steps, record, *items)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchSteps, "load", failing)
+        assert cli_sweep.main(command) == 2
+        error = capsys.readouterr().err
+        assert "this one is damaged (the values of curves/test_loss have changed)" in error.splitlines()[-1]
+        assert "Traceback" not in error
+    assert cli_sweep.main(command) == 0
+    assert [record.last_epoch for record in jaxgrok.load(tmp_path / "runs").runs] == [40, 40]
 
 
 def test_a_step_of_another_sweep_is_not_taken_for_ours(copied, tmp_path, monkeypatch):
@@ -348,10 +452,10 @@ def test_a_directory_that_vanishes_between_two_batches_is_noticed(tmp_path, monk
     path = tmp_path / "runs"
     open_batch = sweeping._Training._open
 
-    def vanish(self):
+    def vanish(self, saved):
         if self.number == 1:
             path.rename(tmp_path / "elsewhere")
-        return open_batch(self)
+        return open_batch(self, saved)
 
     monkeypatch.setattr(sweeping._Training, "_open", vanish)
     with pytest.raises(SaveFailed, match="removed or renamed during training"):

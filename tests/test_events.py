@@ -7,7 +7,16 @@ import pytest
 
 from jaxgrok.stats import Arrival
 from jaxgrok.store.curves import RunCurves
-from jaxgrok.store.events import Outcome, RestrictedLoss, Timing, first_held, settled_epoch, spikes, time_run
+from jaxgrok.store.events import (
+    Outcome,
+    RestrictedLoss,
+    Timing,
+    first_held,
+    settled_epoch,
+    spikes,
+    time_run,
+    with_restricted,
+)
 from jaxgrok.tasks import Criterion
 
 ACCURACY, LOSS = Criterion(accuracy=0.99), Criterion(loss=1.15)
@@ -199,7 +208,7 @@ def restricted(start=4900, end=6900, length=12_000, every=400):
 
 
 def test_stages_of_a_planted_run():
-    timing = timed(run(), restricted=restricted())
+    timing = with_restricted(timed(run()), restricted())
     # 10 % of the fall is at 5,100, 50 % at 5,900, 90 % at 6,700; the checkpoints are 400 apart.
     assert timing.events["restricted_10"] == (4800, 5200)
     assert timing.events["restricted_50"] == (5600, 6000)
@@ -216,7 +225,7 @@ def test_stages_of_a_planted_run():
 
 
 def test_stability_comes_after_the_later_of_both_falls():
-    timing = timed(run(), restricted=restricted(5000, 11_000))
+    timing = with_restricted(timed(run()), restricted(5000, 11_000))
     assert timing.events["stable"] == timing.events["restricted_90"]
     assert timing.by("restricted_90") > timing.by("drop_90")
 
@@ -224,14 +233,18 @@ def test_stability_comes_after_the_later_of_both_falls():
 def test_without_checkpoints_or_settling_or_keys_there_are_no_stages_of_the_circuits():
     assert set(timed(run()).stages()) == {"memorisation", "clean-up"}
     early = run(length=8000)
-    assert "restricted_10" not in timed(early, restricted=restricted(length=8000)).events
+    assert "restricted_10" not in with_restricted(timed(early), restricted(length=8000)).events
     epochs, loss = restricted()
-    assert "restricted_10" not in timed(run(), restricted=(epochs, np.full(len(loss), np.nan))).events
+    assert (
+        "restricted_10" not in with_restricted(timed(run()), RestrictedLoss(epochs, np.full(len(loss), np.nan))).events
+    )
 
 
 def test_a_restricted_loss_that_never_falls_has_no_generalisation():
     epochs, _ = restricted()
-    assert "restricted_10" not in timed(run(), restricted=(epochs, np.full(len(epochs), 5.0))).events
+    assert (
+        "restricted_10" not in with_restricted(timed(run()), RestrictedLoss(epochs, np.full(len(epochs), 5.0))).events
+    )
 
 
 # --- lost runs, and what is not known ---------------------------------------------------------------------------------

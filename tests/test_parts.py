@@ -1,6 +1,7 @@
 """The parts of a task in tables and figures, from curves planted in a sweep directory."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from jaxgrok import figures
 from jaxgrok.config import BadInput
 from jaxgrok.stats import order
 from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.events import events_of
 from jaxgrok.tables import parts as part_tables
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
+from tests.on_disk import plant
 from tests.test_figures import collisions, words
 
 SETTINGS = {
@@ -26,10 +29,9 @@ FALLS = np.array([[500, 1000, 1500], [400, 1200, 800], [300, 600, 9999]])
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """A sweep directory as training leaves it, with planted curves."""
-    path = tmp_path_factory.mktemp("parts") / "runs"
-    sweep(make_sweep({**SETTINGS, "epochs": 10}), path)
-    results = jaxgrok.load(path)
-    m = results._curves[0] = SweepCurves(3, 4000, 10, 1, n_parts=3)
+    folder = tmp_path_factory.mktemp("parts")
+    trained = jaxgrok.load(sweep(make_sweep({**SETTINGS, "epochs": 10}), folder / "trained"))
+    m = SweepCurves(3, 4000, 10, 1, n_parts=3)
     m.last_epoch[:] = 4000
     m.train_loss[:], m.train_acc[:] = 1.0, 0.5
     for run, falls in enumerate(FALLS):
@@ -38,7 +40,8 @@ def results(tmp_path_factory):
             m.test_part_acc[run, :, part] = np.where(m.epoch_eval < fall, 0.1, 1.0)
     m.test_loss[:], m.test_acc[:] = m.test_part_loss.mean(-1), m.test_part_acc.mean(-1)
     m.test_answer_acc[:] = m.test_part_acc.min(-1)
-    return results
+    plant(folder / "runs", trained.files.read_config(), [replace(run, epochs=4000) for run in trained.runs], m)
+    return jaxgrok.load(folder / "runs")
 
 
 @pytest.fixture(scope="module")
@@ -63,25 +66,25 @@ def test_a_drop_of_one_evaluation_has_no_width_and_one_that_never_came_is_censor
 
 def test_half_of_its_own_chance_is_what_a_digit_must_pass(results):
     """0.5 nats is learned of a digit out of ten, and not of the leading one, which is 0 or 1."""
-    m = results._curves[0]
-    planted = m.test_part_loss[0].copy()
-    try:
-        m.test_part_loss[0] = 0.5
-        timings = results.part_timings(results.runs[0])
-    finally:
-        m.test_part_loss[0] = planted
-    assert timings["digit 0"].by("grokked") is None
-    assert timings["digit 1"].by("grokked") == 0
+    curves = results.curves(seed=0)
+    assert curves.test_part_loss is not None
+    flat = replace(curves, test_part_loss=np.full_like(curves.test_part_loss, 0.5))
+    parts = events_of(results.runs[0].task, flat, unlimited=True).parts
+    assert parts["digit 0"].timing.by("grokked") is None
+    assert parts["digit 1"].timing.by("grokked") == 0
 
 
 def test_a_constant_guess_learns_no_trigram(tmp_path):
     """One class is always right for a network that always guesses it: accuracy alone would call it learned."""
     fields = {"task": "skip_trigram", "d_model": 8, "n_heads": 2, "batch_size": 4}
     results = jaxgrok.load(sweep(make_sweep({**fields, "seeds": 1, "epochs": 10}), tmp_path / "r"))
-    results._curves[0].test_part_loss[:], results._curves[0].test_part_acc[:] = 2.2, 1.0
-    assert not any("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
-    results._curves[0].test_part_loss[:] = 0.1
-    assert all("grokked" in timing.events for timing in results.part_timings(results.runs[0]).values())
+    curves = results.curves(seed=0)
+    for loss, learned in ((2.2, False), (0.1, True)):
+        planted = {"test_part_loss": np.full((1, 10), loss), "test_part_acc": np.ones((1, 10))}
+        one = {"test_loss": curves.test_loss[:1], "test_acc": curves.test_acc[:1], "train_acc": curves.train_acc[:1]}
+        flat = replace(curves, epoch_eval=curves.epoch_eval[:1], **one, **planted)
+        parts = events_of(results.runs[0].task, flat, unlimited=True).parts.values()
+        assert {"grokked" in part.timing.events for part in parts} == {learned}
 
 
 def test_tables_say_what_was_planted(results, parts):
@@ -122,21 +125,23 @@ def test_a_part_that_does_not_exist_is_refused_by_name(results):
         results.part_curves("digit 9", seed=0)
 
 
-def test_a_part_that_a_test_set_lacks_is_left_out_and_named(results):
-    metrics = results._curves[0]
-    planted = metrics.test_part_loss[1].copy()
-    try:
-        metrics.test_part_loss[1, :, 0] = np.nan
-        (of_cell,) = part_tables.parts_of(results)
-    finally:
-        metrics.test_part_loss[1] = planted
+def test_a_part_that_a_test_set_lacks_is_left_out_and_named(results, monkeypatch):
+    def events(record):
+        curves = results.curves_of(record)
+        losses = np.array(curves.test_part_loss)
+        losses[:, 0] = np.nan if record.seed == 1 else losses[:, 0]
+        return events_of(record.task, replace(curves, test_part_loss=losses), unlimited=True)
+
+    monkeypatch.setattr(results, "events", events)
+    (of_cell,) = part_tables.parts_of(results)
     assert of_cell.names == ("digit 1", "digit 2")
     assert part_tables.order_lines(of_cell)[-1] == "Left out, because not every run has a test example of it: digit 0."
     assert of_cell.reached.shape == (3, 2)
 
 
-def test_the_figures_hold_the_planted_data(parts, monkeypatch):
-    losses, arrival = figures.part_losses_figure(parts), figures.part_order_figure(parts)
+def test_the_figures_hold_the_planted_data(results, parts, monkeypatch):
+    curves = [results.part_curves(seed=seed) for seed in range(3)]
+    losses, arrival = figures.part_losses_figure(parts, curves), figures.part_order_figure(parts)
     for figure in (losses, arrival):
         assert not collisions(figure, monkeypatch)
     named = {line.get_label(): line for line in losses.axes[1].lines}
@@ -149,15 +154,17 @@ def test_the_figures_hold_the_planted_data(parts, monkeypatch):
     assert "3/3" in words(arrival)
 
 
-def test_many_parts_are_named_by_a_bar(parts, monkeypatch):
+def test_many_parts_are_named_by_a_bar(results, parts, monkeypatch):
     many = tuple(f"copy {i // 15} token {i % 15}" for i in range(30))
-    (timing, *_), curve = parts.timings[0].values(), parts.curves[0]
+    (events, *_), curve = parts.events[0].values(), results.part_curves(seed=0)
     losses = dict.fromkeys(many, curve["test_part_loss"]["digit 0"])
-    curves = {"epoch_eval": curve["epoch_eval"], "test_part_loss": losses}
-    wide = part_tables.Parts(parts.cell, many, [dict.fromkeys(many, timing)] * 3, [curves] * 3)
-    for draw in (figures.part_losses_figure, figures.part_order_figure):
-        assert not collisions(draw(wide), monkeypatch)
-    above, below = figures.part_losses_figure(wide).axes[:2]
+    curves = [{"epoch_eval": curve["epoch_eval"], "test_part_loss": losses}] * 3
+    of_runs = [[dict.fromkeys(many, of_one)] * 3 for of_one in (events.timing, events)]
+    wide = part_tables.Parts(parts.cell, many, *of_runs)
+    drawn = figures.part_losses_figure(wide, curves)
+    for figure in (drawn, figures.part_order_figure(wide)):
+        assert not collisions(figure, monkeypatch)
+    above, below = drawn.axes[:2]
     assert (above.get_title("left"), below.get_title("left")) == ("seed 0", "3 runs, medians")
     assert len(part_tables.parts_markdown([wide]).splitlines()) < 60
 

@@ -1,6 +1,7 @@
 """What lies on disk: curves, records, the lock and atomic writes; damaged files are named in one line."""
 
 import contextlib
+import functools
 import io
 import itertools
 import multiprocessing
@@ -13,7 +14,7 @@ import pytest
 
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.store.atomic import replace_file, replace_text, write_json
-from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.curves import SweepCurves, write_npz
 from jaxgrok.store.files import VERSION, SweepFiles
 from jaxgrok.store.integrity import with_digest
 from jaxgrok.store.records import RunRecord, Status
@@ -33,14 +34,19 @@ def curves_of(n_runs=3, epochs=40, n_parts=0, rng=None):
     return curves
 
 
-# --- curves
-# -------------------------------------------------------------------------------------------------------------
+def write_metrics_of(curves, path, **beside):
+    """A file like metrics.npz with these curves."""
+    of_runs = [functools.partial(curves.of_run, row) for row in range(len(curves.last_epoch))]
+    write_npz(path, curves, of_runs, {"last_epoch": curves.last_epoch, "ended": curves.ended, **beside})
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_parts", [0, 2])
 def test_curves_come_back(tmp_path, n_parts):
     curves = curves_of(n_parts=n_parts)
-    curves.save(tmp_path / "metrics.npz", {"seed": np.arange(3)})
+    write_metrics_of(curves, tmp_path / "metrics.npz", seed=np.arange(3))
     more = SweepCurves(5, 60, 5, 2, n_parts=n_parts)  # more runs and more epochs
     more.copy_from(tmp_path / "metrics.npz")
     for number in range(3):
@@ -103,7 +109,7 @@ def damaged(path, how):
 @pytest.mark.parametrize("how", ["missing", "empty", "cut", "end", "noise", "flipped"])
 def test_a_damaged_file_of_curves_is_named_in_one_line(tmp_path, how):
     path = tmp_path / "metrics.npz"
-    curves_of().save(path, {})
+    write_metrics_of(curves_of(), path)
     damaged(path, how)
     with pytest.raises(BadInput) as refused:
         SweepCurves(3, 40, 5, 2).copy_from(path)
@@ -114,7 +120,7 @@ def test_a_damaged_file_of_curves_is_named_in_one_line(tmp_path, how):
 
 def test_other_arrays_are_not_curves(tmp_path):
     path, arrays = tmp_path / "metrics.npz", {}
-    curves_of().save(path, {})
+    write_metrics_of(curves_of(), path)
     with np.load(path) as stored:
         arrays = dict(stored)
     wrong = {
@@ -136,7 +142,7 @@ def test_other_arrays_are_not_curves(tmp_path):
 
 def test_a_header_that_declares_more_than_there_is_is_refused_before_it_is_allocated(tmp_path):
     path = tmp_path / "metrics.npz"
-    curves_of().save(path, {})
+    write_metrics_of(curves_of(), path)
     with zipfile.ZipFile(path) as stored:
         members = {name: stored.read(name) for name in stored.namelist()}
     header = io.BytesIO()
@@ -152,7 +158,8 @@ def test_a_header_that_declares_more_than_there_is_is_refused_before_it_is_alloc
 def test_a_flipped_bit_is_found_or_changes_no_curve(tmp_path):
     """A flipped bit can make a member of the file look encrypted, for which zipfile raises RuntimeError."""
     path, curves = tmp_path / "metrics.npz", curves_of(n_runs=1, epochs=10)
-    curves.save(path, {})
+    curves.last_epoch[:] = 10
+    write_metrics_of(curves, path)
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])

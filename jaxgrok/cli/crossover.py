@@ -108,8 +108,9 @@ def run(args: dict[str, Any]) -> int:
     if sizes.of_sizes:
         figures.write_size_figures(results, sizes)
     print(size_tables.NOTE)
+    damaged = show.print_damage(results)
     print(f"tables, figures, checkpoints: {path}")
-    return status
+    return status or damaged
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "crossover.py") -> int:

@@ -214,6 +214,12 @@ class SweepProgress:
         return ", ".join(shown)
 
     def _examine(self, number: int) -> None:
+        if (timing := self._standing.timing(number)) is not None:
+            self._grokked[number], self._memorised[number] = (
+                ("grokked" in timing.events),
+                ("memorised" in timing.events),
+            )
+            return
         config, curves = self._configs[number], self._standing.of_run(number)
         if config not in self._criteria:
             self._criteria[config] = make_task(config).criterion

@@ -83,8 +83,9 @@ def print_plan(costs: Sequence[Cost], plan: Plan) -> None:
         print("a run does not fit into this machine's memory, so this sweep would be refused")
 
 
-def print_summary(results: Results, of_parts: Sequence[part_tables.Parts] = ()) -> None:
-    """Print when the runs of each cell, and the parts of their task, were learned, and where the files are."""
+def print_summary(results: Results, of_parts: Sequence[part_tables.Parts] = ()) -> int:
+    """Print when the runs of each cell, and the parts of their task, were learned, and where the files are; returns the
+    exit status: 1 if anything is damaged."""
     cells = results.cells
     if cells:
         print_table(*timing.readable_table(cells))
@@ -99,8 +100,9 @@ def print_summary(results: Results, of_parts: Sequence[part_tables.Parts] = ()) 
             _print_stages(cells)
     if line := timing.waiting_line(results):
         print(line)
-    print_damage(results)
+    status = print_damage(results)
     print(f"tables, figures, checkpoints: {results.path}")
+    return status
 
 
 def _print_stages(cells: Sequence[Cell]) -> None:

@@ -167,8 +167,8 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
     write_timing_tables(results)
     of_parts = write_part_tables(results)
     write_figures(results, of_parts)
-    show.print_summary(results, of_parts)
-    return status
+    damaged = show.print_summary(results, of_parts)
+    return status or damaged
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "sweep.py") -> int:

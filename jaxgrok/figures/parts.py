@@ -41,21 +41,23 @@ def _named(parts: Parts, what: str) -> str:
 
 
 @styled
-def part_losses_figure(parts: Parts) -> Figure:
+def part_losses_figure(parts: Parts, curves: Sequence[dict[str, Any]]) -> Figure:
     """The test loss of each part: every run (thin) and medians over runs (thick). The mean over parts is black.
 
     The upper panel has linear axes, as in the post, and ends at BEYOND times the arrival of the last part. If there are
     more than MOST_NAMED parts, it shows the first run alone, because medians would blur the drops of single parts. The
     lower panel shows the whole run on logarithmic axes.
+
+    curves: for each run of the cell, `Results.part_curves`.
     """
     figure, panels = make_figure(8, 6.4, rows=2)
-    many, n_runs = len(parts.names) > MOST_NAMED, len(parts.curves)
+    many, n_runs = len(parts.names) > MOST_NAMED, len(curves)
     above = slice(1) if many else slice(None)
     times, reached = parts.times[above], parts.reached[above]
     last = times[reached].max() if reached.any() else np.inf
-    ends = [int(of_run["epoch_eval"][-1]) for of_run in parts.curves]
-    for axes, curves in zip(panels, (parts.curves[above], parts.curves)):
-        _draw_losses(axes, parts.names, curves)
+    ends = [int(of_run["epoch_eval"][-1]) for of_run in curves]
+    for axes, of_runs in zip(panels, (curves[above], curves)):
+        _draw_losses(axes, parts.names, of_runs)
         axes.set(xlabel="epoch + 1", ylabel="test loss (nats)")
     panels[0].set(xlim=(1, max(2, min(max(ends) + 1, BEYOND * last))), ylim=(0, None))
     panels[0].xaxis.set_major_formatter("{x:,.0f}")

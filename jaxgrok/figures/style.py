@@ -22,6 +22,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 MOST_POINTS = 4000  # per thin line: more cannot be seen
+MOST_SAMPLES = 1000  # epochs at which a median over runs is taken
 THIN: dict[str, Any] = {"alpha": 0.35, "lw": 0.5}  # one run of several
 MEDIAN: dict[str, Any] = {"lw": 1.8}
 MOST_COLOURS = 9  # keys that colours can tell apart; more keys are coloured along a ramp
@@ -75,9 +76,19 @@ def thinned(epochs: Int[np.ndarray, "T"], values: Real[np.ndarray, "T"]) -> Curv
     """At most MOST_POINTS of a curve. Each stretch keeps its largest value, so that spikes stay."""
     if len(epochs) <= MOST_POINTS:
         return epochs, values
-    # The stretches are equally wide in log epoch, as the axis shows them.
-    edges = np.unique(np.geomspace(1, len(epochs), MOST_POINTS // 2).astype(int))[:-1] - 1
+    edges = _spread(len(epochs), MOST_POINTS // 2)[:-1]
     return epochs[edges], np.fmax.reduceat(values, edges)
+
+
+def sampled(epochs: Int[np.ndarray, "T"], values: Real[np.ndarray, "T"]) -> Curve:
+    """At most MOST_SAMPLES values of a curve, copied, so that the curve itself need not stay in memory."""
+    at = _spread(len(epochs), MOST_SAMPLES) if len(epochs) > MOST_SAMPLES else slice(None)
+    return np.array(epochs[at]), np.array(values[at])
+
+
+def _spread(n: int, count: int) -> Int[np.ndarray, "I"]:
+    """At most `count` indices below n, among them the first and the last, equally far apart in log, as axes are."""
+    return np.unique(np.geomspace(1, n, count).astype(int)) - 1
 
 
 def median_over_runs(curves: Sequence[Curve], log: bool = False) -> tuple[Int[np.ndarray, "U"], Float[np.ndarray, "U"]]:
@@ -108,8 +119,8 @@ def median_over_runs(curves: Sequence[Curve], log: bool = False) -> tuple[Int[np
 
 
 def count_runs(n: int) -> str:
-    """`1 run`, `8 runs`."""
-    return "1 run" if n == 1 else f"{n} runs"
+    """`1 run`, `8 runs`, `2,000 runs`."""
+    return "1 run" if n == 1 else f"{n:,} runs"
 
 
 def note_on_ends(ends: Sequence[int]) -> str:
@@ -117,10 +128,15 @@ def note_on_ends(ends: Sequence[int]) -> str:
     return "; ended runs keep their last value" if len(set(ends)) > 1 else ""
 
 
-def name_median(ends: Sequence[int]) -> str:
-    """`8 runs (thin) and their median`, with the note on ends, or `1 run`. ends: the last epoch of each run."""
-    several = f" (thin) and their median{note_on_ends(ends)}" if len(ends) > 1 else ""
-    return count_runs(len(ends)) + several
+def name_median(ends: Sequence[int], lines: int | None = None) -> str:
+    """`8 runs (thin) and their median`, with the note on ends, or `1 run`.
+
+    ends: the last epoch of each run. lines: how many of the runs are drawn; None means all.
+    """
+    if len(ends) == 1:
+        return count_runs(1)
+    thin = " (thin)" if lines in (None, len(ends)) else f" ({lines} of them thin)"
+    return f"{count_runs(len(ends))}{thin} and their median{note_on_ends(ends)}"
 
 
 def mark_at_foot(axes: Axes, times: Sequence[float], colour: str, label: str | None = None) -> None:

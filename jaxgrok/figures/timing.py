@@ -1,6 +1,6 @@
 """When the runs of a sweep memorise and grok: their curves, and the share that has not grokked yet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -14,10 +14,12 @@ from jaxgrok.figures.style import (
     TEST,
     THIN,
     TRAIN,
+    Curve,
     make_figure,
     mark_at_foot,
     median_over_runs,
     name_median,
+    sampled,
     styled,
     thinned,
     words_figure,
@@ -29,6 +31,7 @@ from jaxgrok.tables.released import LossCurves, shared
 from jaxgrok.tables.timing import event_times
 
 EVENT_COLOURS = {"memorised": TRAIN, "grokked": TEST}
+MOST_LINES = 200  # runs that are drawn thin
 MOST_LARGE = 12  # cells named in the usual size beside a survival figure; more are named in a smaller one
 CENSORED, RULED_OUT = "x", "D"  # markers of runs that did not reach an event
 FAR = 5  # largest / smallest ratio of two losses from which their axis is logarithmic
@@ -40,35 +43,45 @@ def _name_of(event: str, cells: Sequence[Cell]) -> str:
 
 
 @styled
-def curves_figure(cell: Cell, curves: Sequence[RunCurves]) -> Figure:
+def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
     """Loss and accuracy of every run of a cell (thin), their median (thick), and when the runs memorised and grokked.
 
-    curves: one per run of the cell. Ticks at the foot are runs. Dashed lines are the medians of the events, and shades
-    their 95 % intervals.
+    Of more than MOST_LINES runs only every n-th is drawn thin. Ticks at the foot are runs. Dashed lines are the medians
+    of the events, and shades their 95 % intervals.
+
+    curves: one per run of the cell. They are gone through once and not kept.
     """
     figure, (loss, accuracy) = make_figure(7, 5.6, rows=2, sharex=True, height_ratios=(3, 2))
-    train = [(of_run.epoch_train, of_run.train_loss) for of_run in curves]
-    _draw_runs(loss, train, TRAIN, "train")
-    _draw_runs(loss, [(of_run.epoch_eval, of_run.test_loss) for of_run in curves], TEST, "test")
-    _draw_runs(accuracy, [(of_run.epoch_eval, of_run.train_acc) for of_run in curves], TRAIN, "train")
-    _draw_runs(accuracy, [(of_run.epoch_eval, of_run.test_acc) for of_run in curves], TEST, "test")
+    panels = {"train_loss": loss, "test_loss": loss, "train_acc": accuracy, "test_acc": accuracy}
+    samples: dict[str, list[Curve]] = {name: [] for name in panels}
+    ends: list[int] = []
+    every = -(-len(cell.records) // MOST_LINES)
+    for number, of_run in enumerate(curves):
+        ends.append(of_run.last_epoch)
+        for name, axes in panels.items():
+            epochs = of_run.epoch_train if name == "train_loss" else of_run.epoch_eval
+            values = getattr(of_run, name)
+            samples[name].append(sampled(epochs, values))
+            if number % every == 0:
+                axes.plot(*thinned(epochs + 1, values), color=_colour_of(name), **THIN)
+    for name, axes in panels.items():
+        epochs, middle = median_over_runs(samples[name])
+        part = name.split("_")[0]
+        label = f"{part}, median" if len(ends) > 1 else part
+        axes.plot(epochs + 1, middle, color=_colour_of(name), **MEDIAN, label=label)
     loss.set(yscale="log", ylabel="cross-entropy (nats)")
     accuracy.set(xscale="log", xlabel="epoch + 1", ylabel="accuracy", ylim=(-0.04, 1.04))
     for event, colour in EVENT_COLOURS.items():
         for axes in (loss, accuracy):
             _draw_event(axes, cell, event, colour, labelled=axes is loss)
     loss.legend(loc="lower left")
-    runs = name_median([of_run.last_epoch for of_run in curves])
+    runs = name_median(ends, lines=-(-len(ends) // every))
     loss.set_title(f"{cell.name}: {runs}" if cell.name else runs, loc="left")
     return figure
 
 
-def _draw_runs(axes: Axes, curves: Sequence[tuple], colour: str, name: str) -> None:
-    for epochs, values in curves:
-        axes.plot(*thinned(epochs + 1, values), color=colour, **THIN)
-    epochs, middle = median_over_runs(curves)
-    label = f"{name}, median" if len(curves) > 1 else name
-    axes.plot(*thinned(epochs + 1, middle), color=colour, **MEDIAN, label=label)
+def _colour_of(curve: str) -> str:
+    return TRAIN if curve.startswith("train") else TEST
 
 
 def _draw_event(axes: Axes, cell: Cell, event: str, colour: str, labelled: bool) -> None:

@@ -79,10 +79,11 @@ def write_figures(results: Results, of_parts: Sequence[Parts] = (), folder: Path
     """
     drawn = {"survival": survival_figure(results.cells)} if results.cells else {}
     for cell in results.cells:
-        curves = [results.curves_of(record) for record in cell.records]
+        curves = (results.curves_of(record) for record in cell.records)
         drawn[_name("curves", cell.name)] = curves_figure(cell, curves)
     for parts in of_parts:
-        drawn[_name("parts", parts.cell.name)] = part_losses_figure(parts)
+        of_runs = [results.part_curves(run=record.number) for record in parts.cell.records]
+        drawn[_name("parts", parts.cell.name)] = part_losses_figure(parts, of_runs)
         drawn[_name("order", parts.cell.name)] = part_order_figure(parts)
     return _save(_folder(results, folder), drawn)
 

@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxgrok.config import Config
 from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.events import RunEvents, definitions, events_of
 from jaxgrok.store.records import RunRecord
 from jaxgrok.store.steps import CURVES, PARAMS, STATE, BatchSteps, Damaged, StepRecord
 from jaxgrok.tasks import make_task
@@ -22,6 +23,12 @@ def curves_for(config: Config, runs: int, epochs: int, eval_every: int, train_ev
     """Empty curves for the runs of a batch."""
     n_parts = len(make_task(config).parts)
     return SweepCurves(runs, epochs, eval_every, train_every, "float64" if config.needs_x64 else "float32", n_parts)
+
+
+def events_of_batch(records: Sequence[RunRecord], curves: SweepCurves) -> list[RunEvents]:
+    """The events in the curves of the runs of a batch, in their order."""
+    of_runs = ((record, curves.of_run(row)) for row, record in enumerate(records))
+    return [events_of(record.task, of_run, record.run.unlimited) for record, of_run in of_runs]
 
 
 class SavedBatch:
@@ -115,6 +122,18 @@ class SavedBatch:
         return [record.as_of(epoch, ended, split_hash) for record, epoch, ended, split_hash in progress]
 
     @property
+    def is_finished(self) -> bool:
+        """Whether every run has trained to its end."""
+        last = self.last
+        done = [] if last is None else zip(last.last_epoch, last.ended)
+        return last is not None and all(ended or epoch >= self.epochs for epoch, ended in done)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was read once after it had trained to its end, and no file has changed since."""
+        return not self.damage and self.is_finished and self.steps.are_whole
+
+    @property
     def sessions(self) -> list[dict[str, Any]]:
         """The sessions that trained it, oldest first."""
         return list({step.session["started"]: step.session for step in self.chain}.values())
@@ -134,6 +153,31 @@ class SavedBatch:
             if self.last is not None:
                 curves.last_epoch[:], curves.ended[:] = self.last.last_epoch, self.last.ended
             return curves
+
+    def save_events(self, curves: SweepCurves) -> None:
+        """Keep the events in the curves of its last step."""
+        events = [of_run.to_json() for of_run in events_of_batch(self.records, curves)]
+        self.steps.save_events({**self._origin(), "runs": events})
+
+    def stored_events(self) -> list[RunEvents] | None:
+        """The events of its runs, in their order, as `save_events` kept them; None if they are of another step, or
+        were found by other definitions."""
+        content = self.steps.load_events()
+        if content is None or {**content, **self._origin()} != content:
+            return None
+        try:
+            return [RunEvents.from_json(of_run) for of_run in content["runs"]]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
+    def _origin(self) -> dict[str, str]:
+        """The step from which events are found, and how."""
+        return {"step": self.source, "definitions": definitions(self._planned[0].task)}
+
+    @property
+    def source(self) -> str:
+        """The digest of its last good step, which names all before it; "" if there is none."""
+        return self.last.digest if self.last else ""
 
     def _put(self, curves: SweepCurves, step: StepRecord) -> None:
         try:

@@ -7,6 +7,7 @@ in metrics.npz. `RunCurves` is one run's part of it, up to the last epoch that t
 import copy
 import zipfile
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ class RunCurves:
         assert self.test_part_loss is not None
         assert self.test_part_acc is not None
         return replace(self, test_loss=self.test_part_loss[:, number], test_acc=self.test_part_acc[:, number])
+
+
+_NONE = np.empty(0)
+EMPTY = RunCurves(_NONE.astype(int), _NONE, _NONE.astype(int), _NONE, _NONE, _NONE, last_epoch=0)  # of a run not begun
 
 
 class SweepCurves:
@@ -154,21 +159,19 @@ class SweepCurves:
             setattr(some, name, getattr(self, name)[rows])
         return some
 
-    def put_run(self, row: int, curves: RunCurves, ended: bool) -> None:
-        """Take over the curves of one run."""
-        for name in self.names:
-            recorded = getattr(curves, name)
-            if recorded is not None:
-                axis = "epoch_train" if name == "train_loss" else "epoch_eval"
-                at = np.searchsorted(getattr(self, axis), getattr(curves, axis))
-                getattr(self, name)[(row, at, *(slice(size) for size in recorded.shape[1:]))] = recorded
-        self.last_epoch[row], self.ended[row] = curves.last_epoch, ended
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name in self.names)
 
-    def save(self, path: Path, coordinates: dict[str, np.ndarray]) -> None:
-        """Replace metrics.npz atomically. coordinates: {axis: [R]}, stored beside the curves."""
-        stored = (*self.names, "epoch_train", "epoch_eval", "last_epoch", "ended")
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in stored} | coordinates
-        replace_file(path, lambda temporary: np.savez(temporary, **arrays))
+    def row_of(self, name: str, curves: RunCurves) -> np.ndarray:
+        """One run's curve on the epochs of these curves, NaN where nothing was recorded."""
+        row = np.full(self._shape_of(name), np.nan, getattr(self, name).dtype)
+        recorded = getattr(curves, name)
+        if recorded is not None:
+            axis = "epoch_train" if name == "train_loss" else "epoch_eval"
+            at = np.searchsorted(getattr(self, axis), getattr(curves, axis))
+            row[(at, *(slice(size) for size in recorded.shape[1:]))] = recorded
+        return row
 
     def copy_from(self, path: Path) -> None:
         """Take over the curves in a file written by `save`, as far as both know the same runs and epochs.
@@ -203,6 +206,40 @@ class SweepCurves:
         if (theirs["last_epoch"] < 0).any():
             raise ValueError("an epoch is negative")
         self.last_epoch[:n], self.ended[:n] = theirs["last_epoch"][:n], theirs["ended"][:n]
+
+
+def write_npz(
+    path: Path,
+    like: SweepCurves,
+    curves: Sequence[Callable[[], RunCurves]],
+    beside: Mapping[str, np.ndarray],
+    source: str = "",
+) -> None:
+    """Replace a file like metrics.npz atomically, one run's curve at a time, so that not all are in memory at once.
+
+    like: curves with the epochs and the parts of the file; those of no run will do. curves: functions that give the
+    curves of each run. beside: more arrays, among them last_epoch and ended. source: what the file is made of, kept as
+    its comment.
+    """
+
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            archive.comment = source.encode()
+            arrays = {"epoch_train": like.epoch_train, "epoch_eval": like.epoch_eval, **beside}
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+            for name in like.names:
+                # As np.savez writes it, but for the values, which follow run by run.
+                dtype = getattr(like, name).dtype
+                shape = (len(curves), *like.row_of(name, EMPTY).shape)
+                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array_header_1_0(file, header)
+                    for of_run in curves:
+                        file.write(like.row_of(name, of_run()).tobytes())
+
+    replace_file(path, write)
 
 
 def _unusable(path: Path, why: str) -> BadInput:

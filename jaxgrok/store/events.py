@@ -1,13 +1,20 @@
 """When things happen in a run: the events in its curves, its outcome, and whether it has settled (spec: MEASURES.md).
 
+`time_run` finds them in the curves of one run, or of one part of its task. `events_of` collects what the tables say of
+a run, in a form that is kept on disk, so that tables need no curves of runs that have ended.
+
 Plain numpy on the curves of one run. An event is the first evaluation at which its criterion holds and keeps holding
 for the next 5 evaluations, or to the end of the run. It is stored as a bracket (after, by]: not yet at `after`, there
 at `by`.
 """
 
-from dataclasses import dataclass, field
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,7 +22,7 @@ from scipy.ndimage import median_filter
 
 from jaxgrok.stats import Arrival
 from jaxgrok.store.curves import RunCurves
-from jaxgrok.tasks import Criterion
+from jaxgrok.tasks import Criterion, Task
 
 HOLD = 5  # evaluations for which an event must keep holding
 PEAK_WINDOW = 11  # evaluations of the running median that finds the test-loss peak
@@ -129,6 +136,12 @@ class Timing:
         }
         return {stage: (start, end) for stage, (start, end) in bounds.items() if start is not None and end is not None}
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Timing":
+        """The timing that `asdict` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        events = {event: (int(after), int(by)) for event, (after, by) in content["events"].items()}
+        return cls(**{**content, "outcome": Outcome(content["outcome"]), "events": events})
+
 
 def first_held(holds: Bool[np.ndarray, "T"]) -> int | None:
     """The first index from which `holds` is true for HOLD more entries, or to the end; None if there is none."""
@@ -226,13 +239,22 @@ def spikes(epochs: Int[np.ndarray, "T"], train_loss: Float[np.ndarray, "T"]) -> 
     return found
 
 
-def time_run(
-    curves: RunCurves, criterion: Criterion, *, unlimited: bool = False, restricted: RestrictedLoss | None = None
-) -> Timing:
+def with_restricted(timing: Timing, restricted: RestrictedLoss) -> Timing:
+    """The timing of a run with the falls of its restricted loss, and when it became stable, if it has settled."""
+    grokked = timing.by("grokked")
+    if not timing.settled or grokked is None:
+        return timing
+    events = timing.events | _restricted_falls(restricted, grokked)
+    if "drop_90" in events and "restricted_90" in events:
+        events["stable"] = max((events["drop_90"], events["restricted_90"]), key=lambda bracket: bracket[1])
+    return replace(timing, events=events)
+
+
+def time_run(curves: RunCurves, criterion: Criterion, *, unlimited: bool = False) -> Timing:
     """The events of one run, or of one part of its task (`RunCurves.of_part`).
 
-    criterion: when it counts as grokked. unlimited: whether the data were, so that nothing can be memorised.
-    restricted: the restricted loss, if the run's checkpoints were analysed. A non-finite loss means divergence.
+    criterion: when it counts as grokked. unlimited: whether the data were, so that nothing can be memorised. A
+    non-finite loss means divergence.
     """
     finite = np.isfinite(curves.test_loss) & np.isfinite(curves.train_acc)
     diverged = not finite.all() or not np.isfinite(curves.train_loss).all()
@@ -259,10 +281,6 @@ def time_run(
         events["test_loss_peak"] = _bracket(epochs, peak[0])
         if settled:
             events |= _drop(epochs, test_loss, *peak)
-    if settled and grokked is not None and restricted is not None:
-        events |= _restricted_falls(restricted, grokked)
-        if "drop_90" in events and "restricted_90" in events:
-            events["stable"] = max((events["drop_90"], events["restricted_90"]), key=lambda bracket: bracket[1])
     return Timing(_outcome(events, diverged, unlimited), last_epoch, settled, unlimited, events)
 
 
@@ -276,3 +294,66 @@ def _outcome(events: dict[str, Bracket], diverged: bool, unlimited: bool) -> Out
     if "grokked" in events:
         return Outcome.GROKKED
     return Outcome.MEMORISED_ONLY if "memorised" in events else Outcome.NOT_MEMORISED
+
+
+# --- what is kept on disk ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PartEvents:
+    """What tables say of one part of a run's task.
+
+    timing: its events (`Task.part_criterion`); None for a part that the loss does not count, or of which the run's test
+    set has no target. final_loss, final_accuracy: the medians over the last evaluations; None before the first.
+    """
+
+    timing: Timing | None
+    final_loss: float | None
+    final_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class RunEvents:
+    """What tables say of one run: its events, and those of the parts of its task by name."""
+
+    timing: Timing
+    parts: dict[str, PartEvents]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunEvents":
+        """The events that `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        parts = {}
+        for name, part in content["parts"].items():
+            timing = None if part["timing"] is None else Timing.from_json(part["timing"])
+            parts[name] = PartEvents(timing, part["final_loss"], part["final_accuracy"])
+        return cls(Timing.from_json(content["timing"]), parts)
+
+
+def events_of(task: Task, curves: RunCurves, unlimited: bool) -> RunEvents:
+    """The events in the curves of one run. unlimited: whether its data were."""
+    parts = {}
+    for i, name in enumerate(task.parts):
+        of_part, timing = curves.of_part(i), None
+        has_targets = not len(of_part.test_loss) or not np.isnan(of_part.test_loss).all()
+        if i < task.counted and has_targets:
+            timing = time_run(of_part, task.part_criterion(name), unlimited=unlimited)
+        parts[name] = PartEvents(timing, _final(of_part.test_loss), _final(of_part.test_acc))
+    return RunEvents(time_run(curves, task.criterion, unlimited=unlimited), parts)
+
+
+def _final(curve: Float[np.ndarray, "T"]) -> float | None:
+    """The median over the last evaluations; None before the first."""
+    return float(np.median(curve[-LAST:])) if len(curve) else None
+
+
+@functools.cache
+def definitions(task: Task) -> str:
+    """A digest of how events are defined for a task. Events on disk that were found by other definitions are not used.
+
+    It is taken of this module's own text, so that no change of a definition can be forgotten.
+    """
+    criteria = [task.criterion, *(task.part_criterion(part) for part in task.parts[: task.counted])]
+    return hashlib.sha256(Path(__file__).read_bytes() + repr(criteria).encode()).hexdigest()[:16]

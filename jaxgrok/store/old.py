@@ -23,6 +23,8 @@ from jaxgrok.store.steps import BatchSteps, Damaged
 class OldBatch:
     """One batch of an old directory. curves: of all runs of the directory."""
 
+    is_whole, source = False, ""  # nothing tells
+
     def __init__(self, steps: BatchSteps, records: Sequence[RunRecord], curves: SweepCurves, sessions: list[Any]):
         self.steps, self.records, self._curves, self.sessions = steps, list(records), curves, sessions
         self.damage: list[Damaged] = []
@@ -31,6 +33,9 @@ class OldBatch:
 
     def curves(self) -> SweepCurves:
         return self._curves.of_rows([record.number for record in self.records])
+
+    def stored_events(self) -> None:
+        """Nothing: an old directory keeps no events."""
 
     def networks(self) -> dict[int, list[tuple[int, int]]]:
         return {epoch: [(epoch, run) for run in runs] for epoch, runs in self._runs.items() if runs}

@@ -1,6 +1,8 @@
 """A sweep directory opened for reading: `load(run_dir)` finds runs by their coordinates, never by their row."""
 
 import functools
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +13,18 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxgrok.config import CONFIG_FIELDS, UNLIMITED, BadInput, Config
-from jaxgrok.store.batches import SavedBatch, curves_for
-from jaxgrok.store.curves import RunCurves, SweepCurves
-from jaxgrok.store.events import Outcome, RestrictedLoss, Timing, time_run
+from jaxgrok.store.batches import SavedBatch, curves_for, events_of_batch
+from jaxgrok.store.curves import UNREADABLE, RunCurves, SweepCurves, write_npz
+from jaxgrok.store.events import Outcome, RestrictedLoss, RunEvents, Timing, events_of, with_restricted
 from jaxgrok.store.files import SweepFiles
+from jaxgrok.store.integrity import digest_of_content
 from jaxgrok.store.old import OldBatch
 from jaxgrok.store.records import RunRecord, Status, read_batches, read_records
 from jaxgrok.store.steps import Damaged
 from jaxgrok.tasks import Task, make_task
 
 KEYS = "key_frequencies/keys"  # the name of a run's keys among its measures
+KEPT_BYTES = 500e6  # of curves: those of 2,000 runs of the mainline
 AXES = ("task", "arch", "p", "frac", "wd", "lr")  # the coordinates that every table names beside the seed
 
 
@@ -87,7 +91,8 @@ class Results:
         self.runs = read_records(self.files, manifest)
         if not self.runs:
             raise BadInput("run directory", str(path), "a directory of a sweep that has runs")
-        self._curves: dict[int, SweepCurves] = {}
+        self._read: OrderedDict[int, SweepCurves] = OrderedDict()  # the curves of batches, the last used at the end
+        self._events: dict[int, list[RunEvents]] = {}  # of the runs of a batch, in their order
         self._rows: dict[int, tuple[int, int]] = {}  # {run: (its batch, its row in the batch's curves)}
         self.batches: dict[int, SavedBatch | OldBatch] = {}
         if "version" in manifest:
@@ -95,9 +100,29 @@ class Results:
         else:
             self.batches.update(self._old_batches(manifest))
         for number, batch in self.batches.items():
-            self._curves[number] = batch.curves()
+            if not batch.is_whole:
+                self._keep(number, batch.curves())  # falls back to the last good step
             for row, record in enumerate(batch.records):
                 self.runs[record.number], self._rows[record.number] = record, (number, row)
+
+    def _curves(self, number: int) -> SweepCurves:
+        """The curves of a batch. Raises Damaged, and names the step, if it turns out only now that some are."""
+        if number not in self._read:
+            batch = self.batches[number].current()  # training may have replaced a step meanwhile
+            known = {str(damage) for damage in batch.damage}
+            curves = batch.curves()
+            for damage in batch.damage:
+                if str(damage) not in known:
+                    raise damage
+            self._keep(number, curves)
+        self._read.move_to_end(number)
+        return self._read[number]
+
+    def _keep(self, number: int, curves: SweepCurves) -> None:
+        """Keep the curves of a batch. Those of many may not fit into memory together, so the last used ones stay."""
+        self._read[number] = curves
+        while len(self._read) > 1 and sum(curves.nbytes for curves in self._read.values()) > KEPT_BYTES:
+            self._read.popitem(last=False)
 
     def _saved_batches(self, manifest: dict[str, Any]) -> dict[int, SavedBatch]:
         return {
@@ -209,7 +234,7 @@ class Results:
         if record.number not in self._rows:
             return curves_for(record.config, 1, 1, self.eval_every, self.train_every).of_run(0)
         batch, row = self._rows[record.number]
-        return self._curves[batch].of_run(row)
+        return self._curves(batch).of_run(row)
 
     def part_curves(self, part: str | None = None, **coordinates: Any) -> dict[str, Any]:
         """One run's test curves by part: `epoch_eval` and `test_answer_acc` [evaluations], and under `test_part_loss`
@@ -231,28 +256,26 @@ class Results:
 
     def timing(self, record: RunRecord) -> Timing:
         """The events of one run, with those of its circuits if all its checkpoints were analysed."""
-        if record.number not in self._timings:
-            curves, restricted = self.curves_of(record), self._restricted.get(record.number)
-            self._timings[record.number] = time_run(
-                curves, record.task.criterion, unlimited=record.run.unlimited, restricted=restricted
-            )
-        return self._timings[record.number]
-
-    @functools.cached_property
-    def _timings(self) -> dict[int, Timing]:
-        return {}
+        timing, restricted = self.events(record).timing, self._restricted.get(record.number)
+        return timing if restricted is None else with_restricted(timing, restricted)
 
     def part_timings(self, record: RunRecord) -> dict[str, Timing]:
         """{part: its events} of one run, for the parts that the loss counts (`Task.part_criterion`). `memorised` is the
         run's. A part of which the run's test set has no target is left out."""
-        task, curves = record.task, self.curves_of(record)
-        timings = {}
-        for i, part in enumerate(task.parts[: task.counted]):
-            of_part = curves.of_part(i)
-            if len(of_part.test_loss) and np.isnan(of_part.test_loss).all():
-                continue
-            timings[part] = time_run(of_part, task.part_criterion(part), unlimited=record.run.unlimited)
-        return timings
+        events = self.events(record).parts.items()
+        return {part: of_part.timing for part, of_part in events if of_part.timing is not None}
+
+    def events(self, record: RunRecord) -> RunEvents:
+        """What tables say of one run. Of a batch that has ended they are on disk, and no curves are read."""
+        if record.number not in self._rows:
+            return events_of(record.task, self.curves_of(record), record.run.unlimited)
+        number, row = self._rows[record.number]
+        if number not in self._events:
+            batch = self.batches[number]
+            stored = batch.stored_events()
+            # All runs of a batch at once, because its curves may not stay in memory.
+            self._events[number] = events_of_batch(batch.records, self._curves(number)) if stored is None else stored
+        return self._events[number][row]
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -403,15 +426,32 @@ def load(run_dir: str | Path) -> Results:
 
 def write_metrics(results: Results) -> None:
     """Write metrics.npz: the curves of all runs, with a coordinate array per axis. What a run has not, or has without
-    limit, is NaN there."""
-    configs, epochs = {record.config for record in results.runs}, [record.epochs for record in results.runs]
+    limit, is NaN there. A file that was made of the same steps, and is whole, is left as it is."""
+    path, runs = results.files.metrics_npz, results.runs
+    steps = {number: batch.source for number, batch in results.batches.items()}
+    source = digest_of_content({"runs": [record.to_manifest() for record in runs], "steps": steps})
+    if _is_made_of(path, source):
+        return
+    configs = {record.config for record in runs}
     dtype = "float64" if any(config.needs_x64 for config in configs) else "float32"
     n_parts = max(len(make_task(config).parts) for config in configs)
-    longest = max([*epochs, *(record.last_epoch for record in results.runs)])
-    curves = SweepCurves(len(results.runs), longest, results.eval_every, results.train_every, dtype, n_parts)
-    for record in results.runs:
-        curves.put_run(record.number, results.curves_of(record), record.status is Status.ENDED)
-    rows = [{**record.run.coordinates(), "d_mlp": record.config.mlp_width} for record in results.runs]
+    longest = max(max(record.epochs, record.last_epoch) for record in runs)
+    like = SweepCurves(0, longest, results.eval_every, results.train_every, dtype, n_parts)
+    rows = [{**record.run.coordinates(), "d_mlp": record.config.mlp_width} for record in runs]
     axes = [axis for axis in rows[0] if axis != "split_seed"]
     coordinates = {axis: np.array([np.nan if row[axis] is None else row[axis] for row in rows]) for axis in axes}
-    curves.save(results.files.metrics_npz, coordinates)
+    progress = {
+        "last_epoch": np.array([record.last_epoch for record in runs], np.int64),
+        "ended": np.array([record.status is Status.ENDED for record in runs], bool),
+    }
+    curves = [functools.partial(results.curves_of, record) for record in runs]
+    write_npz(path, like, curves, progress | coordinates, source)
+
+
+def _is_made_of(path: Path, source: str) -> bool:
+    """Whether a file of metrics was made of this source, and is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment == source.encode() and archive.testzip() is None
+    except UNREADABLE:
+        return False

@@ -5,6 +5,7 @@
                                 before; params: [network, ...] saved since then, in order of epoch
                    /record      JSON: what the arrays are, whose, and their digests (`StepRecord`)
     checkpoints/B/whole.json    size, time and inode of every file of a batch that was found whole to its end
+    checkpoints/B/events.json   what tables say of the runs of such a batch (store/events.py)
 
 A state can never be ahead of its curves, because both are in one step. A step holds what was recorded since the last
 sealed step. Once that is much, the step is sealed: it is kept, and the next one begins where it ends. A step that is
@@ -43,7 +44,7 @@ SEAL_BYTES, SEAL_STATES = 128e6, 2
 STATE, CURVES, PARAMS = "state", "curves", "params"
 ARRAYS, RECORD = "arrays", "record"  # orbax's names of the two items of a step
 JSON_FILE = "metadata"  # in which orbax keeps a JSON item
-WHOLE = "whole.json"
+WHOLE, EVENTS = "whole.json", "events.json"
 
 
 class Damaged(BadInput):
@@ -222,6 +223,18 @@ class BatchSteps:
         """Forget that the files were found whole, where that is possible."""
         with contextlib.suppress(OSError):
             (self.folder / WHOLE).unlink(missing_ok=True)
+
+    def save_events(self, content: Mapping[str, Any]) -> None:
+        """Keep what tables say of the runs. It saves time alone, so a failure to write it is none."""
+        with contextlib.suppress(OSError):
+            write_json(self.folder / EVENTS, with_digest(content))
+
+    def load_events(self) -> dict[str, Any] | None:
+        """What `save_events` was given; None if there is nothing, or if it has changed since."""
+        try:
+            return without_digest(json.loads((self.folder / EVENTS).read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
 
     @property
     def last_known(self) -> int | None:

@@ -10,20 +10,18 @@ without events.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxgrok import stats
 from jaxgrok.stats import Arrival, order
-from jaxgrok.store.events import Timing
+from jaxgrok.store.events import PartEvents, Timing
 from jaxgrok.store.results import AXES, Cell, Results
 from jaxgrok.tables.timing import Table, Times, values_of
 from jaxgrok.tables.write import markdown, write_csv, write_text
 
 EVENTS = ("grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
-LAST = 10  # evaluations whose median is a part's final loss and accuracy
 MOST_ORDERED = 16  # with more parts, who came before whom is left to the figure
 NOTE = (
     "Learned: the test loss of the part is below half of a guess's (ln 2 / 2 for a digit that is 0 or 1, ln 10 / 2 "
@@ -42,14 +40,14 @@ ORDER_NOTE = (
 class Parts:
     """The parts of one cell.
 
-    timings: for each run, {part: its events}. curves: for each run, `Results.part_curves`.
+    timings: for each run, {part: its events}. events: for each run, {part: what is known of it}, of all parts.
     left_out: the parts of which some run has no test target.
     """
 
     cell: Cell
     names: tuple[str, ...]
     timings: list[dict[str, Timing]]
-    curves: list[dict[str, Any]]
+    events: list[dict[str, PartEvents]]
     left_out: tuple[str, ...] = ()
 
     def arrivals(self, part: str) -> list[Arrival]:
@@ -95,9 +93,9 @@ def parts_of(results: Results) -> list[Parts]:
         seen = list(dict.fromkeys(part for of_run in timings for part in of_run))
         names = tuple(part for part in seen if all(part in of_run for of_run in timings))
         if names:
-            curves = [results.part_curves(run=record.number) for record in cell.records]
+            events = [results.events(record).parts for record in cell.records]
             timings = [{part: of_run[part] for part in names} for of_run in timings]
-            found.append(Parts(cell, names, timings, curves, tuple(part for part in seen if part not in names)))
+            found.append(Parts(cell, names, timings, events, tuple(part for part in seen if part not in names)))
     return found
 
 
@@ -109,22 +107,16 @@ def parts_table(results: Results, of_parts: Sequence[Parts]) -> Table:
     header += ["drop_width", "final_loss", "final_acc"]
     rows = []
     for parts in of_parts:
-        for record, timings, curves in zip(parts.cell.records, parts.timings, parts.curves, strict=True):
+        for record, timings, events in zip(parts.cell.records, parts.timings, parts.events, strict=True):
             run = [record.number, record.seed, *values_of(record, (*AXES, "n_train", *more))]
             last_epoch = record.last_epoch
-            for part, loss in curves["test_part_loss"].items():
+            for part, of_part in events.items():
                 timing = timings.get(part)
-                events = {} if timing is None else timing.events
-                bounds = [end for event in EVENTS for end in events.get(event, (None, None))]
+                reached = {} if timing is None else timing.events
+                bounds = [end for event in EVENTS for end in reached.get(event, (None, None))]
                 width = None if timing is None else timing.drop_width
-                final = [_final(loss), _final(curves["test_part_acc"][part])]
-                rows.append([*run, part, last_epoch, *bounds, width, *final])
+                rows.append([*run, part, last_epoch, *bounds, width, of_part.final_loss, of_part.final_accuracy])
     return header, sorted(rows, key=lambda row: row[0])
-
-
-def _final(curve: Float[np.ndarray, "T"]) -> float | None:
-    """The median over the last evaluations; None before the first."""
-    return float(np.median(curve[-LAST:])) if len(curve) else None
 
 
 def readable_table(parts: Parts) -> Table:
@@ -132,7 +124,7 @@ def readable_table(parts: Parts) -> Table:
     first = order.first_counts(parts.times, parts.reached)
     rows = []
     for at, part in enumerate(parts.names):
-        losses = [_final(curves["test_part_loss"][part]) for curves in parts.curves]
+        losses = [events[part].final_loss for events in parts.events]
         loss = np.median([loss for loss in losses if loss is not None])
         arrived = f"{parts.reached[:, at].sum()}/{len(parts.timings)}"
         times = [str(parts.learned(part)), f"{first[at]:g}", str(parts.drop_width(part))]

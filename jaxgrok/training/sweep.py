@@ -25,7 +25,7 @@ import jaxgrok
 from jaxgrok.stopping import deferred
 from jaxgrok.store.batches import SavedBatch
 from jaxgrok.store.curves import RunCurves, SweepCurves
-from jaxgrok.store.events import Outcome, time_run
+from jaxgrok.store.events import Outcome, RunEvents, Timing, time_run
 from jaxgrok.store.files import Shard, SweepFiles
 from jaxgrok.store.records import Status
 from jaxgrok.store.results import load, write_metrics
@@ -77,6 +77,7 @@ class Standing:
         self._plan = plan
         self._live: tuple[int, SweepCurves] | None = None  # the batch that trains
         self._read: tuple[int, SweepCurves] | None = None  # the batch that was last read from disk
+        self._events: dict[int, list[RunEvents] | None] = {}  # of the batches that are on disk
 
     def follow(self, batch: int, curves: SweepCurves) -> None:
         """Take over how far a batch has come, and keep its curves at hand while it trains."""
@@ -84,14 +85,29 @@ class Standing:
         self._live = batch, curves
         self.last_epoch[runs], self.ended[runs] = curves.last_epoch, curves.ended
 
-    def of_run(self, run: int) -> RunCurves:
-        """The curves of a run, in memory or from disk."""
+    def _place(self, run: int) -> tuple[int, int]:
+        """The batch of a run that has begun, and its row there."""
         batch = self._plan.records[run].batch
         assert batch is not None  # a run that has curves is in a batch
+        return batch, self._plan.batches[batch].runs.index(run)
+
+    def timing(self, run: int) -> Timing | None:
+        """The events of a run that has ended, if they are on disk and need no curves."""
+        batch, row = self._place(run)
+        if self._live is not None and self._live[0] == batch:
+            return None
+        if batch not in self._events:
+            self._events[batch] = self._plan.saved(batch).stored_events()
+        events = self._events[batch]
+        return None if events is None else events[row].timing
+
+    def of_run(self, run: int) -> RunCurves:
+        """The curves of a run, in memory or from disk."""
+        batch, row = self._place(run)
         found = self._live if self._live is not None and self._live[0] == batch else self._read
         if found is None or found[0] != batch:
             found = self._read = batch, self._plan.saved(batch).curves()
-        return found[1].of_run(self._plan.batches[batch].runs.index(run))
+        return found[1].of_run(row)
 
 
 class Watcher(Protocol):
@@ -278,9 +294,13 @@ class _Training:
             self.watch.warned(f"batch {self.number} did not fit into the device's memory: {rows} of its runs at a time")
 
     def _train(self, asked: Callable[[], bool]) -> bool:
-        saved = self._open()
-        if self._has_finished():
-            self._mark_whole()
+        self.steps.clean()
+        saved = self.plan.saved(self.number)
+        if saved.is_whole and saved.stored_events() is not None:
+            return True
+        self._open(saved)
+        if saved.is_finished:
+            self._finish()
             return True
         batch = LiveBatch(self.plan, self.number, saved, self.groups)
         self.saver = _Saver(self.plan.files, saved, self.threads, self.standing.home)
@@ -297,17 +317,15 @@ class _Training:
                 if leave:
                     self.saver.wait()
                     if batch.finished:
-                        self._mark_whole()
+                        self._finish()
                     return batch.finished
                 self._advance(batch)
         finally:
             if self.saver.busy:
                 self.saver.wait()
 
-    def _open(self) -> SavedBatch:
-        """What is saved of the batch, as far as it is whole. What is not is trained again."""
-        self.steps.clean()
-        saved = self.plan.saved(self.number)
+    def _open(self, saved: SavedBatch) -> None:
+        """Take over what is saved of the batch, as far as it is whole. What is not is trained again."""
         if not self.steps.are_whole:
             saved.verify()
         self.curves = saved.curves()
@@ -324,15 +342,15 @@ class _Training:
         self.params: list[Any] = []  # their parameters, a pytree [network, ...] for each epoch
         if last is not None and not last.sealed and last.saved:
             self.networks, self.params = list(last.saved), [saved.params(last.epoch)]
-        return saved
 
-    def _mark_whole(self) -> None:
+    def _finish(self) -> None:
+        """Leave beside the steps what spares reading them again."""
+        saved = self.plan.saved(self.number)
+        if saved.last is None or saved.damage or saved.last.last_epoch != self.curves.last_epoch.tolist():
+            return  # it was damaged while it trained
+        saved.save_events(self.curves)
         if not self.steps.are_whole:
             self.steps.mark_whole()
-
-    def _has_finished(self) -> bool:
-        done = self.curves.last_epoch >= self.plan.batches[self.number].epochs
-        return bool(np.all(self.curves.ended | done))
 
     def _rows(self, runs: np.ndarray) -> np.ndarray:
         """The rows of these runs in the batch's curves."""
