@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 import jaxgrok
-from jaxgrok.store.curves import SweepCurves
+from jaxgrok.store.curves import RunCurves, SweepCurves
+from jaxgrok.store.events import RunEvents, events_of
 from jaxgrok.store.files import SweepFiles
 from jaxgrok.store.records import RunRecord
+from jaxgrok.store.results import Results
 from jaxgrok.store.steps import Step, StepRecord
 from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.layout import Plan
@@ -80,6 +83,17 @@ def plant(path: Path, config: dict[str, Any], records: list[RunRecord], curves: 
         )
         arrays = {"state": {"000": np.ones((1, 1))}, "curves": of_batch.between(0, record.epoch), "params": {}}
         files.steps(0).save(Step(record, arrays))
+
+
+def tables_see(
+    monkeypatch: pytest.MonkeyPatch, results: Results, change: Callable[[RunRecord, RunCurves], RunCurves]
+) -> None:
+    """Have the tables of a sweep see other curves than are on disk: those that `change` makes of them."""
+
+    def events(record: RunRecord) -> RunEvents:
+        return events_of(record.task, change(record, results.curves_of(record)), record.run.unlimited)
+
+    monkeypatch.setattr(results, "events", events)
 
 
 def seal_every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:

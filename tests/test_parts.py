@@ -15,7 +15,7 @@ from jaxgrok.store.events import events_of
 from jaxgrok.tables import parts as part_tables
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
-from tests.on_disk import plant
+from tests.on_disk import plant, tables_see
 from tests.test_figures import collisions, words
 
 SETTINGS = {
@@ -126,13 +126,12 @@ def test_a_part_that_does_not_exist_is_refused_by_name(results):
 
 
 def test_a_part_that_a_test_set_lacks_is_left_out_and_named(results, monkeypatch):
-    def events(record):
-        curves = results.curves_of(record)
+    def without_digit_0(record, curves):
         losses = np.array(curves.test_part_loss)
         losses[:, 0] = np.nan if record.seed == 1 else losses[:, 0]
-        return events_of(record.task, replace(curves, test_part_loss=losses), unlimited=True)
+        return replace(curves, test_part_loss=losses)
 
-    monkeypatch.setattr(results, "events", events)
+    tables_see(monkeypatch, results, without_digit_0)
     (of_cell,) = part_tables.parts_of(results)
     assert of_cell.names == ("digit 1", "digit 2")
     assert part_tables.order_lines(of_cell)[-1] == "Left out, because not every run has a test example of it: digit 0."

@@ -12,7 +12,7 @@ import pytest
 import jaxgrok
 from jaxgrok.cli import sweep as command
 from jaxgrok.config import BadInput
-from jaxgrok.store.files import Shard
+from jaxgrok.store.files import Shard, SweepFiles
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import Silent, prepare, sweep
 from tests.conftest import REPOSITORY
@@ -118,6 +118,21 @@ def hosts(tmp_path, epochs):
         subprocess.Popen([*words, str(index)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for index in range(2)
     ]
+
+
+def test_a_shard_joins_another_that_writes_its_plan_meanwhile(tmp_path, monkeypatch):
+    """One asks whether a sweep was begun there; before it asks what else is there, the other begins it."""
+    holds = SweepFiles.holds_something_else
+
+    def meanwhile(files):
+        monkeypatch.undo()
+        other = prepare(small(), tmp_path / "runs", batch_runs=1, shard=Shard(1, 2))
+        other.files.checkpoints.mkdir(parents=True)
+        other.write()
+        return holds(files)
+
+    monkeypatch.setattr(SweepFiles, "holds_something_else", meanwhile)
+    assert prepare(small(), tmp_path / "runs", batch_runs=1, shard=Shard(0, 2)).todo == (0, 2, 4)
 
 
 def test_two_processes_of_one_job_each_take_a_shard(tmp_path):

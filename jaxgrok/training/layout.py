@@ -130,13 +130,14 @@ def plan_in(
     for config in sweep.configs:
         make_program(config, eval_every)  # raises for float64 without x64
     known, begun = [], {}
+    # Asked twice: another shard may write its plan between the first two questions.
+    if not files.exists() and files.holds_something_else() and not files.exists():
+        raise BadInput("out", str(files.path), "a new or empty directory, or one that a sweep made")
     if files.exists():
         _refuse_changes(sweep, files)
         config, manifest = files.read_config(), files.read_manifest()
         eval_every, known = config["eval_every"], read_records(files, manifest)
         begun = _read_batches(files, manifest, known, shard)
-    elif files.holds_something_else():
-        raise BadInput("out", str(files.path), "a new or empty directory, or one that a sweep made")
     records = merge_records(known, wanted)
     goals = {record.number: wanted[record.run] for record in records if record.run in wanted}
     planned = lay_out(begun, records, goals, devices, batch_runs, 1 if shard is None else shard.count)
