@@ -55,13 +55,15 @@ def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
     panels = {"train_loss": loss, "test_loss": loss, "train_acc": accuracy, "test_acc": accuracy}
     samples: dict[str, list[Curve]] = {name: [] for name in panels}
     ends: list[int] = []
+    shared_epochs: dict[tuple[str, int], np.ndarray] = {}  # runs of one length need not keep their own
     every = -(-len(cell.records) // MOST_LINES)
     for number, of_run in enumerate(curves):
         ends.append(of_run.last_epoch)
         for name, axes in panels.items():
             epochs = of_run.epoch_train if name == "train_loss" else of_run.epoch_eval
             values = getattr(of_run, name)
-            samples[name].append(sampled(epochs, values))
+            at, sample = sampled(epochs, values)
+            samples[name].append((shared_epochs.setdefault((name, of_run.last_epoch), at), sample))
             if number % every == 0:
                 axes.plot(*thinned(epochs + 1, values), color=_colour_of(name), **THIN)
     for name, axes in panels.items():

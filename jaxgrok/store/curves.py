@@ -4,7 +4,10 @@
 in metrics.npz. `RunCurves` is one run's part of it, up to the last epoch that the run has trained.
 """
 
+import contextlib
 import copy
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -164,13 +167,14 @@ class SweepCurves:
         return sum(getattr(self, name).nbytes for name in self.names)
 
     def row_of(self, name: str, curves: RunCurves) -> np.ndarray:
-        """One run's curve on the epochs of these curves, NaN where nothing was recorded."""
+        """One run's curve on the epochs of these curves, NaN where nothing was recorded.
+
+        The run's epochs are the first of these: both follow from the same eval_every and train_every.
+        """
         row = np.full(self._shape_of(name), np.nan, getattr(self, name).dtype)
         recorded = getattr(curves, name)
         if recorded is not None:
-            axis = "epoch_train" if name == "train_loss" else "epoch_eval"
-            at = np.searchsorted(getattr(self, axis), getattr(curves, axis))
-            row[(at, *(slice(size) for size in recorded.shape[1:]))] = recorded
+            row[tuple(slice(size) for size in recorded.shape)] = recorded
         return row
 
     def copy_from(self, path: Path) -> None:
@@ -215,7 +219,7 @@ def write_npz(
     beside: Mapping[str, np.ndarray],
     source: str = "",
 ) -> None:
-    """Replace a file like metrics.npz atomically, one run's curve at a time, so that not all are in memory at once.
+    """Replace a file like metrics.npz atomically, run by run, so that not all curves are in memory at once.
 
     like: curves with the epochs and the parts of the file; those of no run will do. curves: functions that give the
     curves of each run. beside: more arrays, among them last_epoch and ended. source: what the file is made of, kept as
@@ -223,21 +227,25 @@ def write_npz(
     """
 
     def write(temporary: Path) -> None:
-        with zipfile.ZipFile(temporary, "w") as archive:
+        with contextlib.ExitStack() as stack:
+            # Each array is in a file without a name until all runs are in it: the archive takes one after another.
+            parts = {name: stack.enter_context(tempfile.TemporaryFile(dir=path.parent)) for name in like.names}
+            for of_run in curves:
+                recorded = of_run()
+                for name, part in parts.items():
+                    part.write(like.row_of(name, recorded).tobytes())
+            archive = stack.enter_context(zipfile.ZipFile(temporary, "w"))
             archive.comment = source.encode()
-            arrays = {"epoch_train": like.epoch_train, "epoch_eval": like.epoch_eval, **beside}
-            for name, array in arrays.items():
+            for name, array in {"epoch_train": like.epoch_train, "epoch_eval": like.epoch_eval, **beside}.items():
                 with archive.open(f"{name}.npy", "w") as file:
                     np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-            for name in like.names:
-                # As np.savez writes it, but for the values, which follow run by run.
-                dtype = getattr(like, name).dtype
-                shape = (len(curves), *like.row_of(name, EMPTY).shape)
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            for name, part in parts.items():
+                empty = like.row_of(name, EMPTY)
+                header = {"descr": empty.dtype.str, "fortran_order": False, "shape": (len(curves), *empty.shape)}
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array_header_1_0(file, header)
-                    for of_run in curves:
-                        file.write(like.row_of(name, of_run()).tobytes())
+                    part.seek(0)
+                    shutil.copyfileobj(part, file, 1 << 20)
 
     replace_file(path, write)
 
