@@ -19,6 +19,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Small networks spend their time in the compiler: leave out its optimisations, here (but see
 # `optimised`) and in the commands that tests run.
 jax.config.update("jax_disable_most_optimizations", True)
+# The environment of a command that is to run as it ships. Of pytest-xdist's workers, the session's is set already.
+COMPILED_IN_FULL = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 # Under nohup, or as a background job, the session is started with signals that are ignored, and its commands would be

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import COMPILED_IN_FULL
+
 REPOSITORY = Path(__file__).parent.parent
 SWEEP = REPOSITORY / "scripts" / "sweep.py"
 TINY = ["--arch", "mlp", "--p", "5", "--d-mlp", "8", "--frac", "0.5", "--seeds", "2", "--epochs", "30", "--lr", "0.01"]
 
 
-def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(SWEEP), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+def run(*arguments, cwd, env=None):
+    command = [sys.executable, str(SWEEP), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -276,7 +277,7 @@ QUICK_SECONDS = 180
 def test_the_quick_preset_groks_and_settles_while_one_waits(tmp_path):
     """What README's first command promises, imports and compilation included, on two cores with no other load."""
     start = time.monotonic()
-    done = run("--preset", "quick", cwd=tmp_path)
+    done = run("--preset", "quick", cwd=tmp_path, env=COMPILED_IN_FULL)
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - start < QUICK_SECONDS
     assert "unknown" not in done.stdout.split("Times are in epochs")[0]

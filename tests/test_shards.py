@@ -15,7 +15,7 @@ from jaxgrok.config import BadInput
 from jaxgrok.store.files import Shard, SweepFiles
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import Silent, prepare, sweep
-from tests.conftest import REPOSITORY
+from tests.conftest import COMPILED_IN_FULL, REPOSITORY
 from tests.on_disk import curves, same_files
 
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "frac": 0.5, "lr": 1e-2, "eval_every": 5}
@@ -88,9 +88,8 @@ def test_flags_of_hosts_need_distributed(capsys):
 def test_two_shards_at_once(tmp_path):
     whole = sweep(small(), tmp_path / "whole", batch_runs=2)
     words = [*SCRIPT, "--seeds", "5", "--epochs", "40", "--batch-runs", "2", "--out", "runs", "--shard"]
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
     children = [
-        subprocess.Popen([*words, f"{index}/2"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*words, f"{index}/2"], cwd=tmp_path, env=COMPILED_IN_FULL, stderr=subprocess.PIPE, text=True)
         for index in range(2)
     ]
     for child in children:

@@ -17,14 +17,11 @@ from jaxgrok.training import sweep as sweeping
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program, train
 from jaxgrok.training.sweep import Interrupted, Silent, compiled, prepare, sweep
-from tests.conftest import assert_equal_in_any_row, optimised
+from tests.conftest import COMPILED_IN_FULL, assert_equal_in_any_row, optimised
 from tests.on_disk import StopAt, curves, same_files
 
 # The MLP compiles fastest; the mechanics of a sweep are the same for both networks.
 SMALL = {"arch": "mlp", "p": 5, "d_mlp": 8, "dtype": "float64", "frac": 0.5, "lr": 1e-2, "eval_every": 5}
-
-# The environment of a command that compiles what ships (see conftest.py).
-COMPILED_IN_FULL = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
 
 # A task that draws fresh examples every step.
 FRESH = {
