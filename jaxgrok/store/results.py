@@ -428,10 +428,6 @@ def write_metrics(results: Results) -> None:
     """Write metrics.npz: the curves of all runs, with a coordinate array per axis. What a run has not, or has without
     limit, is NaN there. A file that was made of the same steps, and is whole, is left as it is."""
     path, runs = results.files.metrics_npz, results.runs
-    steps = {number: batch.source for number, batch in results.batches.items()}
-    source = digest_of_content({"runs": [record.to_manifest() for record in runs], "steps": steps})
-    if _is_made_of(path, source):
-        return
     configs = {record.config for record in runs}
     dtype = "float64" if any(config.needs_x64 for config in configs) else "float32"
     n_parts = max(len(make_task(config).parts) for config in configs)
@@ -440,6 +436,11 @@ def write_metrics(results: Results) -> None:
     rows = [{**record.run.coordinates(), "d_mlp": record.config.mlp_width} for record in runs]
     axes = [axis for axis in rows[0] if axis != "split_seed"]
     coordinates = {axis: np.array([np.nan if row[axis] is None else row[axis] for row in rows]) for axis in axes}
+    steps = {number: batch.source for number, batch in results.batches.items()}
+    manifest = [record.to_manifest() for record in runs]
+    source = digest_of_content({"arrays": [*like.names, *coordinates], "runs": manifest, "steps": steps})
+    if _is_made_of(path, source):
+        return
     progress = {
         "last_epoch": np.array([record.last_epoch for record in runs], np.int64),
         "ended": np.array([record.status is Status.ENDED for record in runs], bool),
