@@ -1,9 +1,22 @@
 """Tests run under x64; what needs the reference files beside the checkout asks for `shared`."""
 
+import atexit
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
+
+# Many tests, and the commands that they run, compile the same programs. They share what is compiled, for this session:
+# pytest-xdist's workers are started by a session that has named the folder already. A limit on its size makes JAX lock
+# it, so that none reads what another has half written.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="jaxgrok-tests-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "2000000000"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import numpy as np
@@ -19,8 +32,10 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Small networks spend their time in the compiler: leave out its optimisations, here (but see
 # `optimised`) and in the commands that tests run.
 jax.config.update("jax_disable_most_optimizations", True)
-# The environment of a command that is to run as it ships. Of pytest-xdist's workers, the session's is set already.
-COMPILED_IN_FULL = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+# The environment of a command that is to run as it ships, or that is killed, which could tear what others share. Of
+# pytest-xdist's workers, the session's is set already.
+_OURS = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
+COMPILED_IN_FULL = {name: value for name, value in os.environ.items() if name not in _OURS}
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 # Under nohup, or as a background job, the session is started with signals that are ignored, and its commands would be

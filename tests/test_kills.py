@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 
+import jax
 import pytest
 
 from jaxgrok.training import sweep as sweeping
@@ -44,6 +45,7 @@ class Telling(Silent):
 def train_in_a_process(settings, path, told):
     sweeping.SAVE_SECONDS = sweeping.SAVE_SHARE = 0  # a save is nearly always under way
     sweeping.SEAL_BYTES = 4000
+    jax.config.update("jax_compilation_cache_dir", None)  # which a killed process could tear
     with optimised():
         sweep(make_sweep(settings), path, batch_runs=2, watch=Telling(told))
 

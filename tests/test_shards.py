@@ -113,8 +113,9 @@ def hosts(tmp_path, epochs):
     """Two processes of one job on this machine."""
     words = [*SCRIPT, "--seeds", "4", "--epochs", str(epochs), "--out", "runs", "--distributed"]
     words += ["--coordinator", f"localhost:{free_port()}", "--num-processes", "2", "--process-id"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return [
-        subprocess.Popen([*words, str(index)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*words, str(index)], cwd=tmp_path, env=COMPILED_IN_FULL, text=True, **pipes)
         for index in range(2)
     ]
 

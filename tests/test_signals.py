@@ -8,15 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from jaxgrok import stopping
 from jaxgrok.cli import command
 from jaxgrok.stopping import SIGNALS, Stopped, deferred, status_of
+from tests.conftest import COMPILED_IN_FULL, REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SWEEP = [sys.executable, str(REPOSITORY / "scripts" / "sweep.py")]
 ANALYZE = [sys.executable, str(REPOSITORY / "scripts" / "analyze.py")]
 TINY = ["--arch", "mlp", "--p", "5", "--d-mlp", "8", "--frac", "0.5", "--seeds", "2", "--eval-every", "100"]
@@ -325,7 +324,7 @@ def test_handlers_come_before_heavy_imports():
 def stopped_command(words, cwd, signum, wait):
     """Start a command, call `wait` with it, send a signal, and check how it ends. Returns its status."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    child = subprocess.Popen(words, cwd=cwd, text=True, **pipes)
+    child = subprocess.Popen(words, cwd=cwd, env=COMPILED_IN_FULL, text=True, **pipes)
     wait(child)
     start = time.monotonic()
     child.send_signal(signum)
