@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,17 @@ def test_epochs_left_count_runs_that_are_asked_for_and_have_not_ended(plan, trai
     assert (progress.done(), progress.left()) == (15, 25)
     curves.ended[1] = True
     assert (progress.done(), progress.left()) == (15, 5)
+
+
+def test_epochs_done_are_of_the_runs_that_are_asked_for(tmp_path, trained):
+    """The others of the directory are no part of this command."""
+    curves, train = trained
+    plan = prepare(make_sweep(TINY), tmp_path / "runs", batch_runs=1)
+    smaller = replace(plan, planned={number: replace(of, asked=number == 0) for number, of in plan.planned.items()})
+    progress = SweepProgress(curves, smaller)
+    train(0, 10)
+    train(1, 20)
+    assert (progress.done(), progress.left()) == (10, 10)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 import jaxgrok
+from jaxgrok.atomic import write_json
 from jaxgrok.cli import sweep as cli_sweep
 from jaxgrok.config import BadInput
 from jaxgrok.store import results as store_results
-from jaxgrok.store.atomic import write_json
 from jaxgrok.store.events import events_of
 from jaxgrok.store.files import SweepFiles
 from jaxgrok.store.integrity import check_array, described, with_digest, without_digest
@@ -331,7 +331,7 @@ def test_damage_that_left_no_trace_is_named_by_whoever_reads_it_and_mended_by_th
         patch.setattr(BatchSteps, "load", failing)
         assert cli_sweep.main(command) == 2
         error = capsys.readouterr().err
-        assert "this one is damaged (the values of curves/test_loss have changed)" in error.splitlines()[-1]
+        assert "40 is damaged (the values of curves/test_loss have changed)" in error.splitlines()[-1]
         assert "Traceback" not in error
     assert cli_sweep.main(command) == 0
     assert [record.last_epoch for record in jaxgrok.load(tmp_path / "runs").runs] == [40, 40]
@@ -465,10 +465,11 @@ def test_a_directory_that_vanishes_between_two_batches_is_noticed(tmp_path, monk
 
 def test_a_step_that_cannot_be_read_is_kept_beside_what_replaces_it(copied, whole, monkeypatch):
     """A network disk that fails for a moment must not cost what it holds."""
-    read = sweeping.SavedBatch.verify
+    read, failed = sweeping.SavedBatch.verify, []
 
     def failing(self):
-        if not self.damage:
+        if not failed:
+            failed.append(True)
             self._distrust(20, self.steps.damaged(20, OSError(5, "Input/output error")))
             self._link()
         read(self)
@@ -528,7 +529,7 @@ def test_what_cannot_be_deleted_is_left(tmp_path, monkeypatch):
 
 def test_too_little_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxgrok.training.plan.free_bytes", lambda path: 1000)
-    with pytest.raises(BadInput, match=r"out: .*a disk with room") as refused:
+    with pytest.raises(BadInput, match=r"out: .*a disk with room: .* MB more, of 0\.0 MB free") as refused:
         sweep(small(), tmp_path / "runs")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()

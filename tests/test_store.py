@@ -12,8 +12,8 @@ import filelock
 import numpy as np
 import pytest
 
+from jaxgrok.atomic import replace_file, replace_text, write_json
 from jaxgrok.config import BadInput, Config, Run
-from jaxgrok.store.atomic import replace_file, replace_text, write_json
 from jaxgrok.store.curves import SweepCurves, write_npz
 from jaxgrok.store.files import VERSION, SweepFiles
 from jaxgrok.store.integrity import with_digest

@@ -150,18 +150,20 @@ def analyze_directory(given: dict[str, Any]) -> int:
     write_tables(write, tables)
     show.print_networks(found)
     print(f"tables, figures: {results.path if tables is None else tables}")
-    for line in found.skipped:
+    # Tables and figures read what the analysis had no need to.
+    skipped = dict.fromkeys([*found.skipped, *(damage.line for damage in results.damage)])
+    for line in skipped:
         print(f"skipped: {line}")
-    return SKIPPED if found.skipped else 0
+    return SKIPPED if skipped else 0
 
 
 def analyze_one(given: dict[str, Any]) -> int:
     """Measure, draw or export one network."""
     from jaxgrok import figures
+    from jaxgrok.atomic import replace_text
     from jaxgrok.cli import show
     from jaxgrok.measures import subjects
     from jaxgrok.nets import interop
-    from jaxgrok.store.atomic import replace_text
     from jaxgrok.store.results import load
 
     if given["target"].is_dir():

@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from jaxgrok.cli.show import byte_size, clock, count
+from jaxgrok.cli.show import clock, count
 from jaxgrok.config import Config
 from jaxgrok.store.events import MEMORISED_ACCURACY, first_held
 from jaxgrok.store.schedule import default_eval_every
 from jaxgrok.tasks import Criterion, make_task
-from jaxgrok.training.plan import Cost, describe
+from jaxgrok.training.plan import Cost, byte_size, describe
 from jaxgrok.training.sweep import Plan, Standing
 
 TERMINAL_SECONDS, PIPE_SECONDS = 1.0, 10.0
@@ -191,8 +191,8 @@ class SweepProgress:
         self._grokked: Bool[np.ndarray, "R"] = np.zeros(runs, bool)
 
     def done(self) -> int:
-        """Run-epochs trained."""
-        return int(self._standing.last_epoch.sum())
+        """Run-epochs trained, of the runs that are asked for."""
+        return int(self._standing.last_epoch[self._goal > 0].sum())
 
     def left(self) -> int:
         """Run-epochs left, if every run trains to its planned end."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxgrok import stopping
+from jaxgrok.atomic import DISK_FAILS
 from jaxgrok.config import CHOICES, MODULAR, BadInput, printable
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 FAILED, BAD_INPUT, UNREAD = 1, 2, 141  # exit statuses; 141 is 128 + SIGPIPE
-# What keeps a good path from being written: a full or read-only disk, a quota, a disk or network mount that fails.
-FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+FAILURES = {*DISK_FAILS, errno.EROFS}
 # How Python, compilers and XLA say it. A thread cannot start if there is no memory for its stack.
 # CUDA_ERROR_OUT_OF_MEMORY is what a driver says if another process holds the device's memory.
 OUT_OF_MEMORY = (
@@ -179,7 +179,7 @@ def _complaint(error: Exception, args: Collection[str], flags: Collection[str]) 
     text = " ".join(str(error).split())[:300]
     if isinstance(error, BadInput):
         name = flag_of(error.name) if error.name.replace("-", "_") in flags else error.name
-        return BAD_INPUT, str(BadInput(name, error.value, error.accepted))
+        return BAD_INPUT, str(error if name == error.name else BadInput(name, error.value, error.accepted))
     if isinstance(error, OSError) and error.errno not in FAILURES:
         return BAD_INPUT, f"{error.filename or 'file'}: cannot be read or written ({error.strerror or error})"
     if isinstance(error, OSError):

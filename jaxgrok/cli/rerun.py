@@ -27,6 +27,7 @@ def parser(prog: str = "rerun.py") -> Parser:
 def run(args: Namespace) -> int:
     """Print the comparison, and draw the figure; returns the exit status. Raises BadInput."""
     from jaxgrok import figures
+    from jaxgrok.atomic import replace_file
     from jaxgrok.cli.show import print_damage, print_table
     from jaxgrok.store.results import load
     from jaxgrok.tables import released
@@ -39,7 +40,7 @@ def run(args: Namespace) -> int:
     print_table(["quantity", "released", "ours"], released.comparison(ours, theirs))
     print_table(["slingshots of our train loss", ""], released.spike_rows(ours))
     if args.figure is not None:
-        figures.rerun_figure(ours, theirs).savefig(args.figure)
+        replace_file(args.figure, figures.rerun_figure(ours, theirs).savefig)
     return print_damage(results)
 
 

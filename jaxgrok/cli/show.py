@@ -18,7 +18,7 @@ from jaxgrok.tables import parts as part_tables
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.tables import timing
 from jaxgrok.training.layout import Plan
-from jaxgrok.training.plan import Cost, free_bytes
+from jaxgrok.training.plan import Cost, byte_size, bytes_to_write, free_bytes
 
 PIPE_WIDTH = 1000  # columns: on a pipe, a table is as wide as it needs to be
 
@@ -32,11 +32,6 @@ def clock(seconds: float) -> str:
 def count(n: int, thing: str) -> str:
     """`1 run`, `2 runs`, `2 batches`."""
     return f"{n:,} {thing}" + ("" if n == 1 else "es" if thing.endswith("h") else "s")
-
-
-def byte_size(n: float) -> str:
-    """`12.3 MB` or `1.2 GB`."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -77,7 +72,7 @@ def print_plan(costs: Sequence[Cost], plan: Plan) -> None:
     files = sum(cost.files for cost in costs)
     print(f"{count(runs, 'run')}, about {clock(seconds)}, {byte_size(disk)} on disk in about {count(files, 'file')}")
     free = free_bytes(plan.files.path)
-    if free is not None and disk > free:
+    if free is not None and bytes_to_write(plan) > free:
         print(f"the disk has {byte_size(free)} free")
     if any(cost.fits is False for cost in costs):
         print("a run does not fit into this machine's memory, so this sweep would be refused")
@@ -113,7 +108,7 @@ def _print_stages(cells: Sequence[Cell]) -> None:
 def print_damage(results: Results) -> int:
     """Print what is damaged in a directory; returns the exit status: 1 if anything is."""
     for damage in results.damage:
-        print(f"{damage.said}: its runs are as they were before. The command that made the sweep trains them again")
+        print(damage.line)
     return 1 if results.damage else 0
 
 
@@ -151,7 +146,7 @@ def print_networks(found: Analysis) -> None:
         print(circuit_tables.NETWORKS_NOTE)
         _print_stages(circuits)
     _print_heads(results, subjects.of_kind(subjects.HEADS, results.cells))
-    for line in (*subjects.left_out(results), *found.pending):
+    for line in (*subjects.left_out(results), *found.pending, *found.mended):
         print(line)
 
 

@@ -28,6 +28,7 @@ def parser(prog: str = "slingshots.py") -> Parser:
 def run(args: Namespace) -> int:
     """Write and print the tables, and draw the figure; returns the exit status. Raises BadInput."""
     from jaxgrok import figures
+    from jaxgrok.atomic import replace_file
     from jaxgrok.cli.show import print_damage, print_table
     from jaxgrok.store.results import load
     from jaxgrok.tables import slingshots, timing
@@ -47,7 +48,7 @@ def run(args: Namespace) -> int:
     if line := timing.waiting_line(results):
         print(line)
     if args.figure is not None:
-        figures.slingshots_figure(cells).savefig(args.figure)
+        replace_file(args.figure, figures.slingshots_figure(cells).savefig)
     print(f"tables: {results.path / 'tables' if args.tables is None else args.tables}")
     return print_damage(results)
 

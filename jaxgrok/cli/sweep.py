@@ -143,6 +143,7 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
         jax.config.update("jax_enable_x64", True)
     from jaxgrok.cli import live, show
     from jaxgrok.figures import write_figures
+    from jaxgrok.store.files import SweepFiles
     from jaxgrok.store.results import load
     from jaxgrok.tables.parts import write_part_tables
     from jaxgrok.tables.timing import write_timing_tables
@@ -163,10 +164,11 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
     except sweeping.Interrupted as stop:
         path = stop.path
         status = stopping.report(f"everything is saved in {path}. The same command resumes from there.")
-    results = load(path)
-    write_timing_tables(results)
-    of_parts = write_part_tables(results)
-    write_figures(results, of_parts)
+    with SweepFiles(path).summing_up():
+        results = load(path)
+        write_timing_tables(results)
+        of_parts = write_part_tables(results)
+        write_figures(results, of_parts)
     damaged = show.print_summary(results, of_parts)
     return status or damaged
 

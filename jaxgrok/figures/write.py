@@ -8,7 +8,8 @@ from typing import Any
 from flax.traverse_util import unflatten_dict
 from matplotlib.figure import Figure
 
-from jaxgrok.config import BadInput, Config
+from jaxgrok.atomic import bad_place, replace_file
+from jaxgrok.config import Config
 from jaxgrok.figures import circuits, over_training
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
@@ -17,6 +18,7 @@ from jaxgrok.figures.timing import curves_figure, survival_figure
 from jaxgrok.measures import subjects
 from jaxgrok.store.events import Outcome
 from jaxgrok.store.results import Cell, Results, RunRecord
+from jaxgrok.store.steps import Damaged
 from jaxgrok.tables.heads import heads_of
 from jaxgrok.tables.parts import Parts
 from jaxgrok.tables.sizes import Sizes
@@ -51,14 +53,11 @@ DRAWN = (
 
 
 def _save(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
-    try:
+    paths = [folder / f"{name}.png" for name in figures]
+    with bad_place("figures", folder):
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{name}.png" for name in figures]
         for path, figure in zip(paths, figures.values()):
-            figure.savefig(path)
-    except OSError as error:
-        accepted = f"a directory that can be written ({error.strerror or error})"
-        raise BadInput("figures", str(folder), accepted) from None
+            replace_file(path, figure.savefig)
     return paths
 
 
@@ -145,10 +144,16 @@ def _first_finite(results: Results, records: Sequence[RunRecord]) -> RunRecord:
 
 
 def _write_network_of(results: Results, record: RunRecord, m: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the figures of a run's network. m: its measures at one checkpoint, with their `epoch` and `dtype`."""
+    """Write the figures of a run's network. m: its measures at one checkpoint, with their `epoch` and `dtype`.
+
+    If the network is damaged, nothing is drawn of it, and `results.damage` names it.
+    """
     dtype = str(m["dtype"])
     config = subjects.config_for_analysis(record.config, dtype)
-    params = results.params(int(m["epoch"]), run=record.number)
+    try:
+        params = results.params(int(m["epoch"]), run=record.number)
+    except Damaged:
+        return []
     return write_network_figures(config, subjects.cast(params, dtype), m, folder)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Bool
 
+from jaxgrok.atomic import bad_place
 from jaxgrok.config import BadInput
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import heads
@@ -41,6 +42,7 @@ from jaxgrok.store.records import RunRecord, Status
 from jaxgrok.store.results import KEYS, NOT_MEASURES, Results, load
 from jaxgrok.store.steps import Damaged
 
+UNMEASURED = "a directory that can be written, as long as some of its checkpoints are not measured"
 SAVE_SECONDS = 30  # between writes within one checkpoint of many runs: the most work that a killed process loses
 
 
@@ -74,11 +76,13 @@ class Analysis(NamedTuple):
             checkpoint was used instead of a run's last one. A command that prints any of them exits with status 1.
         pending: a line about the runs that have nothing to measure yet, or checkpoints that are not measured yet; none
             in a finished sweep.
+        mended: a line for each file of measures that was damaged, and whose networks were measured again.
     """
 
     results: Results
     skipped: list[str]
     pending: list[str]
+    mended: list[str]
 
 
 def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatcher = SilentAnalysis()) -> Analysis:
@@ -103,14 +107,14 @@ def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatch
     total = sum(len(results.checkpoint_epochs(record)) for records in batches.values() for record in records)
     if total:
         watch.started(total)
-    skipped = [f"{damage.said}: its runs are as they were before" for damage in results.damage]
-    pending = _pending(measurable)
+    skipped, pending, mended = [damage.line for damage in results.damage], _pending(measurable), []
     for number, records in batches.items():
         batch = _Batch(results, number, records, dtype)
         batch.analyze(watch)
         skipped += batch.skipped
         pending += batch.pending
-    return Analysis(load(run_dir), skipped, pending)
+        mended += batch.mended
+    return Analysis(load(run_dir), skipped, pending, mended)
 
 
 def _pending(records: Sequence[RunRecord]) -> list[str]:
@@ -142,8 +146,8 @@ class _Measurer(NamedTuple):
 
 
 class _Batch:
-    """The networks of one batch while they are analysed. `skipped` collects lines on those that cannot be read, and
-    `pending` on those whose step a running sweep has replaced."""
+    """The networks of one batch while they are analysed. `skipped` collects lines on those that cannot be read,
+    `pending` on those whose step a running sweep has replaced, and `mended` on measures that were damaged."""
 
     def __init__(self, results: Results, number: int, records: list[RunRecord], dtype: str):
         self.results, self.files, self.number, self.dtype = results, results.files, number, dtype
@@ -151,6 +155,7 @@ class _Batch:
         self.config = config_for_analysis(records[0].config, dtype)
         self.skipped: list[str] = []
         self.pending: list[str] = []
+        self.mended: list[str] = []
         self._damaged: dict[int, Damaged] = {}
         self._loaded: tuple[int, Params] | None = None  # the last step that was read
 
@@ -268,8 +273,12 @@ class _Batch:
 
     def _saved(self, step: int) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """{(epoch, run): its measures} of the networks that were measured in a step."""
-        saved = self.files.load_measures(self.number, step)
-        if saved is None or not {"run", "epoch"} <= set(saved):
+        try:
+            saved = self.files.load_measures(self.number, step)
+        except Damaged as damage:
+            self.mended.append(f"measured again: {damage.said}")
+            return {}
+        if saved is None or "epoch" not in saved:
             return {}
         networks = zip(saved["epoch"].tolist(), saved["run"].tolist())
         return {network: {name: x[row] for name, x in saved.items()} for row, network in enumerate(networks)}
@@ -306,7 +315,7 @@ class _Batch:
                     f"not measured yet: {len(todo)} networks of {path}, which a newer step has replaced"
                 )
             todo = []
-        if not todo and len(here) == len(done) and all(network in here for network in done):
+        if not todo and set(here) == set(done) and all(found["step"] == digest for found in here.values()):
             return
         written = time.monotonic()
         try:
@@ -333,10 +342,8 @@ class _Batch:
         names = rows[0] if rows else ()
         none = {name: np.array([], np.int64) for name in ("run", "epoch")}
         stacked = {name: np.stack([row[name] for row in rows]) for name in names} or none
-        try:
+        with bad_place("run directory", self.files.path, UNMEASURED):
             self.files.save_measures(self.number, step, stacked)
-        except OSError as error:
-            raise _not_writable(self.files.path, error.strerror or str(error)) from None
 
 
 def _digest_of_network(params: Params) -> str:
@@ -348,9 +355,4 @@ def _check_writable(path: Path) -> None:
     """Raises BadInput before anything is measured, if measures could not be saved."""
     folder = path / "analysis"
     if not os.access(folder if folder.exists() else path, os.W_OK):
-        raise _not_writable(path, "it is read-only")
-
-
-def _not_writable(path: Path, why: str) -> BadInput:
-    accepted = f"a directory that can be written, as long as some of its checkpoints are not measured ({why})"
-    return BadInput("run directory", str(path), accepted)
+        raise BadInput("run directory", str(path), f"{UNMEASURED} (it is read-only)")

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxgrok.atomic import bad_place, replace_file
 from jaxgrok.config import BadInput
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
+PLACE = "a place that can be written"
 
 State = dict[str, np.ndarray]  # a state dictionary: named arrays
 
@@ -138,18 +140,15 @@ def _write_any(path: Path, suffix: str, state: State, named: str) -> None:
 def write(path: str | os.PathLike[str], state: State) -> None:
     """Write a state dictionary to a .pth, .safetensors or .npz file. The file is replaced atomically.
 
-    Raises BadInput for a place that cannot be written. A failure leaves the old file as it was, and no other file.
+    Raises BadInput for a place that cannot be written, and OSError for a disk that fails. A failure leaves the old file
+    as it was, and no other file.
     """
     path = Path(path)
     suffix = _suffix(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        _write_any(temporary, suffix, state, str(path))
-        os.replace(temporary, path)
-    except BadInput:
-        raise
-    except Exception as error:  # each writer has its own
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise BadInput("file", str(path), f"a place that can be written ({reason})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with bad_place("file", path, PLACE):
+        try:
+            replace_file(path, lambda temporary: _write_any(temporary, suffix, state, str(path)))
+        except (BadInput, OSError):
+            raise
+        except Exception as error:  # each writer has its own
+            raise BadInput("file", str(path), f"{PLACE} ({error})") from None

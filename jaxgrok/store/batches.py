@@ -138,10 +138,13 @@ class SavedBatch:
         """The sessions that trained it, oldest first."""
         return list({step.session["started"]: step.session for step in self.chain}.values())
 
-    def curves(self) -> SweepCurves:
-        """The curves of its runs, in their order. If some are damaged, the batch falls back to the step before."""
+    def curves(self, room: int = 0) -> SweepCurves:
+        """The curves of its runs, in their order, with room to record so many epochs.
+
+        If some are damaged, the batch falls back to the step before.
+        """
         while True:
-            epochs = max([self.epochs, *(step.epoch for step in self.chain)])
+            epochs = max([room, *(step.epoch for step in self.chain)])
             curves = curves_for(self._planned[0].config, len(self._planned), epochs, self.eval_every, self.train_every)
             try:
                 for step in self.chain:
@@ -166,9 +169,10 @@ class SavedBatch:
         if content is None or {**content, **self._origin()} != content:
             return None
         try:
-            return [RunEvents.from_json(of_run) for of_run in content["runs"]]
+            events = [RunEvents.from_json(of_run) for of_run in content["runs"]]
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
+        return events if len(events) == len(self._planned) else None
 
     def _origin(self) -> dict[str, str]:
         """The step from which events are found, and how."""

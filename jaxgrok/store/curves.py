@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxgrok.atomic import replace_file
 from jaxgrok.config import BadInput
 from jaxgrok.nets.weight_files import check_sizes
-from jaxgrok.store.atomic import replace_file
 from jaxgrok.store.schedule import schedule
 
 CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
@@ -142,9 +142,9 @@ class SweepCurves:
                 raise ValueError(f"the curve {name} does not fit")
             here[:] = recorded[name]
 
-    def of_run(self, run: int) -> RunCurves:
-        """One run's curves up to its last epoch, as views of these arrays."""
-        last = int(self.last_epoch[run])
+    def of_run(self, run: int, last_epoch: int | None = None) -> RunCurves:
+        """One run's curves up to its last epoch, or to an earlier one, as views of these arrays."""
+        last = int(self.last_epoch[run] if last_epoch is None else min(last_epoch, self.last_epoch[run]))
         trained, evaluated = (int(np.searchsorted(epochs, last)) for epochs in (self.epoch_train, self.epoch_eval))
         evaluations = [name for name in self.names if name != "train_loss"]
         return RunCurves(

@@ -139,8 +139,14 @@ class Timing:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Timing":
         """The timing that `asdict` gave. Raises KeyError, TypeError or ValueError for anything else."""
-        events = {event: (int(after), int(by)) for event, (after, by) in content["events"].items()}
-        return cls(**{**content, "outcome": Outcome(content["outcome"]), "events": events})
+        events = {event: (after, by) for event, (after, by) in content["events"].items()}
+        timing = cls(**{**content, "outcome": Outcome(content["outcome"]), "events": events})
+        epochs = [timing.last_epoch, *(epoch for bracket in events.values() for epoch in bracket)]
+        if not all(type(epoch) is int for epoch in epochs) or not set(events) <= set(EVENTS):
+            raise ValueError("an event or an epoch is none")
+        if not type(timing.settled) is type(timing.unlimited) is bool:
+            raise TypeError("a switch is none")
+        return timing
 
 
 def first_held(holds: Bool[np.ndarray, "T"]) -> int | None:
@@ -196,9 +202,11 @@ def _drop(epochs, test_loss, index: int, top: float) -> dict[str, Bracket]:
 
 
 def _restricted_falls(restricted: RestrictedLoss, grokked_by: int) -> dict[str, Bracket]:
-    """The fall of the restricted loss at checkpoints. They are tens of evaluations apart on a smooth curve, so the
-    peak is
-    its largest value and the bottom its last: a running median over 11 checkpoints would span whole stages."""
+    """The fall of the restricted loss at checkpoints, from its largest value to its last.
+
+    Checkpoints are tens of evaluations apart on a smooth curve: a running median over 11 of them would span whole
+    stages.
+    """
     epochs, loss = restricted
     before = int(np.searchsorted(epochs, grokked_by))
     if not before or not np.isfinite(loss).all():
@@ -328,7 +336,10 @@ class RunEvents:
         parts = {}
         for name, part in content["parts"].items():
             timing = None if part["timing"] is None else Timing.from_json(part["timing"])
-            parts[name] = PartEvents(timing, part["final_loss"], part["final_accuracy"])
+            final = part["final_loss"], part["final_accuracy"]
+            if not all(value is None or type(value) is float for value in final):
+                raise TypeError("a loss or an accuracy is none")
+            parts[name] = PartEvents(timing, *final)
         return cls(Timing.from_json(content["timing"]), parts)
 
 

@@ -14,22 +14,22 @@ import contextlib
 import errno
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
 import numpy as np
 
+from jaxgrok.atomic import bad_place, replace_file, write_json
 from jaxgrok.config import BadInput
 from jaxgrok.nets.weight_files import check_sizes
-from jaxgrok.store.atomic import replace_file, write_json
 from jaxgrok.store.curves import UNREADABLE
 from jaxgrok.store.integrity import with_digest, without_digest
-from jaxgrok.store.steps import BatchSteps
+from jaxgrok.store.steps import BatchSteps, Damaged
 
 VERSION = 2  # of the layout; a manifest of version 0.1.0 says none
-PLANNING_SECONDS = 600  # how long a shard waits while another one plans
+WAIT_SECONDS = 600  # how long a shard waits while another one plans, or writes what sums up all shards
 
 
 class Shard(NamedTuple):
@@ -40,6 +40,13 @@ class Shard(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
+
+
+class DamagedMeasures(Damaged):
+    """A file of measures that is not what was written there."""
+
+    effect = "its networks count as not measured"
+    remedy = "analyze.py measures them again"
 
 
 class SweepFiles:
@@ -80,8 +87,23 @@ class SweepFiles:
             raise BadInput("out", str(self.path), f"a directory name ({why})") from None
 
     def exists(self) -> bool:
-        """Whether a sweep was begun here."""
-        return self._exists(self.config_json) and self._exists(self.manifest_json)
+        """Whether a sweep was begun here.
+
+        Raises BadInput, and names the file, if it was and one of its two JSON files has gone.
+        """
+        # Asked in this order, because another process may be writing them, in the other one: first the config, then the
+        # manifest, then steps.
+        has_steps = self._exists(self.checkpoints) and self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        has_manifest, has_config = self._exists(self.manifest_json), self._exists(self.config_json)
+        if has_manifest and not has_config:
+            raise self._lost(self.config_json)
+        if has_steps and has_config and not has_manifest:
+            raise self._lost(self.manifest_json)
+        return has_manifest and has_config
+
+    def _lost(self, file: Path) -> BadInput:
+        accepted = f"a directory that sweep.py made ({file.name} is missing). Restore that file from a copy"
+        return BadInput("out", str(self.path), accepted)
 
     def holds_something_else(self) -> bool:
         """Whether the path is taken by anything but a sweep, or the beginnings of one."""
@@ -94,10 +116,10 @@ class SweepFiles:
 
     # --- config and manifest ------------------------------------------------------------------------------------------
 
-    def _read(self, file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    def _read(self, file: Path, keys: Sequence[str], has_digest: bool = False) -> dict[str, Any]:
         try:
             content = json.loads(file.read_text())
-            if isinstance(content, dict) and ("digest" in content or "version" in content):
+            if has_digest or (isinstance(content, dict) and ("digest" in content or "version" in content)):
                 content = without_digest(content)
             if not isinstance(content, dict) or not all(key in content for key in keys):
                 raise ValueError(f"{file.name} lacks {' or '.join(keys)}")
@@ -106,8 +128,10 @@ class SweepFiles:
             raise BadInput("out", str(self.path), accepted) from None
         return content
 
-    def read_config(self) -> dict[str, Any]:
-        config = self._read(self.config_json, ("eval_every", "train_every"))
+    def read_config(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that hold for the whole sweep. manifest: what `read_manifest` gave."""
+        # Version 0.1.0 wrote no digests.
+        config = self._read(self.config_json, ("eval_every", "train_every"), "version" in manifest)
         for name in ("eval_every", "train_every"):
             if not isinstance(config[name], int) or config[name] < 1:
                 raise BadInput("out", str(self.path), f"a directory that sweep.py made (config.json: {name})")
@@ -141,16 +165,21 @@ class SweepFiles:
 
         Raises BadInput if the directory cannot be written, or if another process holds it.
         """
-        try:
+        with bad_place("out", self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput("out", str(self.path), f"a directory that can be written ({error.strerror})") from None
         with contextlib.ExitStack() as training, contextlib.ExitStack() as planning:
-            planning.enter_context(self._lock(".lock", 0 if shard is None else PLANNING_SECONDS))
+            planning.enter_context(self._lock(".lock", 0 if shard is None else WAIT_SECONDS))
             self._refuse_other_shards(shard)
             if shard is not None:
                 training.enter_context(self._lock(f".lock-{shard.index}-of-{shard.count}", 0))
             yield planning
+
+    @contextlib.contextmanager
+    def summing_up(self) -> Iterator[None]:
+        """Hold what is made from the steps of all shards, from reading them to writing it: metrics.npz, tables and
+        figures. Else a shard that has read them before could write after one that has read more."""
+        with self._lock(".lock-summary", WAIT_SECONDS):
+            yield
 
     def _refuse_other_shards(self, shard: Shard | None) -> None:
         """Raise BadInput if a process writes here that divides the sweep into another number of shards."""
@@ -163,21 +192,20 @@ class SweepFiles:
     def _lock(self, name: str, timeout: float) -> Iterator[None]:
         file = self.path / name
         lock: filelock.BaseFileLock = filelock.FileLock(file)
-        try:
+        with bad_place("out", self.path):
             try:
-                lock.acquire(timeout=timeout)
-            except NotImplementedError:
-                # A file system without locks, as some network mounts are. The file's existence is the lock there; a
-                # killed process leaves it behind.
-                lock = filelock.SoftFileLock(file.with_name(f"{file.name}-held"))
-                lock.acquire(timeout=timeout)
-        except filelock.Timeout:
-            accepted = "a directory that no other running sweep is writing"
-            if isinstance(lock, filelock.SoftFileLock):
-                accepted += f"; if none is, remove {lock.lock_file}"
-            raise BadInput("out", str(self.path), accepted) from None
-        except OSError as error:
-            raise BadInput("out", str(self.path), f"a directory that can be written ({error.strerror})") from None
+                try:
+                    lock.acquire(timeout=timeout)
+                except NotImplementedError:
+                    # A file system without locks, as some network mounts are. The file's existence is the lock there; a
+                    # killed process leaves it behind.
+                    lock = filelock.SoftFileLock(file.with_name(f"{file.name}-held"))
+                    lock.acquire(timeout=timeout)
+            except filelock.Timeout:
+                accepted = "a directory that no other running sweep is writing"
+                if isinstance(lock, filelock.SoftFileLock):
+                    accepted += f"; if none is, remove {lock.lock_file}"
+                raise BadInput("out", str(self.path), accepted) from None
         try:
             yield
         finally:
@@ -200,16 +228,27 @@ class SweepFiles:
         replace_file(path, lambda temporary: np.savez(temporary, **measures))
 
     def load_measures(self, batch: int, step: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
-        """What `save_measures` wrote, or the named measures of it. None if nothing was saved, or if it is damaged."""
+        """What `save_measures` wrote, or the named measures of it. None if nothing was saved.
+
+        Raises DamagedMeasures if that is not what is there.
+        """
+        path = self._measures_npz(batch, step)
         try:
-            check_sizes(self._measures_npz(batch, step))
+            check_sizes(path)
             # Opened here, because np.load leaves a damaged file open.
-            with open(self._measures_npz(batch, step), "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                wanted = arrays.files if names is None else names
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                wanted = arrays.files if names is None else {"run", *names}
                 found = {name: arrays[name] for name in wanted if name in arrays}
-        except UNREADABLE:
+            axes = [found["run"], found.get("epoch", found["run"])]  # a file of version 0.1.0 is of a single epoch
+            if any(axis.ndim != 1 or axis.dtype.kind != "i" for axis in axes):
+                raise ValueError("its runs and epochs are no lists of numbers")
+            if any(x.ndim == 0 or len(x) != len(axes[0]) for x in found.values()):
+                raise ValueError("its measures are not of as many networks")
+        except FileNotFoundError:
             return None
-        return found if len({len(x) for x in found.values() if x.ndim}) <= 1 else None
+        except UNREADABLE as error:
+            raise DamagedMeasures(path, error) from None
+        return found
 
     def forget_measures(self, batch: int, step: int) -> None:
         """Remove the measures of a step that there is no more."""

@@ -1,8 +1,9 @@
 """Digests: how what is read from disk is told from what was written there.
 
-File systems and copies lose and flip bits, and nothing in an array or in JSON would show it. So every array is stored
-with a digest of its bytes, and every JSON file with a digest of its content. The digests find damage; they do not keep
-out an attacker, who could compute them anew.
+File systems and copies lose and flip bits, and nothing in an array or in JSON would show it. So every array of a step
+is stored with a digest of its bytes, and every JSON file with a digest of its content. What is made from these has none
+of ours: .npz files have a check sum of their own, and tables and figures are made anew. The digests find damage; they
+do not keep out an attacker, who could compute them anew.
 """
 
 import hashlib

@@ -78,7 +78,8 @@ class Results:
     """A sweep directory, opened for reading; training may still be going on in it.
 
     runs: a RunRecord of every run, in order of number, as of the last good save. batches: what is saved of each batch.
-    damage: what was found to be damaged; every run is as it was at the last good step before.
+    damage: what was found to be damaged, so far: parameters and measures are not read before they are asked for. Every
+        run is as it was at the last good step before.
     eval_every, train_every: epochs between evaluations, and between recorded train losses.
     """
 
@@ -86,7 +87,8 @@ class Results:
         self.files = SweepFiles(path)
         if not self.files.exists():
             raise BadInput("run directory", str(path), "a directory that sweep.py made")
-        manifest, config = self.files.read_manifest(), self.files.read_config()
+        manifest = self.files.read_manifest()
+        config = self.files.read_config(manifest)
         self.eval_every, self.train_every = config["eval_every"], config["train_every"]
         self.runs = read_records(self.files, manifest)
         if not self.runs:
@@ -99,8 +101,10 @@ class Results:
             self.batches.update(self._saved_batches(manifest))
         else:
             self.batches.update(self._old_batches(manifest))
+        self._late: dict[str, Damaged] = {}  # what was found to be damaged later, by its path
         for number, batch in self.batches.items():
             if not batch.is_whole:
+                batch = self.batches[number] = batch.current()  # training may have replaced a step meanwhile
                 self._keep(number, batch.curves())  # falls back to the last good step
             for row, record in enumerate(batch.records):
                 self.runs[record.number], self._rows[record.number] = record, (number, row)
@@ -155,7 +159,7 @@ class Results:
 
     @property
     def damage(self) -> list[Damaged]:
-        return [damage for batch in self.batches.values() for damage in batch.damage]
+        return [*(damage for batch in self.batches.values() for damage in batch.damage), *self._late.values()]
 
     def damage_of(self, record: RunRecord) -> list[Damaged]:
         """What is damaged in the batch of a run."""
@@ -230,11 +234,12 @@ class Results:
         return self.curves_of(self.record(**coordinates))
 
     def curves_of(self, record: RunRecord) -> RunCurves:
-        """The curves of a run. They are empty if it has not begun."""
+        """The curves of a run, up to its last epoch. They are empty if it has not begun."""
         if record.number not in self._rows:
             return curves_for(record.config, 1, 1, self.eval_every, self.train_every).of_run(0)
         batch, row = self._rows[record.number]
-        return self._curves(batch).of_run(row)
+        # Training may have gone on since the record was read, and the two belong together.
+        return self._curves(batch).of_run(row, record.last_epoch)
 
     def part_curves(self, part: str | None = None, **coordinates: Any) -> dict[str, Any]:
         """One run's test curves by part: `epoch_eval` and `test_answer_acc` [evaluations], and under `test_part_loss`
@@ -296,15 +301,31 @@ class Results:
     @functools.cached_property
     def _load_params(self) -> Any:
         def load(batch: int, step: int) -> dict[str, Any]:
-            return self.batches[batch].params(step)
+            return self.batches[batch].current().params(step)
 
         return functools.lru_cache(maxsize=1)(load)
 
     def network(self, record: RunRecord, epoch: int) -> dict[str, Any]:
         """The parameters of a run at a saved epoch, as numpy. Raises Damaged, and names the step."""
         assert record.batch is not None  # what was saved is in a batch
+        try:
+            step, index = self._place(record, epoch)
+            return jax.tree.map(lambda leaf: leaf[index], self._load_params(record.batch, step))
+        except Damaged as damage:
+            self._late[damage.value] = damage
+            raise
+
+    def _place(self, record: RunRecord, epoch: int) -> tuple[int, int]:
+        """(step, index) of the parameters of a run at a saved epoch, wherever training has put them meanwhile."""
+        assert record.batch is not None
         step, index = self._places[record.number][epoch]
-        return jax.tree.map(lambda leaf: leaf[index], self._load_params(record.batch, step))
+        batch = self.batches[record.batch].current()
+        if batch is not self.batches[record.batch]:
+            for newer, networks in batch.networks().items():
+                if (epoch, record.number) in networks:
+                    return newer, networks.index((epoch, record.number))
+            raise batch.steps.damaged(step, "it is missing")
+        return step, index
 
     def params(self, epoch: int | None = None, **coordinates: Any) -> dict[str, Any]:
         """One run's parameters after `epoch` updates, as numpy; None means its last checkpoint.
@@ -334,8 +355,8 @@ class Results:
         records = {record.number: record for record in self.runs if runs is None or record.number in runs}
         for batch in sorted({record.batch for record in records.values() if record.batch is not None}):
             for step in self.batches[batch].networks():
-                found = self.files.load_measures(batch, step, None if names is None else ("run", "epoch", *names))
-                for row, run, epoch in _rows_of(found, step):
+                found = self._load_measures(batch, step, names)
+                for row, run, epoch in self._rows_of(found, batch, step):
                     if found is not None and run in records and epoch in self._places[run]:
                         # Copied: a view would keep the rows of all other runs in memory.
                         measures = {name: np.array(x[row]) for name, x in found.items() if name != "epoch"}
@@ -344,17 +365,38 @@ class Results:
     def last_analysed(self, records: list[RunRecord]) -> list[dict[str, Any]]:
         """{name: array} of each run's last analysed checkpoint, with its `epoch`, in the order of the records. A run
         that was not analysed is left out."""
-        load = functools.lru_cache(maxsize=1)(self.files.load_measures)  # the runs of a batch mostly end together
+        load = functools.lru_cache(maxsize=1)(self._load_measures)  # the runs of a batch mostly end together
         found = []
         for record in records:
+            if record.batch is None:
+                continue
             for epoch, (step, _) in sorted(self._places[record.number].items(), reverse=True):
-                measures = None if record.batch is None else load(record.batch, step)
-                here = [row for row, run, at in _rows_of(measures, step) if (run, at) == (record.number, epoch)]
+                measures, place = load(record.batch, step), (record.number, epoch)
+                here = [row for row, *at in self._rows_of(measures, record.batch, step) if tuple(at) == place]
                 if measures is not None and here:
                     one = {name: np.array(x[here[0]]) for name, x in measures.items()}
                     found.append({**one, "epoch": epoch})
                     break
         return found
+
+    def _load_measures(self, batch: int, step: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+        """The measures beside a step, or the named ones and what they are of. None if there are none that are whole."""
+        try:
+            return self.files.load_measures(batch, step, None if names is None else ("epoch", "step", *names))
+        except Damaged as damage:
+            self._late[damage.value] = damage
+            return None
+
+    def _rows_of(self, measures: dict[str, np.ndarray] | None, batch: int, step: int) -> Iterator[tuple[int, int, int]]:
+        """(row, run, epoch) of the networks in a file of measures. Those of a step that was trained anew are left out:
+        the file may be older than the step."""
+        if measures is None:
+            return
+        n, digest = len(measures["run"]), self.batches[batch].digest_of_step(step)
+        # A file of version 0.1.0 is of a single epoch, and its steps have no digests.
+        epochs, steps = measures.get("epoch", np.full(n, step)), measures.get("step", np.full(n, ""))
+        rows = zip(range(n), measures["run"].tolist(), epochs.tolist(), steps.tolist(), strict=True)
+        yield from ((row, run, epoch) for row, run, epoch, origin in rows if origin == digest)
 
     def measures(self, **coordinates: Any) -> dict[str, Any]:
         """One run's measures at all its analysed checkpoints: what `measures.all` gives, [checkpoints, ...], and
@@ -384,7 +426,7 @@ class Results:
         """{run: its restricted loss} for the runs whose every checkpoint was analysed with the same keys."""
         points: dict[int, list] = {}
         for record, epoch, found in self.analysed(names=(KEYS, "restricted_loss/all")):
-            if KEYS in found:  # not where heads were measured
+            if KEYS in found and "restricted_loss/all" in found:  # not where heads were measured
                 points.setdefault(record.number, []).append((epoch, found["restricted_loss/all"], found[KEYS]))
         curves = {}
         for number, of_run in points.items():
@@ -403,13 +445,6 @@ class Results:
 
 # What stands beside the measures of a network.
 NOT_MEASURES = {"run", "epoch", "dtype", "schema", "step", "network"}
-
-
-def _rows_of(measures: dict[str, np.ndarray] | None, step: int) -> Iterator[tuple[int, int, int]]:
-    """(row, run, epoch) of the networks in a file of measures. One of version 0.1.0 is of a single epoch."""
-    if measures is not None:
-        epochs = measures.get("epoch", np.full(len(measures["run"]), step))
-        yield from zip(range(len(epochs)), measures["run"].tolist(), epochs.tolist(), strict=True)
 
 
 def check_part(part: str | None, config: Config, label: str = "part") -> None:

@@ -32,8 +32,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgrok.config import MAX_EPOCHS, BadInput
-from jaxgrok.store.atomic import sync, sync_tree, write_json
+from jaxgrok.atomic import sync, sync_tree, write_json
+from jaxgrok.config import MAX_EPOCHS, BadInput, printable
 from jaxgrok.store.integrity import check_array, described, digest_of_content, with_digest, without_digest
 
 PADDING = -1  # the run of a row that only fills up its batch, or whose run has ended
@@ -50,17 +50,27 @@ WHOLE, EVENTS = "whole.json", "events.json"
 class Damaged(BadInput):
     """A checkpoint that is missing, or is not what was written there. why: what was noticed."""
 
+    effect = "its runs are as they were before"
+    remedy = "The command that made the sweep trains them again"
+
     def __init__(self, path: Path, why: Exception | str):
         if isinstance(why, Exception):
             why = f"{type(why).__name__}: {why}".splitlines()[0][:200]
-        accepted = f"a whole checkpoint; this one is damaged ({why}). The command that made the sweep trains it again"
-        super().__init__("checkpoint", str(path), accepted)
+        super().__init__("checkpoint", str(path), "a whole one")
         self.why = why
 
     @property
     def said(self) -> str:
-        """Which checkpoint it is, and what was noticed."""
-        return f"{self.value} is damaged ({self.why})"
+        """Which file it is, and what was noticed."""
+        return printable(f"{self.value} is damaged ({self.why})")
+
+    @property
+    def line(self) -> str:
+        """What is said of it by those who go on without it."""
+        return f"{self.said}: {self.effect}. {self.remedy}"
+
+    def __str__(self) -> str:
+        return f"{self.said}. {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,27 @@ class StepRecord:
         lengths = {len(record.members), len(record.identities), len(record.split_hashes)}
         if lengths | {len(record.last_epoch), len(record.ended)} != {len(record.members)}:
             raise ValueError("its lists are of different lengths")
+        record._check_types()
         return record
+
+    def _check_types(self) -> None:
+        """Raise TypeError or ValueError for values of the wrong kind, which a digest alone does not exclude."""
+        epochs, runs = [epoch for epoch, _ in self.saved], [run for _, run in self.saved]
+        numbers = [self.start, self.epoch, self.devices, *self.members, *self.last_epoch, *epochs]
+        texts = [self.parent, *self.identities, *self.split_hashes, self.session["started"]]
+        if not all(type(x) is int and x >= 0 for x in numbers) or not all(type(x) is int for x in self.rows):
+            raise TypeError("a number of it is none")
+        if not all(isinstance(x, str) for x in texts) or not all(type(x) is bool for x in (self.sealed, *self.ended)):
+            raise TypeError("a text or a switch of it is none")
+        if max(self.last_epoch, default=0) > self.epoch or not set(runs) <= set(self.members):
+            raise ValueError("it contradicts itself")
+        for item in (STATE, CURVES, PARAMS):
+            for name, what in self.arrays[item].items():
+                if not all(type(size) is int and size >= 0 for size in what["shape"]):
+                    raise ValueError(f"{item}/{name} has the shape {what['shape']}")
+                np.dtype(what["dtype"])
+                if not isinstance(what["digest"], str):
+                    raise TypeError(f"{item}/{name} has no digest")
 
 
 class Step(NamedTuple):
@@ -154,7 +184,7 @@ class BatchSteps:
         try:
             content = without_digest(json.loads((self.path(epoch) / RECORD / JSON_FILE).read_bytes()))
             record = StepRecord.from_json(content)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise self.damaged(epoch, error) from None
         if record.epoch != epoch:
             raise self.damaged(epoch, f"it is a copy of the step {record.epoch}")
@@ -163,13 +193,17 @@ class BatchSteps:
         return record
 
     def records(self) -> tuple[dict[int, StepRecord], list[Damaged]]:
-        """({epoch: record} of the steps whose record is whole, in order of epoch; the others)."""
+        """({epoch: record} of the steps whose record is whole, in order of epoch; the others).
+
+        A step that training has replaced meanwhile is in neither.
+        """
         found, damage = {}, []
         for epoch in self.epochs():
             try:
                 found[epoch] = self.record(epoch)
             except Damaged as error:
-                damage.append(error)
+                if self.path(epoch).exists():
+                    damage.append(error)
         return found, damage
 
     def load(self, record: StepRecord, *items: str) -> dict[str, dict[str, np.ndarray]]:
@@ -217,7 +251,7 @@ class BatchSteps:
     def mark_whole(self) -> None:
         """Remember that all files were found whole. It saves time alone, so a failure to write it is none."""
         with contextlib.suppress(OSError):
-            write_json(self.folder / WHOLE, self._files())
+            write_json(self.folder / WHOLE, with_digest({"files": self._files()}))
 
     def mark_doubtful(self) -> None:
         """Forget that the files were found whole, where that is possible."""
@@ -244,9 +278,9 @@ class BatchSteps:
 
     def _known_files(self) -> dict[str, list[int]]:
         try:
-            known = json.loads((self.folder / WHOLE).read_bytes())
+            known = without_digest(json.loads((self.folder / WHOLE).read_bytes()))["files"]
             is_ours = all(re.fullmatch(r"\d{1,8}/.*", name) for name in known)
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return {}
         return known if isinstance(known, dict) and is_ours else {}
 
@@ -261,20 +295,40 @@ class BatchSteps:
     def save(self, step: Step) -> StepRecord:
         """Write a step, and return once it is on disk for good. Then what it supersedes is removed.
 
+        A step of the same epoch is replaced: it is out of the way meanwhile, and comes back if the new one fails.
+
         Returns the record with the arrays' digests. Raises whatever the file system or orbax raises.
         """
         record = replace(step.record, arrays={item: described(arrays) for item, arrays in step.arrays.items()})
         self.folder.mkdir(exist_ok=True)  # not its parents: if they have vanished, they are not made anew
-        self.remove(record.epoch)
         whole = {f"{item}/{name}": array for item, arrays in step.arrays.items() for name, array in arrays.items()}
         tree = unflatten_dict({name: array for name, array in whole.items() if array.size}, sep="/")
         items = {ARRAYS: ocp.args.PyTreeSave(tree), RECORD: ocp.args.JsonSave(with_digest(record.to_json()))}
-        with _quiet(), self._manager() as manager:
-            manager.save(record.epoch, args=ocp.args.Composite(**items), force=True)
-        sync_tree(self.path(record.epoch))
-        sync(self.folder)
+        with self._replacing(record.epoch):
+            with _quiet(), self._manager() as manager:
+                manager.save(record.epoch, args=ocp.args.Composite(**items), force=True)
+            sync_tree(self.path(record.epoch))
+            sync(self.folder)
         self._forget_superseded()
         return record
+
+    @contextlib.contextmanager
+    def _replacing(self, epoch: int) -> Iterator[None]:
+        """Have no step of this epoch in the block, which writes a new one; put the old one back if it fails."""
+        old = self.path(epoch)
+        if not old.exists():
+            yield
+            return
+        aside = self._beside("removed", epoch)
+        old.rename(aside)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(old, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what made the block fail is what is said
+                aside.rename(old)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
     def _manager(self) -> ocp.CheckpointManager:
         # Every process writes batches of its own, so none waits for another.

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgrok.config import BadInput
-from jaxgrok.store.atomic import replace_file, replace_text
+from jaxgrok.atomic import bad_place, replace_file, replace_text
 
 Rows = Iterable[Sequence[Any]]
 
@@ -23,24 +22,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Rows) -> None:
             writer.writerow(header)
             writer.writerows(["" if value is None else value for value in row] for row in rows)
 
-    try:
+    with bad_place("tables", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, write)
-    except OSError as error:
-        raise _not_writable(path, error) from None
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically. The folder is made if it is missing. Raises BadInput if it cannot be written."""
-    try:
+    with bad_place("tables", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)
-    except OSError as error:
-        raise _not_writable(path, error) from None
-
-
-def _not_writable(path: Path, error: OSError) -> BadInput:
-    return BadInput("tables", str(path.parent), f"a directory that can be written ({error.strerror or error})")
 
 
 def markdown(header: Sequence[Any], rows: Rows) -> str:

@@ -134,8 +134,9 @@ def plan_in(
     if not files.exists() and files.holds_something_else() and not files.exists():
         raise BadInput("out", str(files.path), "a new or empty directory, or one that a sweep made")
     if files.exists():
-        _refuse_changes(sweep, files)
-        config, manifest = files.read_config(), files.read_manifest()
+        manifest = files.read_manifest()
+        config = files.read_config(manifest)
+        _refuse_changes(sweep, files, config, manifest)
         eval_every, known = config["eval_every"], read_records(files, manifest)
         begun = _read_batches(files, manifest, known, shard)
     records = merge_records(known, wanted)
@@ -148,10 +149,9 @@ def plan_in(
     return plan
 
 
-def _refuse_changes(sweep: Sweep, files: SweepFiles) -> None:
-    """Raise BadInput if the directory holds a sweep that this one cannot extend."""
-    old = files.read_config()
-    if "version" not in files.read_manifest():
+def _refuse_changes(sweep: Sweep, files: SweepFiles, old: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Raise BadInput if the directory holds a sweep that this one cannot extend. old: its config."""
+    if "version" not in manifest:
         accepted = (
             "a directory of this version; this one was made by version 0.1.0, opens for reading, and is not extended"
         )

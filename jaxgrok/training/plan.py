@@ -212,15 +212,17 @@ def check_memory(batches: Iterable["Batch"], devices: Devices) -> None:
         on_host = COMPILER_BYTES + (needed if devices[0].platform == "cpu" else 0)
         if left is not None and left < on_host:
             # Nothing can be said later: the compiler's libraries abort where they get no memory.
-            accepted = f"{_gb(on_host - left)} more, to compile and train a run"
+            accepted = f"{byte_size(on_host - left)} more, to compile and train a run"
             raise BadInput("ulimit -v", "too little memory", accepted)
         if available is not None and needed > available:
-            accepted = f"sizes with which a run fits into memory: it needs {_gb(needed)}, of {_gb(available)} available"
+            sizes = f"{byte_size(needed)}, of {byte_size(available)} available"
+            accepted = f"sizes with which a run fits into memory: it needs {sizes}"
             raise BadInput(*_excessive(config, n_train), accepted)
 
 
-def _gb(n: float) -> str:
-    return f"{n / 1e9:,.1f} GB"
+def byte_size(n: float) -> str:
+    """`12.3 MB` or `1.2 GB`."""
+    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def _excessive(config: Config, n_train: int | None) -> tuple[str, int | None]:
@@ -355,17 +357,20 @@ def check_disk(plan: "Plan") -> None:
 
     A sweep until_settled is let through: nobody knows how much less than the most it will need.
     """
-    if plan.sweep.until_settled:
-        return
+    needed, free = bytes_to_write(plan), free_bytes(plan.files.path)
+    if not plan.sweep.until_settled and free is not None and needed > free:
+        sizes = f"{byte_size(needed)} more, of {byte_size(free)} free"
+        raise BadInput("out", str(plan.files.path), f"a directory on a disk with room: the sweep leaves up to {sizes}")
+
+
+def bytes_to_write(plan: "Plan") -> float:
+    """The bytes at most that what is left to train adds to the directory."""
     needed = 0.0
     for number in plan.todo:
         batch = plan.batches[number]
         left = 1 - sum(plan.records[run].last_epoch for run in batch.runs) / (len(batch.runs) * batch.epochs)
         needed += max(0.0, left) * _on_disk(plan, batch)[0]
-    free = free_bytes(plan.files.path)
-    if free is not None and needed > free:
-        accepted = f"a directory on a disk with room: the sweep leaves up to {_gb(needed)}, of {_gb(free)} free"
-        raise BadInput("out", str(plan.files.path), accepted)
+    return needed
 
 
 def free_bytes(path: Path) -> int | None:

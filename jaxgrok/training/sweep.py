@@ -22,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 import jaxgrok
+from jaxgrok.atomic import DISK_FAILS
 from jaxgrok.stopping import deferred
 from jaxgrok.store.batches import SavedBatch
 from jaxgrok.store.curves import RunCurves, SweepCurves
@@ -42,8 +43,7 @@ SAVE_SHARE = 50  # training is held up by a save for at most one in so many seco
 PENDING = 2  # intervals in flight before the host waits for the oldest
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions a step records
 STARTED = time.strftime("%Y-%m-%dT%H:%M:%S%z")  # of this process
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES}
-
+CANNOT_WRITE = {*DISK_FAILS, errno.EROFS, errno.ENOENT, errno.EACCES}
 
 GONE = "the directory was removed or renamed during training"
 
@@ -179,10 +179,15 @@ def sweep(
         try:
             _carry_out(plan, watch)
         except Interrupted:
-            write_metrics(load(plan.files.path))
+            _write_metrics(plan.files)
             raise
-        write_metrics(load(plan.files.path))
+        _write_metrics(plan.files)
     return plan.files.path
+
+
+def _write_metrics(files: SweepFiles) -> None:
+    with files.summing_up():
+        write_metrics(load(files.path))
 
 
 def _carry_out(plan: Plan, watch: Watcher) -> None:
@@ -300,7 +305,7 @@ class _Training:
             return True
         self._open(saved)
         if saved.is_finished:
-            self._finish()
+            self._finish(saved)
             return True
         batch = LiveBatch(self.plan, self.number, saved, self.groups)
         self.saver = _Saver(self.plan.files, saved, self.threads, self.standing.home)
@@ -317,7 +322,7 @@ class _Training:
                 if leave:
                     self.saver.wait()
                     if batch.finished:
-                        self._finish()
+                        self._finish(self._read_back())
                     return batch.finished
                 self._advance(batch)
         finally:
@@ -328,11 +333,13 @@ class _Training:
         """Take over what is saved of the batch, as far as it is whole. What is not is trained again."""
         if not self.steps.are_whole:
             saved.verify()
-        self.curves = saved.curves()
+        self.curves = saved.curves(saved.epochs)
         for damage in saved.damage:
             here = saved.last.epoch if saved.last else 0
             self.watch.warned(f"{damage.said}: trained again from epoch {here:,}")
             self.steps.put_aside(int(Path(damage.value).name))
+        if saved.damage:
+            self.steps.mark_doubtful()
         self.standing.follow(self.number, self.curves)
         last = saved.last
         for epoch in self.steps.epochs():
@@ -343,11 +350,16 @@ class _Training:
         if last is not None and not last.sealed and last.saved:
             self.networks, self.params = list(last.saved), [saved.params(last.epoch)]
 
-    def _finish(self) -> None:
-        """Leave beside the steps what spares reading them again."""
+    def _read_back(self) -> SavedBatch:
+        """The batch, read whole once it has trained to its end. Raises SaveFailed if it is not what was written."""
         saved = self.plan.saved(self.number)
-        if saved.last is None or saved.damage or saved.last.last_epoch != self.curves.last_epoch.tolist():
-            return  # it was damaged while it trained
+        saved.verify()
+        if saved.damage:
+            raise SaveFailed(self.plan.files.path, f"what was written is not what is there: {saved.damage[0].said}")
+        return saved
+
+    def _finish(self, saved: SavedBatch) -> None:
+        """Leave beside the steps of a batch that was found whole what spares reading them again."""
         saved.save_events(self.curves)
         if not self.steps.are_whole:
             self.steps.mark_whole()

@@ -1,11 +1,33 @@
 """Atomic, durable writes of whole files: an interruption leaves the old file or the new one, never half of one."""
 
+import contextlib
+import errno
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from jaxgrok.config import BadInput
+
+# What keeps a good path from being written for a while: a full disk, a quota, a disk or network mount that fails.
+DISK_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
+WRITABLE = "a directory that can be written"
+
+
+@contextlib.contextmanager
+def bad_place(name: str, path: Path, accepted: str = WRITABLE) -> Iterator[None]:
+    """Raise BadInput, named `name`, for what cannot be written in the block because the path is no place to write.
+
+    A disk that fails is not the user's doing: its OSError goes through, as the rest of a full disk does.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FAILS:
+            raise
+        raise BadInput(name, str(path), f"{accepted} ({error.strerror or error})") from None
 
 
 def sync(path: Path) -> None:
