@@ -40,7 +40,12 @@ def results(tmp_path_factory):
             m.test_part_acc[run, :, part] = np.where(m.epoch_eval < fall, 0.1, 1.0)
     m.test_loss[:], m.test_acc[:] = m.test_part_loss.mean(-1), m.test_part_acc.mean(-1)
     m.test_answer_acc[:] = m.test_part_acc.min(-1)
-    plant(folder / "runs", trained.files.read_config(trained.files.read_manifest()), [replace(run, epochs=4000) for run in trained.runs], m)
+    plant(
+        folder / "runs",
+        trained.files.read_config(trained.files.read_manifest()),
+        [replace(run, epochs=4000) for run in trained.runs],
+        m,
+    )
     return jaxgrok.load(folder / "runs")
 
 
