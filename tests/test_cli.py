@@ -63,7 +63,7 @@ def test_the_entry_point_lists_its_commands(capsys, arguments):
 def test_an_unknown_command_is_refused_in_one_line(capsys):
     assert cli.main(["train", "--seeds", "3"]) == 2
     error = capsys.readouterr().err
-    assert error == "jaxgrok: error: command: got 'train'; accepted: sweep analyze crossover slingshots rerun\n"
+    assert error == "jaxgrok: error: command: got 'train'; accepted: sweep analyze report crossover slingshots rerun\n"
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

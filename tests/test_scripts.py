@@ -183,7 +183,16 @@ def test_a_sweep_from_the_command_line(main, capsys, tmp_path):
     }
     figures = {"figures/survival.png", "figures/curves-wd=0.1.png", "figures/curves-wd=1.png"}
     tables = {"tables/timings.csv", "tables/summary.csv", "tables/summary.md"}
-    assert made == {"config.json", "manifest.json", "metrics.npz", ".lock", ".lock-summary", *figures, *tables}
+    assert made == {
+        "config.json",
+        "manifest.json",
+        "metrics.npz",
+        ".lock",
+        ".lock-summary",
+        "report.html",
+        *figures,
+        *tables,
+    }
     # The same command finds its own directory, and another of the same configuration extends it.
     assert main([*TINY, "--wd", "0.1,1,2"]) == 0
     assert "of which 120 are done" in capsys.readouterr().err

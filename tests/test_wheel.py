@@ -95,6 +95,8 @@ def test_the_wheel_holds_every_package_and_the_presets(wheel):
     modules = {str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "jaxgrok").rglob("*.py")}
     assert modules <= held
     assert {f"jaxgrok/sweeps/{file.name}" for file in (REPOSITORY / "sweeps").glob("*.toml")} <= held
+    report = [file for file in (REPOSITORY / "jaxgrok" / "report").rglob("*") if file.is_file()]
+    assert {str(file.relative_to(REPOSITORY)) for file in report if "__pycache__" not in file.parts} <= held
     assert "jaxgrok/py.typed" in held
     assert not {
         name for name in held if name.split("/")[0] not in ("jaxgrok", wheel.name.split("-py3")[0] + ".dist-info")

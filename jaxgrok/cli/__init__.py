@@ -14,6 +14,7 @@ from jaxgrok import stopping
 COMMANDS = {
     "sweep": "train a grid of runs, and print when each phase came",
     "analyze": "measure what networks have learned: a sweep, or one file of weights",
+    "report": "write the page of a sweep: one HTML file to look at",
     "crossover": "find the smallest dataset on which a task is learned",
     "slingshots": "find the spikes in a sweep's train losses",
     "rerun": "compare a run with a released one, epoch by epoch",

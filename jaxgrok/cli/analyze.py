@@ -128,6 +128,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
     from jaxgrok.cli import live, show
     from jaxgrok.figures import write_circuit_figures, write_figures, write_head_figures
     from jaxgrok.measures.checkpoints import analyze
+    from jaxgrok.report import write_page
     from jaxgrok.tables.circuits import write_circuit_tables
     from jaxgrok.tables.heads import write_head_tables
     from jaxgrok.tables.parts import write_part_tables
@@ -146,6 +147,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
         write_figures(results, of_parts, tables)
         write_circuit_figures(results, tables)
         write_head_figures(results, tables)
+        write_page(results, None if tables is None else tables / "report.html")
 
     write_tables(write, tables)
     show.print_networks(found)

@@ -143,6 +143,7 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
         jax.config.update("jax_enable_x64", True)
     from jaxgrok.cli import live, show
     from jaxgrok.figures import write_figures
+    from jaxgrok.report import write_page
     from jaxgrok.store.files import SweepFiles
     from jaxgrok.store.results import load
     from jaxgrok.tables.parts import write_part_tables
@@ -169,6 +170,7 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
         write_timing_tables(results)
         of_parts = write_part_tables(results)
         write_figures(results, of_parts)
+        write_page(results)
     damaged = show.print_summary(results, of_parts)
     return status or damaged
 

@@ -1,0 +1,48 @@
+"""The page of a sweep: one HTML file that holds its data, its style and its programs, and needs no network.
+
+page.html    the template        page.css     its style
+page.js      what it does        network.js   the forward pass, as the page computes it
+uplot/       uPlot 1.6.32 (MIT), which draws the lines: 51 kB, and fast enough for a slider over hundreds of curves
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from jaxgrok.atomic import bad_place, replace_text
+from jaxgrok.report.data import page_data
+from jaxgrok.store.results import Results
+
+__all__ = ["page", "page_data", "write_page"]
+
+
+def page(results: Results) -> str:
+    """The page of a sweep, as HTML."""
+    here = files("jaxgrok.report")
+    # A script element ends at the first `</`, wherever that stands.
+    data = json.dumps(page_data(results), allow_nan=False).replace("<", "\\u003c")
+    parts = {
+        "style": (here / "uplot/uPlot.min.css").read_text() + (here / "page.css").read_text(),
+        "data": data,
+        "uplot": (here / "uplot/uPlot.iife.min.js").read_text(),
+        "network": (here / "network.js").read_text(),
+        "script": (here / "page.js").read_text(),
+    }
+    text = (here / "page.html").read_text()
+    before, *pieces = text.split("{{")
+    for piece in pieces:
+        name, after = piece.split("}}", 1)
+        before += parts[name] + after
+    return before
+
+
+def write_page(results: Results, path: Path | None = None) -> Path:
+    """Write report.html into the sweep's directory, or under another name, and return its path.
+
+    Raises BadInput if it cannot be written there.
+    """
+    path = results.path / "report.html" if path is None else path
+    with bad_place("report", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, page(results))
+    return path

@@ -1,0 +1,53 @@
+// The forward pass of one block of the post's transformer for one pair of numbers, in plain loops.
+"use strict";
+
+function unpacked({ shape, dtype, base64 }) {
+  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const kinds = { float16: (x) => fromHalf(new Uint16Array(x)), float32: (x) => new Float32Array(x), int16: (x) => new Int16Array(x) };
+  const values = kinds[dtype](bytes.buffer);
+  return { shape, values };
+}
+
+function fromHalf(halves) {
+  return Float32Array.from(halves, (h) => {
+    const sign = h & 0x8000 ? -1 : 1, exponent = (h >> 10) & 31, fraction = h & 1023;
+    if (exponent === 0) return sign * fraction * 2 ** -24;
+    return exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  });
+}
+
+// network: its entry in the page's data, with unpacked weights. Returns the attention pattern from "=" [head][position],
+// the neurons after their ReLU, and the logits of the classes 0 to p - 1.
+function forward(network, a, b) {
+  const w = network.weights, p = network.p, H = network.n_heads, f = network.residual_factor;
+  const D = w["embed/W_E"].shape[1], K = D / H, tokens = [a, b, p];
+  const row = ({ shape, values }, i) => values.subarray(i * shape[1], (i + 1) * shape[1]);
+  const times = (x, { values }, rows, columns, at = 0) => {
+    const out = new Float64Array(columns);
+    for (let i = 0; i < rows; i++) for (let j = 0; j < columns; j++) out[j] += x[i] * values[at + i * columns + j];
+    return out;
+  };
+  const plus = (x, y, factor = 1) => Float64Array.from(x, (value, i) => factor * value + y[i]);
+  const stream = tokens.map((token, i) => plus(row(w["embed/W_E"], token), row(w["pos_embed/W_pos"], i)));
+  const of = (name) => w[`blocks_0/${name}`];
+  let attended = new Float64Array(D);
+  const pattern = [];
+  for (let h = 0; h < H; h++) {
+    const project = (x, name) => times(x, of(`attn/${name}`), D, K, h * D * K);
+    const query = project(stream[2], "W_Q");
+    const scores = stream.map((x) => project(x, "W_K").reduce((sum, key, i) => sum + key * query[i], 0) / Math.sqrt(K));
+    const most = Math.max(...scores), weights = scores.map((score) => Math.exp(score - most));
+    const total = weights.reduce((sum, x) => sum + x, 0), share = weights.map((x) => x / total);
+    const values = stream.map((x) => project(x, "W_V"));
+    const z = Float64Array.from({ length: K }, (_, i) => share.reduce((sum, x, s) => sum + x * values[s][i], 0));
+    attended = plus(attended, times(z, of("attn/W_O"), K, D, h * K * D));
+    pattern.push(share);
+  }
+  const mid = plus(stream[2], attended, f), M = of("mlp/W_in").shape[1];
+  const neurons = plus(times(mid, of("mlp/W_in"), D, M), of("mlp/b_in").values).map((x) => Math.max(x, 0));
+  const post = plus(mid, plus(times(neurons, of("mlp/W_out"), M, D), of("mlp/b_out").values), f);
+  const logits = times(post, w["unembed/W_U"], D, w["unembed/W_U"].shape[1]).subarray(0, p);
+  return { pattern, neurons, logits };
+}
+
+if (typeof module !== "undefined") module.exports = { unpacked, forward };
