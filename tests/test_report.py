@@ -19,7 +19,7 @@ from jaxgrok.nets.model import make_model
 from jaxgrok.report import page, page_data, write_page
 from jaxgrok.report.data import _at
 from jaxgrok.store.schedule import schedule
-from jaxgrok.tables import timing
+from jaxgrok.tables import phase_diagram, timing
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
@@ -119,6 +119,7 @@ def test_nothing_is_loaded_from_elsewhere(results):
         {"task": "addition1", "n_train": 40, "seeds": 1},
         {"arch": "mlp", "p": 7, "seeds": 2},
         {"task": "random", "p": 7, "seeds": 1},
+        {"arch": "mlp", "p": 7, "seeds": 1, "wd": [0.1, 1], "frac": [0.5, 0.7]},
     ],
     ids=str,
 )
@@ -129,8 +130,21 @@ def test_every_kind_of_sweep_has_a_page(tmp_path, settings):
     if "p" in settings:
         assert analyze(path).results is not None
         after = page_data(jaxgrok.load(path))
-        assert len(after["circuits"]) == settings["seeds"]
+        assert len(after["circuits"]) == len(after["runs"])
         json.dumps(after, allow_nan=False)
+
+
+def test_a_plane_holds_what_its_table_does(tmp_path):
+    settings = {**SETTINGS, "arch": "mlp", "seeds": 2, "wd": [0.1, 1], "frac": [0.5, 0.7], "epochs": 60}
+    results = jaxgrok.load(sweep(make_sweep({**settings, "n_heads": 4, "d_model": 128}), tmp_path / "runs"))
+    (plane,) = phase_diagram.planes(results.cells)
+    (shown,) = page_data(results)["planes"]
+    header, rows = phase_diagram.readable_table(plane)
+    assert shown["header"] == header
+    for name, fields, row in zip(shown["rows"], shown["fields"], rows, strict=True):
+        left = [f"{field['share']} at {field['time']}" for field in fields]
+        others = ["".join(f"; {n} {outcome}" for outcome, n in field["others"].items()) for field in fields]
+        assert [name, *map("".join, zip(left, others, strict=True))] == row
 
 
 def test_a_large_sweep_has_fewer_points_and_fewer_circuits(results, monkeypatch):

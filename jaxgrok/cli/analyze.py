@@ -132,6 +132,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
     from jaxgrok.tables.circuits import write_circuit_tables
     from jaxgrok.tables.heads import write_head_tables
     from jaxgrok.tables.parts import write_part_tables
+    from jaxgrok.tables.phase_diagram import write_phase_diagrams
     from jaxgrok.tables.timing import write_timing_tables
 
     tables = given.get("tables")
@@ -141,6 +142,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
 
     def write() -> None:
         write_timing_tables(results, tables)
+        write_phase_diagrams(results, tables)
         of_parts = write_part_tables(results, tables)
         write_circuit_tables(results, tables)
         write_head_tables(results, tables)

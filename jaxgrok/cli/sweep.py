@@ -147,6 +147,7 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
     from jaxgrok.store.files import SweepFiles
     from jaxgrok.store.results import load
     from jaxgrok.tables.parts import write_part_tables
+    from jaxgrok.tables.phase_diagram import write_phase_diagrams
     from jaxgrok.tables.timing import write_timing_tables
     from jaxgrok.training import sweep as sweeping
     from jaxgrok.training.grid import whole
@@ -168,6 +169,7 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
     with SweepFiles(path).summing_up():
         results = load(path)
         write_timing_tables(results)
+        write_phase_diagrams(results)
         of_parts = write_part_tables(results)
         write_figures(results, of_parts)
         write_page(results)

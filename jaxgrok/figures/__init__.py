@@ -31,6 +31,7 @@ from jaxgrok.figures.over_training import (
     weights_figure,
 )
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
+from jaxgrok.figures.phase_diagram import phase_diagram_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.slingshots import slingshots_figure
 from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure
@@ -62,6 +63,7 @@ __all__ = [
     "neuron_waves_figure",
     "part_losses_figure",
     "part_order_figure",
+    "phase_diagram_figure",
     "rerun_figure",
     "slingshots_figure",
     "spectra_figure",

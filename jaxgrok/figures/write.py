@@ -13,6 +13,7 @@ from jaxgrok.config import Config
 from jaxgrok.figures import circuits, over_training
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
+from jaxgrok.figures.phase_diagram import phase_diagram_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
 from jaxgrok.measures import subjects
@@ -21,6 +22,7 @@ from jaxgrok.store.results import Cell, Results, RunRecord
 from jaxgrok.store.steps import Damaged
 from jaxgrok.tables.heads import heads_of
 from jaxgrok.tables.parts import Parts
+from jaxgrok.tables.phase_diagram import planes
 from jaxgrok.tables.sizes import Sizes
 from jaxgrok.tables.timing import stages as median_stages
 
@@ -71,12 +73,15 @@ def _folder(results: Results, folder: Path | None) -> Path:
 
 
 def write_figures(results: Results, of_parts: Sequence[Parts] = (), folder: Path | None = None) -> list[Path]:
-    """Write survival.png, a curves*.png per cell, and parts*.png and order*.png per cell with parts.
+    """Write survival.png, a curves*.png per cell, parts*.png and order*.png per cell with parts, and phase-diagram.png
+    where two axes vary.
 
     folder: None means the sweep's own `figures`, here and in the functions below. Returns the paths. Raises BadInput if
     the folder cannot be written.
     """
     drawn = {"survival": survival_figure(results.cells)} if results.cells else {}
+    if found := planes(results.cells):
+        drawn["phase-diagram"] = phase_diagram_figure(found)
     for cell in results.cells:
         curves = (results.curves_of(record) for record in cell.records)
         drawn[_name("curves", cell.name)] = curves_figure(cell, curves)

@@ -19,6 +19,7 @@ from jaxgrok.store.results import AXES, KEYS, Cell, Results, RunRecord, text_of
 from jaxgrok.store.schedule import schedule
 from jaxgrok.store.steps import Damaged
 from jaxgrok.tables import circuits as circuit_tables
+from jaxgrok.tables import phase_diagram
 from jaxgrok.tables import timing as timing_tables
 from jaxgrok.tasks import modular_task
 
@@ -49,6 +50,7 @@ def page_data(results: Results) -> dict[str, Any]:
         "about": _about(results),
         "timing": _table(timing_tables.readable_table(cells), timing_tables.NOTE),
         "waiting": timing_tables.waiting_line(results),
+        "planes": [_plane(plane) for plane in phase_diagram.planes(cells)],
         "cells": [_cell(cell) for cell in cells],
         "runs": [_run(record, cells[number], number) for record, number in runs],
         "epochs": packed(epochs),
@@ -119,6 +121,24 @@ def _survival(arrivals: Sequence[Arrival]) -> dict[str, Any]:
     end = max(arrival.time for arrival in arrivals)
     at, steps = [0.0, *time.tolist(), end], [[1.0, *x.tolist(), (x[-1] if len(x) else 1.0)] for x in (share, low, high)]
     return {"time": at, "share": steps[0], "low": steps[1], "high": steps[2], "runs": len(arrivals)}
+
+
+def _plane(plane: phase_diagram.Plane) -> dict[str, Any]:
+    """A plane with, in each field, what stands there, its median and how its runs ended; None where nothing was run."""
+    header, rows = phase_diagram.readable_table(plane)
+    fields = [[_field(plane.cells.get((y, x))) for x in plane.columns] for y in plane.rows]
+    return {"name": plane.name, "header": header, "rows": [row[0] for row in rows], "fields": fields}
+
+
+def _field(cell: Cell | None) -> dict[str, Any] | None:
+    if cell is None:
+        return None
+    return {
+        "share": phase_diagram.share_text(cell),
+        "time": phase_diagram.time_text(cell),
+        "median": phase_diagram.arrived(cell).value,
+        "others": {str(outcome): n for outcome, n in phase_diagram.others(cell).items()},
+    }
 
 
 def _run(record: RunRecord, cell: Cell, number: int) -> dict[str, Any]:

@@ -82,12 +82,12 @@ function chart(id, height, options, values) {
   return charts[id];
 }
 
-new ResizeObserver(() => {
+new ResizeObserver(() => requestAnimationFrame(() => {
   for (const [id, made] of Object.entries(charts)) {
     const width = $(id).clientWidth;
     if (width && Math.abs(width - made.width) > 1) made.setSize({ width, height: made.wanted });
   }
-}).observe(document.querySelector("main"));
+})).observe(document.querySelector("main"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 
 // A vertical line at an epoch, drawn over a chart whose axis of epochs is epoch + 1.
@@ -190,6 +190,8 @@ function drawSurvival() {
   $("event").textContent = cells.every((cell) => cell.event === "learned") ? "learned" : "grokked";
 }
 
+const fromZero = (_, least, most) => [Math.min(0, least), Math.max(0, most) * 1.05 || 1];
+
 // Bars over frequencies 1, 2, ..., the keys in their colours.
 function drawBars(id, values, keys, label) {
   const colourOf = new Map(keys.map((key, i) => [key, COLOURS[i % COLOURS.length]])), x = values.map((_, i) => i + 1);
@@ -203,7 +205,32 @@ function drawBars(id, values, keys, label) {
   }
   const known = charts[id];
   if (known && known.keys === keys) return known.setData(rows);
-  chart(id, 190, { axes: axes("frequency k", label, 54), scales: { x: { time: false, range: [0, values.length + 1] } }, series, legend: { show: false } }, rows).keys = keys;
+  chart(id, 190, { axes: axes("frequency k", label, 54), scales: { x: { time: false, range: [0, values.length + 1] }, y: { range: fromZero } }, series, legend: { show: false } }, rows).keys = keys;
+}
+
+function drawPlanes() {
+  $("planes").hidden = !data.planes.length;
+  const medians = data.planes.flatMap(({ fields }) => fields.flat()).map((field) => field?.median).filter((x) => x > 0);
+  const [least, most] = [Math.min(...medians), Math.max(...medians)];
+  for (const { name, header, rows, fields } of data.planes) {
+    const made = element("table", null, document.querySelector("#planes .tables"));
+    made.className = "data plane";
+    if (name) element("caption", name, made);
+    const head = element("tr", null, element("thead", null, made)), body = element("tbody", null, made);
+    for (const cell of header) element("th", cell, head);
+    fields.forEach((row, i) => {
+      const line = element("tr", null, body);
+      element("th", rows[i], line);
+      for (const field of row) {
+        const place = element("td", field ? `${field.share} at ${field.time}` : "-", line);
+        if (!field) continue;
+        element("small", Object.entries(field.others).map(([outcome, n]) => `${n} ${outcome}`).join(", "), place);
+        place.classList.toggle("never", field.median === null);
+        const late = most > least ? Math.log(field.median / least) / Math.log(most / least) : 0.5;
+        if (field.median) element("i", null, place).style.width = `${10 + 90 * late}%`;
+      }
+    });
+  }
 }
 
 // --- the circuit over training ---------------------------------------------------------------------------------------
@@ -229,7 +256,7 @@ function drawCheckpoint() {
   if (!data.circuits.length) return;
   for (const part of $("circuit").querySelectorAll(".controls, .grid, #measures")) part.hidden = !circuit;
   $("circuit-note").textContent = circuit
-    ? `${data.circuits_left_out} The colours are the ${circuit.keys.length} keys of the run's last checkpoint: ${circuit.keys.join(" ") || "none"}.`
+    ? `${data.circuits_left_out} ${circuit.keys.length ? `The colours are the keys of the run's last checkpoint: ${circuit.keys.join(" ")}.` : "The run's last checkpoint has no keys."}`
     : `Run ${chosen().run} is not here: it was not analysed, or the page has no room for it. ${data.circuits_left_out}`;
   if (!circuit) return;
   state.checkpoint = Math.min(state.checkpoint, circuit.epoch.length - 1);
@@ -314,7 +341,7 @@ function drawNetwork() {
   const { keys } = network, order = [...network.clusters.keys()].sort((x, y) => (network.clusters[x] || 1e9) - (network.clusters[y] || 1e9) || x - y);
   const groups = [["no cluster", OTHER, (k) => !keys.includes(k)], ...keys.map((key, i) => [`k = ${key}`, COLOURS[i % COLOURS.length], (k) => k === key])];
   const bars = uPlot.paths.bars({ size: [1, 8] }), x = order.map((_, i) => i + 1);
-  chart("neurons", 190, { axes: axes("neuron", "activation", 54), scales: { x: { time: false, range: [0, x.length + 1] } }, series: [{ label: "neuron" }, ...groups.map(([label, colour]) => ({ label, stroke: colour, fill: colour, paths: bars, points: { show: false }, value: (_, y) => say(y) }))] }, [x, ...groups.map(([, , has]) => order.map((neuron) => (has(network.clusters[neuron]) ? neurons[neuron] : null)))]);
+  chart("neurons", 190, { axes: axes("neuron", "activation", 54), scales: { x: { time: false, range: [0, x.length + 1] }, y: { range: fromZero } }, series: [{ label: "neuron" }, ...groups.map(([label, colour]) => ({ label, stroke: colour, fill: colour, paths: bars, points: { show: false }, value: (_, y) => say(y) }))] }, [x, ...groups.map(([, , has]) => order.map((neuron) => (has(network.clusters[neuron]) ? neurons[neuron] : null)))]);
   const classes = Array.from({ length: p }, (_, c) => c);
   const answer = { hooks: { draw: (u) => marker(() => right - 1).hooks.draw(u) } };
   chart("logits", 220, { axes: axes("class c", "logit"), scales: { x: { time: false, range: [-1, p] } }, series: [{ label: "c" }, { label: "logit", stroke: css("ink"), width: 2, points: { show: false }, value: (_, y) => say(y) }], plugins: [answer] }, [classes, Array.from(logits)]);
@@ -368,6 +395,7 @@ const whenTables = document.querySelector("#when .tables");
 table(data.timing, whenTables);
 if (data.waiting) element("p", data.waiting, whenTables);
 if (data.stages) table(data.stages, whenTables);
+drawPlanes();
 for (const each of data.seeds) table(each, document.querySelector("#seeds .tables"));
 $("seeds").hidden = !data.seeds.length;
 options($("cell"), data.cells.map((cell) => cell.name));
