@@ -178,19 +178,28 @@ def test_the_page_computes_what_jax_does(results, data, tmp_path):
     pairs = np.random.default_rng(0).integers(0, 11, (10, 2)).tolist()
     (tmp_path / "run.js").write_text(
         f"""
-        const {{ unpacked, forward }} = require({json.dumps(str(PROGRAMS / "network.js"))});
+        const {{ unpacked, forward, attentionToFirst, circle }} = require({json.dumps(str(PROGRAMS / "network.js"))});
         const found = JSON.parse(require("fs").readFileSync({json.dumps(str(tmp_path / "network.json"))}));
         for (const name in found.weights) found.weights[name] = unpacked(found.weights[name]);
         const all = {json.dumps(pairs)}.map(([a, b]) => forward(found, a, b));
-        console.log(JSON.stringify(all.map((x) => ({{ ...x, neurons: [...x.neurons], logits: [...x.logits] }}))));
+        const plain = all.map((x) => ({{ ...x, neurons: [...x.neurons], logits: [...x.logits] }}));
+        console.log(JSON.stringify([plain, attentionToFirst(found).map((map) => [...map]), circle(found, 2)]));
         """
     )
     done = subprocess.run(["node", str(tmp_path / "run.js")], capture_output=True, text=True, check=True)
+    forward, maps, circle = json.loads(done.stdout)
     record = results.runs[network["run"]]
     model, params = make_model(record.config, make_task(record.config)), results.network(record, network["epoch"])
     tokens = np.array([[a, b, 11] for a, b in pairs], np.int32)
     logits, activations = model.apply({"params": params}, tokens)
-    for i, theirs in enumerate(json.loads(done.stdout)):
+    W_E = np.asarray(params["embed"]["W_E"])[:11]
+    waves = [wave(4 * np.pi / 11 * np.arange(11)) @ W_E for wave in (np.cos, np.sin)]
+    expected = np.stack([W_E @ (wave / np.linalg.norm(wave)) for wave in waves], axis=1)
+    np.testing.assert_allclose(circle, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    for i, theirs in enumerate(forward):
+        a, b = pairs[i]
+        to_first = [map_of_head[a * 11 + b] for map_of_head in maps]
+        np.testing.assert_allclose(to_first, [share[0] for share in theirs["pattern"]], rtol=0, atol=1e-6)
         ours = np.asarray(logits)[i, 0, :11]
         np.testing.assert_allclose(theirs["logits"], ours, rtol=0, atol=1e-3 * np.abs(ours).max())
         pattern = np.asarray(activations["blocks.0.attn.hook_pattern"])[i, :, 0]

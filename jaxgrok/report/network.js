@@ -3,14 +3,20 @@
 
 function unpacked({ shape, dtype, base64 }) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  const kinds = { float16: (x) => fromHalf(new Uint16Array(x)), float32: (x) => new Float32Array(x), int16: (x) => new Int16Array(x) };
+  const kinds = {
+    float16: (x) => fromHalf(new Uint16Array(x)),
+    float32: (x) => new Float32Array(x),
+    int16: (x) => new Int16Array(x),
+  };
   const values = kinds[dtype](bytes.buffer);
   return { shape, values };
 }
 
 function fromHalf(halves) {
   return Float32Array.from(halves, (h) => {
-    const sign = h & 0x8000 ? -1 : 1, exponent = (h >> 10) & 31, fraction = h & 1023;
+    const sign = h & 0x8000 ? -1 : 1,
+      exponent = (h >> 10) & 31,
+      fraction = h & 1023;
     if (exponent === 0) return sign * fraction * 2 ** -24;
     return exponent === 31 ? (fraction ? NaN : sign * Infinity) : sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
   });
@@ -19,8 +25,13 @@ function fromHalf(halves) {
 // network: its entry in the page's data, with unpacked weights. Returns the attention pattern from "=" [head][position],
 // the neurons after their ReLU, and the logits of the classes 0 to p - 1.
 function forward(network, a, b) {
-  const w = network.weights, p = network.p, H = network.n_heads, f = network.residual_factor;
-  const D = w["embed/W_E"].shape[1], K = D / H, tokens = [a, b, p];
+  const w = network.weights,
+    p = network.p,
+    H = network.n_heads,
+    f = network.residual_factor;
+  const D = w["embed/W_E"].shape[1],
+    K = D / H,
+    tokens = [a, b, p];
   const row = ({ shape, values }, i) => values.subarray(i * shape[1], (i + 1) * shape[1]);
   const times = (x, { values }, rows, columns, at = 0) => {
     const out = new Float64Array(columns);
@@ -36,18 +47,68 @@ function forward(network, a, b) {
     const project = (x, name) => times(x, of(`attn/${name}`), D, K, h * D * K);
     const query = project(stream[2], "W_Q");
     const scores = stream.map((x) => project(x, "W_K").reduce((sum, key, i) => sum + key * query[i], 0) / Math.sqrt(K));
-    const most = Math.max(...scores), weights = scores.map((score) => Math.exp(score - most));
-    const total = weights.reduce((sum, x) => sum + x, 0), share = weights.map((x) => x / total);
+    const most = Math.max(...scores),
+      weights = scores.map((score) => Math.exp(score - most));
+    const total = weights.reduce((sum, x) => sum + x, 0),
+      share = weights.map((x) => x / total);
     const values = stream.map((x) => project(x, "W_V"));
     const z = Float64Array.from({ length: K }, (_, i) => share.reduce((sum, x, s) => sum + x * values[s][i], 0));
     attended = plus(attended, times(z, of("attn/W_O"), K, D, h * K * D));
     pattern.push(share);
   }
-  const mid = plus(stream[2], attended, f), M = of("mlp/W_in").shape[1];
+  const mid = plus(stream[2], attended, f),
+    M = of("mlp/W_in").shape[1];
   const neurons = plus(times(mid, of("mlp/W_in"), D, M), of("mlp/b_in").values).map((x) => Math.max(x, 0));
   const post = plus(mid, plus(times(neurons, of("mlp/W_out"), M, D), of("mlp/b_out").values), f);
   const logits = times(post, w["unembed/W_U"], D, w["unembed/W_U"].shape[1]).subarray(0, p);
   return { pattern, neurons, logits };
 }
 
-if (typeof module !== "undefined") module.exports = { unpacked, forward };
+// The attention of each head from "=" to a, for every pair: [head][a * p + b]. "=" asks the same of every pair, so a
+// score depends on one number and its position alone.
+function attentionToFirst(network) {
+  const w = network.weights,
+    p = network.p,
+    H = network.n_heads,
+    D = w["embed/W_E"].shape[1],
+    K = D / H;
+  const W_E = w["embed/W_E"].values,
+    W_pos = w["pos_embed/W_pos"].values,
+    of = (name) => w[`blocks_0/attn/${name}`].values;
+  const at = (token, position, i) => W_E[token * D + i] + W_pos[position * D + i];
+  return Array.from({ length: H }, (_, h) => {
+    const query = new Float64Array(K),
+      asked = new Float64Array(D),
+      first = h * D * K;
+    for (let i = 0; i < D; i++) for (let j = 0; j < K; j++) query[j] += at(p, 2, i) * of("W_Q")[first + i * K + j];
+    for (let i = 0; i < D; i++)
+      for (let j = 0; j < K; j++) asked[i] += (of("W_K")[first + i * K + j] * query[j]) / Math.sqrt(K);
+    const score = (token, position) => asked.reduce((sum, x, i) => sum + x * at(token, position, i), 0);
+    const [to_a, to_b] = [0, 1].map((position) =>
+      Float64Array.from({ length: p }, (_, token) => score(token, position)),
+    );
+    const to_equals = score(p, 2);
+    return Float64Array.from({ length: p * p }, (_, pair) => {
+      const here = to_a[Math.floor(pair / p)];
+      return 1 / (1 + Math.exp(to_b[pair % p] - here) + Math.exp(to_equals - here));
+    });
+  });
+}
+
+// The embedding of every number, seen along its own wave of frequency k: [number] of (along the cosine, along the sine).
+function circle(network, k) {
+  const { p } = network,
+    { shape, values } = network.weights["embed/W_E"],
+    D = shape[1];
+  const [u, v] = [Math.cos, Math.sin].map((wave) => {
+    const direction = new Float64Array(D);
+    for (let a = 0; a < p; a++)
+      for (let i = 0; i < D; i++) direction[i] += wave((2 * Math.PI * k * a) / p) * values[a * D + i];
+    const norm = Math.hypot(...direction) || 1;
+    return direction.map((x) => x / norm);
+  });
+  const along = (a, direction) => direction.reduce((sum, x, i) => sum + x * values[a * D + i], 0);
+  return Array.from({ length: p }, (_, a) => [along(a, u), along(a, v)]);
+}
+
+if (typeof module !== "undefined") module.exports = { unpacked, forward, attentionToFirst, circle };

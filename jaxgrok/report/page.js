@@ -8,7 +8,12 @@ const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377
 const OTHER = "#8a939c"; // frequencies that are no keys
 const $ = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const say = (value) => (value == null || Number.isNaN(value) ? "-" : Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toPrecision(4) : +value.toPrecision(5));
+const say = (value) =>
+  value == null || Number.isNaN(value)
+    ? "-"
+    : Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 1e-3)
+      ? value.toPrecision(4)
+      : +value.toPrecision(5);
 const whole = (value) => (value == null ? "-" : Math.round(value).toLocaleString("en"));
 
 const state = { run: 0, checkpoint: 0 }; // rows of data.runs and of the run's checkpoints
@@ -29,7 +34,8 @@ function table({ name, header, rows, note }, parent) {
   const made = element("table", null, parent);
   made.className = "data";
   if (name) element("caption", name, made);
-  const head = element("tr", null, element("thead", null, made)), body = element("tbody", null, made);
+  const head = element("tr", null, element("thead", null, made)),
+    body = element("tbody", null, made);
   for (const cell of header) element("th", cell, head);
   for (const row of rows) {
     const line = element("tr", null, body);
@@ -43,11 +49,13 @@ function table({ name, header, rows, note }, parent) {
 }
 
 function options(select, texts) {
-  select.replaceChildren(...texts.map((text, i) => {
-    const made = element("option", text);
-    made.value = i;
-    return made;
-  }));
+  select.replaceChildren(
+    ...texts.map((text, i) => {
+      const made = element("option", text);
+      made.value = i;
+      return made;
+    }),
+  );
 }
 
 // --- charts ----------------------------------------------------------------------------------------------------------
@@ -58,7 +66,8 @@ const decades = (u, marks) => {
   const every = Math.ceil(powers.length / 7);
   return marks.map((mark) => (powers.includes(mark) && Math.round(Math.log10(mark)) % every === 0 ? mark : null));
 };
-const named = (mark) => (mark == null ? "" : mark >= 0.01 && mark < 1e5 ? mark.toLocaleString("en") : mark.toExponential(0));
+const named = (mark) =>
+  mark == null ? "" : mark >= 0.01 && mark < 1e5 ? mark.toLocaleString("en") : mark.toExponential(0);
 
 function axes(x, y, size = 64, { xLog = false, yLog = false } = {}) {
   const axis = (label, isLog) => ({
@@ -77,17 +86,23 @@ function axes(x, y, size = 64, { xLog = false, yLog = false } = {}) {
 function chart(id, height, options, values) {
   charts[id]?.destroy();
   const place = $(id);
-  charts[id] = new uPlot({ width: place.clientWidth || 300, height, legend: { show: true, live: true }, ...options }, values, place);
+  charts[id] = new uPlot(
+    { width: place.clientWidth || 300, height, legend: { show: true, live: true }, ...options },
+    values,
+    place,
+  );
   charts[id].wanted = height;
   return charts[id];
 }
 
-new ResizeObserver(() => requestAnimationFrame(() => {
-  for (const [id, made] of Object.entries(charts)) {
-    const width = $(id).clientWidth;
-    if (width && Math.abs(width - made.width) > 1) made.setSize({ width, height: made.wanted });
-  }
-})).observe(document.querySelector("main"));
+new ResizeObserver(() =>
+  requestAnimationFrame(() => {
+    for (const [id, made] of Object.entries(charts)) {
+      const width = $(id).clientWidth;
+      if (width && Math.abs(width - made.width) > 1) made.setSize({ width, height: made.wanted });
+    }
+  }),
+).observe(document.querySelector("main"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 
 // A vertical line at an epoch, drawn over a chart whose axis of epochs is epoch + 1.
@@ -114,12 +129,17 @@ const epochs = unpacked(data.epochs).values;
 const epochAxis = Float64Array.from(epochs, (epoch) => epoch + 1);
 const curves = unpacked(data.curves);
 const chosen = () => data.runs[state.run];
-const rowsOf = (cell) => data.runs.map((run, row) => [run, row]).filter(([run]) => run.cell === cell).map(([, row]) => row);
+const rowsOf = (cell) =>
+  data.runs
+    .map((run, row) => [run, row])
+    .filter(([run]) => run.cell === cell)
+    .map(([, row]) => row);
 const positive = (value) => (value > 0 && Number.isFinite(value) ? value : null);
 const finite = (value) => (Number.isFinite(value) ? value : null);
 
 function curveOf(row, name) {
-  const length = epochs.length, at = (row * CURVES.length + CURVES.indexOf(name)) * length;
+  const length = epochs.length,
+    at = (row * CURVES.length + CURVES.indexOf(name)) * length;
   return Array.from(curves.values.subarray(at, at + length), name.endsWith("loss") ? positive : finite);
 }
 
@@ -127,15 +147,26 @@ function quantiles(rows, name, shares) {
   const all = rows.map((row) => curveOf(row, name));
   const bands = shares.map(() => []);
   for (let i = 0; i < epochs.length; i++) {
-    const here = all.map((values) => values[i]).filter((value) => value !== null).sort((x, y) => x - y);
+    const here = all
+      .map((values) => values[i])
+      .filter((value) => value !== null)
+      .sort((x, y) => x - y);
     shares.forEach((share, j) => bands[j].push(here.length ? here[Math.round(share * (here.length - 1))] : null));
   }
   return bands;
 }
 
 function drawCurves(id, names, label, yScale) {
-  const rows = rowsOf(chosen().cell), series = [{ label: "epoch", value: (_, x) => (x == null ? "-" : whole(x - 1)) }], values = [epochAxis], bands = [], owners = [null];
-  const add = (line, points, owner = null) => { series.push({ points: { show: false }, value: (_, y) => say(y), ...line }); values.push(points); owners.push(owner); };
+  const rows = rowsOf(chosen().cell),
+    series = [{ label: "epoch", value: (_, x) => (x == null ? "-" : whole(x - 1)) }],
+    values = [epochAxis],
+    bands = [],
+    owners = [null];
+  const add = (line, points, owner = null) => {
+    series.push({ points: { show: false }, value: (_, y) => say(y), ...line });
+    values.push(points);
+    owners.push(owner);
+  };
   for (const name of names) {
     const colour = css(name.split("_")[0]);
     if (rows.length > MOST_LINES) {
@@ -145,16 +176,41 @@ function drawCurves(id, names, label, yScale) {
       bands.push({ series: [series.length - 2, series.length - 1], fill: colour + "33" });
       add({ label: `${name.split("_")[0]}, median`, stroke: colour, width: 1, dash: [4, 3] }, middle);
     } else {
-      for (const row of rows) if (row !== state.run) add({ label: `run ${data.runs[row].run}`, stroke: colour + "55", width: 1, class: "hidden-legend" }, curveOf(row, name), row);
+      for (const row of rows)
+        if (row !== state.run)
+          add(
+            { label: `run ${data.runs[row].run}`, stroke: colour + "55", width: 1, class: "hidden-legend" },
+            curveOf(row, name),
+            row,
+          );
     }
   }
-  for (const name of names) add({ label: `${name.split("_")[0]} of run ${chosen().run}`, stroke: css(name.split("_")[0]), width: 2.5 }, curveOf(state.run, name), state.run);
-  const made = chart(id, 300, { axes: axes("epoch + 1", label, 64, { xLog: true, yLog: yScale === LOG }), scales: { x: { time: false, ...LOG }, y: yScale }, series, bands, focus: { alpha: 1 }, cursor: { focus: { prox: 30 } }, plugins: [marker(epochOfCheckpoint)] }, values);
+  for (const name of names)
+    add(
+      { label: `${name.split("_")[0]} of run ${chosen().run}`, stroke: css(name.split("_")[0]), width: 2.5 },
+      curveOf(state.run, name),
+      state.run,
+    );
+  const made = chart(
+    id,
+    300,
+    {
+      axes: axes("epoch + 1", label, 64, { xLog: true, yLog: yScale === LOG }),
+      scales: { x: { time: false, ...LOG }, y: yScale },
+      series,
+      bands,
+      focus: { alpha: 1 },
+      cursor: { focus: { prox: 30 } },
+      plugins: [marker(epochOfCheckpoint)],
+    },
+    values,
+  );
   made.over.addEventListener("click", () => {
     // The line nearest to the click.
     const { left, top, idx } = made.cursor;
     if (idx == null || left < 0) return;
-    let best = null, least = 40;
+    let best = null,
+      least = 40;
     owners.forEach((owner, i) => {
       if (owner == null || values[i][idx] == null) return;
       const distance = Math.abs(made.valToPos(values[i][idx], "y") - top);
@@ -170,22 +226,36 @@ function drawSurvival() {
   $("survival").hidden = !cells.length;
   if (!cells.length) return;
   const time = [...new Set(cells.flatMap((cell) => cell.survival.time))].sort((x, y) => x - y);
-  const series = [{ label: "epoch", value: (_, x) => whole(x) }], values = [time], bands = [];
+  const series = [{ label: "epoch", value: (_, x) => whole(x) }],
+    values = [time],
+    bands = [];
   cells.forEach((cell, i) => {
-    const colour = COLOURS[i % COLOURS.length], at = (name) => {
-      let j = -1;
-      const { time: own } = cell.survival, last = own[own.length - 1];
-      return time.map((t) => {
-        while (j + 1 < own.length && own[j + 1] <= t) j++;
-        return t > last ? null : cell.survival[name][Math.max(j, 0)];
-      });
-    };
-    const steps = uPlot.paths.stepped({ align: 1 }), quiet = { paths: steps, points: { show: false }, stroke: "transparent", class: "hidden-legend" };
-    series.push({ ...quiet, label: "high" }, { ...quiet, label: "low" }, { ...quiet, class: "shown", label: cell.name, stroke: colour, width: 2, value: (_, y) => say(y) });
+    const colour = COLOURS[i % COLOURS.length],
+      at = (name) => {
+        let j = -1;
+        const { time: own } = cell.survival,
+          last = own[own.length - 1];
+        return time.map((t) => {
+          while (j + 1 < own.length && own[j + 1] <= t) j++;
+          return t > last ? null : cell.survival[name][Math.max(j, 0)];
+        });
+      };
+    const steps = uPlot.paths.stepped({ align: 1 }),
+      quiet = { paths: steps, points: { show: false }, stroke: "transparent", class: "hidden-legend" };
+    series.push(
+      { ...quiet, label: "high" },
+      { ...quiet, label: "low" },
+      { ...quiet, class: "shown", label: cell.name, stroke: colour, width: 2, value: (_, y) => say(y) },
+    );
     values.push(at("high"), at("low"), at("share"));
     bands.push({ series: [series.length - 3, series.length - 2], fill: colour + "22" });
   });
-  const made = chart("survival", 240, { axes: axes("epoch", "share of runs"), scales: { x: { time: false }, y: { range: [0, 1.02] } }, series, bands }, values);
+  const made = chart(
+    "survival",
+    240,
+    { axes: axes("epoch", "share of runs"), scales: { x: { time: false }, y: { range: [0, 1.02] } }, series, bands },
+    values,
+  );
   for (const row of made.root.querySelectorAll(".hidden-legend")) row.hidden = true;
   $("event").textContent = cells.every((cell) => cell.event === "learned") ? "learned" : "grokked";
 }
@@ -194,29 +264,59 @@ const fromZero = (_, least, most) => [Math.min(0, least), Math.max(0, most) * 1.
 
 // Bars over frequencies 1, 2, ..., the keys in their colours.
 function drawBars(id, values, keys, label) {
-  const colourOf = new Map(keys.map((key, i) => [key, COLOURS[i % COLOURS.length]])), x = values.map((_, i) => i + 1);
+  const colourOf = new Map(keys.map((key, i) => [key, COLOURS[i % COLOURS.length]])),
+    x = values.map((_, i) => i + 1);
   const series = [{ label: "k", value: (_, k) => k ?? "-" }];
-  const bars = uPlot.paths.bars({ size: [0.8, 20] }), rows = [x];
-  series.push({ label: "no key", paths: bars, stroke: OTHER, fill: OTHER, points: { show: false }, value: (_, y) => say(y) });
+  const bars = uPlot.paths.bars({ size: [0.8, 20] }),
+    rows = [x];
+  series.push({
+    label: "no key",
+    paths: bars,
+    stroke: OTHER,
+    fill: OTHER,
+    points: { show: false },
+    value: (_, y) => say(y),
+  });
   rows.push(values.map((value, i) => (colourOf.has(i + 1) ? null : finite(value))));
   for (const key of keys) {
-    series.push({ label: `k = ${key}`, paths: bars, stroke: colourOf.get(key), fill: colourOf.get(key), points: { show: false }, value: (_, y) => say(y) });
+    series.push({
+      label: `k = ${key}`,
+      paths: bars,
+      stroke: colourOf.get(key),
+      fill: colourOf.get(key),
+      points: { show: false },
+      value: (_, y) => say(y),
+    });
     rows.push(values.map((value, i) => (i + 1 === key ? finite(value) : null)));
   }
   const known = charts[id];
   if (known && known.keys === keys) return known.setData(rows);
-  chart(id, 190, { axes: axes("frequency k", label, 54), scales: { x: { time: false, range: [0, values.length + 1] }, y: { range: fromZero } }, series, legend: { show: false } }, rows).keys = keys;
+  chart(
+    id,
+    190,
+    {
+      axes: axes("frequency k", label, 54),
+      scales: { x: { time: false, range: [0, values.length + 1] }, y: { range: fromZero } },
+      series,
+      legend: { show: false },
+    },
+    rows,
+  ).keys = keys;
 }
 
 function drawPlanes() {
   $("planes").hidden = !data.planes.length;
-  const medians = data.planes.flatMap(({ fields }) => fields.flat()).map((field) => field?.median).filter((x) => x > 0);
+  const medians = data.planes
+    .flatMap(({ fields }) => fields.flat())
+    .map((field) => field?.median)
+    .filter((x) => x > 0);
   const [least, most] = [Math.min(...medians), Math.max(...medians)];
   for (const { name, header, rows, fields } of data.planes) {
     const made = element("table", null, document.querySelector("#planes .tables"));
     made.className = "data plane";
     if (name) element("caption", name, made);
-    const head = element("tr", null, element("thead", null, made)), body = element("tbody", null, made);
+    const head = element("tr", null, element("thead", null, made)),
+      body = element("tbody", null, made);
     for (const cell of header) element("th", cell, head);
     fields.forEach((row, i) => {
       const line = element("tr", null, body);
@@ -224,7 +324,13 @@ function drawPlanes() {
       for (const field of row) {
         const place = element("td", field ? `${field.share} at ${field.time}` : "-", line);
         if (!field) continue;
-        element("small", Object.entries(field.others).map(([outcome, n]) => `${n} ${outcome}`).join(", "), place);
+        element(
+          "small",
+          Object.entries(field.others)
+            .map(([outcome, n]) => `${n} ${outcome}`)
+            .join(", "),
+          place,
+        );
         place.classList.toggle("never", field.median === null);
         const late = most > least ? Math.log(field.median / least) / Math.log(most / least) : 0.5;
         if (field.median) element("i", null, place).style.width = `${10 + 90 * late}%`;
@@ -240,10 +346,19 @@ function circuitOf(run) {
   if (!circuits.has(run)) return null;
   if (!unpackedCircuits.has(run)) {
     const found = circuits.get(run);
-    unpackedCircuits.set(run, Object.fromEntries(Object.entries(found).map(([name, value]) => [name, value?.base64 ? unpacked(value) : value])));
+    unpackedCircuits.set(
+      run,
+      Object.fromEntries(Object.entries(found).map(([name, value]) => [name, value?.base64 ? unpacked(value) : value])),
+    );
   }
   return unpackedCircuits.get(run);
 }
+const SPECTRA = [
+  ["W_E", "W_E_frequency_norms", "norm"],
+  ["W_L", "W_L_frequency_norms", "norm"],
+  ["clusters", "neuron_clusters", "neurons"],
+  ["alpha", "alpha", "alpha_k"],
+];
 const epochOfCheckpoint = () => circuitOf(chosen().run)?.epoch[state.checkpoint] ?? null;
 const at = (array, checkpoint) => {
   const width = array.shape.slice(1).reduce((x, y) => x * y, 1);
@@ -262,23 +377,47 @@ function drawCheckpoint() {
   state.checkpoint = Math.min(state.checkpoint, circuit.epoch.length - 1);
   $("checkpoint").max = circuit.epoch.length - 1;
   $("checkpoint").value = state.checkpoint;
-  const values = ["neurons_unclustered", "neurons_always_active"].filter((name) => circuit[name]).map((name) => `${name.replace(/_/g, " ")} ${at(circuit[name], state.checkpoint)}`);
+  const values = ["neurons_unclustered", "neurons_always_active"]
+    .filter((name) => circuit[name])
+    .map((name) => `${name.replace(/_/g, " ")} ${at(circuit[name], state.checkpoint)}`);
   $("epoch").textContent = [`epoch ${whole(epochOfCheckpoint())}`, ...values].join("; ");
-  // The norms hold the constant first, which is no frequency.
-  for (const [id, name, skip, label] of [["W_E", "W_E_frequency_norms", 1, "norm"], ["W_L", "W_L_frequency_norms", 1, "norm"], ["clusters", "neuron_clusters", 0, "neurons"], ["alpha", "alpha", 0, "alpha_k"]]) {
+  for (const [id, name, label] of SPECTRA) {
     $(id).parentElement.hidden = !circuit[name];
-    if (circuit[name]) drawBars(id, at(circuit[name], state.checkpoint).slice(circuit[name].shape[1] - frequencies(circuit)), circuit.keys, label);
+    if (circuit[name]) drawBars(id, at(circuit[name], state.checkpoint), circuit.keys, label);
   }
 }
-const frequencies = (circuit) => Math.min(...["W_E_frequency_norms", "W_L_frequency_norms", "neuron_clusters"].filter((name) => circuit[name]).map((name) => circuit[name].shape[1]));
 
-const MEASURED = { "loss/train": ["train", "train"], "loss/test": ["test", "test"], "restricted_loss/all": ["restricted, all pairs", "restricted"], "excluded_loss/train": ["excluded, train", "excluded"] };
+const MEASURED = {
+  "loss/train": ["train", "train"],
+  "loss/test": ["test", "test"],
+  "restricted_loss/all": ["restricted, all pairs", "restricted"],
+  "excluded_loss/train": ["excluded, train", "excluded"],
+};
 function drawMeasures() {
   const circuit = circuitOf(chosen().run);
   if (!circuit) return;
   const shown = Object.keys(MEASURED).filter((name) => circuit[name]);
-  const series = [{ label: "epoch", value: (_, x) => (x == null ? "-" : whole(x - 1)) }, ...shown.map((name) => ({ label: MEASURED[name][0], stroke: css(MEASURED[name][1]), width: 2, points: { show: false }, value: (_, y) => say(y) }))];
-  const made = chart("measures", 260, { axes: axes("epoch + 1", "nats", 64, { xLog: true, yLog: true }), scales: { x: { time: false, ...LOG }, y: LOG }, series, plugins: [marker(epochOfCheckpoint)] }, [circuit.epoch.map((epoch) => epoch + 1), ...shown.map((name) => Array.from(circuit[name].values, positive))]);
+  const series = [
+    { label: "epoch", value: (_, x) => (x == null ? "-" : whole(x - 1)) },
+    ...shown.map((name) => ({
+      label: MEASURED[name][0],
+      stroke: css(MEASURED[name][1]),
+      width: 2,
+      points: { show: false },
+      value: (_, y) => say(y),
+    })),
+  ];
+  const made = chart(
+    "measures",
+    260,
+    {
+      axes: axes("epoch + 1", "nats", 64, { xLog: true, yLog: true }),
+      scales: { x: { time: false, ...LOG }, y: LOG },
+      series,
+      plugins: [marker(epochOfCheckpoint)],
+    },
+    [circuit.epoch.map((epoch) => epoch + 1), ...shown.map((name) => Array.from(circuit[name].values, positive))],
+  );
   made.over.addEventListener("click", () => made.cursor.idx != null && chooseCheckpoint(made.cursor.idx));
 }
 
@@ -309,8 +448,14 @@ function play() {
 const ready = new Map();
 function networkOf(number) {
   if (!ready.has(number)) {
-    const found = data.networks[number], weights = Object.fromEntries(Object.entries(found.weights).map(([name, x]) => [name, unpacked(x)]));
-    ready.set(number, { ...found, weights, s: found.s && unpacked(found.s).values, labels: unpacked(found.labels).values });
+    const found = data.networks[number],
+      weights = Object.fromEntries(Object.entries(found.weights).map(([name, x]) => [name, unpacked(x)]));
+    ready.set(number, {
+      ...found,
+      weights,
+      s: found.s && unpacked(found.s).values,
+      labels: unpacked(found.labels).values,
+    });
   }
   return ready.get(number);
 }
@@ -318,49 +463,169 @@ function networkOf(number) {
 function drawNetwork() {
   $("network").hidden = !data.networks.length;
   if (!data.networks.length) return;
-  const network = networkOf(+$("which").value || 0), { p } = network;
+  const network = networkOf(+$("which").value || 0),
+    { p } = network;
   const [a, b] = ["a", "b"].map((id) => {
     $(id).max = p - 1;
     return Math.min(p - 1, Math.max(0, Math.floor(+$(id).value) || 0));
   });
   const { pattern, neurons, logits } = forward(network, a, b);
-  const best = logits.indexOf(Math.max(...logits)), right = network.labels[a * p + b];
+  const best = logits.indexOf(Math.max(...logits)),
+    right = network.labels[a * p + b];
   $("answer").textContent = `says ${best}; the answer is ${right}`;
-  $("attention").replaceChildren(...pattern.map((share, head) => {
-    const line = element("div");
-    line.className = "head";
-    element("span", `head ${head}`, line);
-    share.forEach((x, i) => {
-      const bar = element("div", null, line);
-      bar.className = "bar";
-      element("i", null, bar).style.width = `${100 * x}%`;
-      element("span", `${["a", "b", "="][i]} ${x.toFixed(2)}`, bar);
-    });
-    return line;
-  }));
-  const { keys } = network, order = [...network.clusters.keys()].sort((x, y) => (network.clusters[x] || 1e9) - (network.clusters[y] || 1e9) || x - y);
-  const groups = [["no cluster", OTHER, (k) => !keys.includes(k)], ...keys.map((key, i) => [`k = ${key}`, COLOURS[i % COLOURS.length], (k) => k === key])];
-  const bars = uPlot.paths.bars({ size: [1, 8] }), x = order.map((_, i) => i + 1);
-  chart("neurons", 190, { axes: axes("neuron", "activation", 54), scales: { x: { time: false, range: [0, x.length + 1] }, y: { range: fromZero } }, series: [{ label: "neuron" }, ...groups.map(([label, colour]) => ({ label, stroke: colour, fill: colour, paths: bars, points: { show: false }, value: (_, y) => say(y) }))] }, [x, ...groups.map(([, , has]) => order.map((neuron) => (has(network.clusters[neuron]) ? neurons[neuron] : null)))]);
+  $("attention").replaceChildren(
+    ...pattern.map((share, head) => {
+      const line = element("div");
+      line.className = "head";
+      element("span", `head ${head}`, line);
+      share.forEach((x, i) => {
+        const bar = element("div", null, line);
+        bar.className = "bar";
+        element("i", null, bar).style.width = `${100 * x}%`;
+        element("span", `${["a", "b", "="][i]} ${x.toFixed(2)}`, bar);
+      });
+      return line;
+    }),
+  );
+  const { keys } = network,
+    order = [...network.clusters.keys()].sort(
+      (x, y) => (network.clusters[x] || 1e9) - (network.clusters[y] || 1e9) || x - y,
+    );
+  const groups = [
+    ["no cluster", OTHER, (k) => !keys.includes(k)],
+    ...keys.map((key, i) => [`k = ${key}`, COLOURS[i % COLOURS.length], (k) => k === key]),
+  ];
+  const bars = uPlot.paths.bars({ size: [1, 8] }),
+    x = order.map((_, i) => i + 1);
+  chart(
+    "neurons",
+    190,
+    {
+      axes: axes("neuron", "activation", 54),
+      scales: { x: { time: false, range: [0, x.length + 1] }, y: { range: fromZero } },
+      series: [
+        { label: "neuron" },
+        ...groups.map(([label, colour]) => ({
+          label,
+          stroke: colour,
+          fill: colour,
+          paths: bars,
+          points: { show: false },
+          value: (_, y) => say(y),
+        })),
+      ],
+    },
+    [x, ...groups.map(([, , has]) => order.map((neuron) => (has(network.clusters[neuron]) ? neurons[neuron] : null)))],
+  );
+  drawMaps(network, a, b);
+  drawCircles(network, a, b);
   const classes = Array.from({ length: p }, (_, c) => c);
   const answer = { hooks: { draw: (u) => marker(() => right - 1).hooks.draw(u) } };
-  chart("logits", 220, { axes: axes("class c", "logit"), scales: { x: { time: false, range: [-1, p] } }, series: [{ label: "c" }, { label: "logit", stroke: css("ink"), width: 2, points: { show: false }, value: (_, y) => say(y) }], plugins: [answer] }, [classes, Array.from(logits)]);
+  chart(
+    "logits",
+    220,
+    {
+      axes: axes("class c", "logit"),
+      scales: { x: { time: false, range: [-1, p] } },
+      series: [
+        { label: "c" },
+        { label: "logit", stroke: css("ink"), width: 2, points: { show: false }, value: (_, y) => say(y) },
+      ],
+      plugins: [answer],
+    },
+    [classes, Array.from(logits)],
+  );
   $("waves").hidden = $("waves").previousElementSibling.hidden = !network.s || !keys.length;
   if (!network.s || !keys.length) return;
-  const s = network.s[a * p + b], waves = keys.map((key, i) => classes.map((c) => network.alpha[i] * Math.cos((2 * Math.PI * key * (s - c)) / p)));
+  const s = network.s[a * p + b],
+    waves = keys.map((key, i) => classes.map((c) => network.alpha[i] * Math.cos((2 * Math.PI * key * (s - c)) / p)));
   const sum = classes.map((_, c) => waves.reduce((total, wave) => total + wave[c], 0));
-  chart("waves", 220, { axes: axes("class c", "logit"), scales: { x: { time: false, range: [-1, p] } }, series: [{ label: "c" }, ...keys.map((key, i) => ({ label: `k = ${key}`, stroke: COLOURS[i % COLOURS.length], width: 1, points: { show: false }, value: (_, y) => say(y) })), { label: "their sum", stroke: css("ink"), width: 2, points: { show: false }, value: (_, y) => say(y) }], plugins: [answer] }, [classes, ...waves, sum]);
+  chart(
+    "waves",
+    220,
+    {
+      axes: axes("class c", "logit"),
+      scales: { x: { time: false, range: [-1, p] } },
+      series: [
+        { label: "c" },
+        ...keys.map((key, i) => ({
+          label: `k = ${key}`,
+          stroke: COLOURS[i % COLOURS.length],
+          width: 1,
+          points: { show: false },
+          value: (_, y) => say(y),
+        })),
+        { label: "their sum", stroke: css("ink"), width: 2, points: { show: false }, value: (_, y) => say(y) },
+      ],
+      plugins: [answer],
+    },
+    [classes, ...waves, sum],
+  );
+}
+
+function picture(parent, caption, size) {
+  const made = element("figure", null, parent),
+    canvas = element("canvas", null, made);
+  canvas.width = canvas.height = size;
+  element("figcaption", caption, made);
+  return canvas.getContext("2d");
+}
+
+// A colour of the style sheet as red, green and blue.
+const rgb = (name) =>
+  css(name)
+    .match(/[0-9a-f]{2}/gi)
+    .map((byte) => parseInt(byte, 16));
+
+function drawMaps(network, a, b) {
+  network.maps ??= attentionToFirst(network);
+  const { p } = network,
+    [low, high] = [rgb("panel"), rgb("train")];
+  $("maps").replaceChildren();
+  network.maps.forEach((map, head) => {
+    const context = picture($("maps"), `head ${head}: ${map[a * p + b].toFixed(2)} to a = ${a}`, p),
+      image = context.createImageData(p, p);
+    map.forEach((share, pair) => image.data.set([...low.map((x, i) => x + share * (high[i] - x)), 255], 4 * pair));
+    image.data.set([...rgb("accent"), 255], 4 * (a * p + b));
+    context.putImageData(image, 0, 0);
+  });
+}
+
+function drawCircles(network, a, b) {
+  $("circles").replaceChildren();
+  $("circles").previousElementSibling.hidden = !network.keys.length;
+  network.keys.forEach((key, i) => {
+    const size = 340,
+      context = picture($("circles"), `k = ${key}`, size),
+      points = circle(network, key);
+    const most = Math.max(...points.flat().map(Math.abs)) * 1.15,
+      on = (x) => size / 2 + (x / most) * (size / 2);
+    points.forEach(([x, y], number) => {
+      const is = number === a || number === b;
+      context.fillStyle = is ? css("accent") : COLOURS[i % COLOURS.length];
+      context.beginPath();
+      context.arc(on(x), on(-y), is ? 9 : 4, 0, 2 * Math.PI);
+      context.fill();
+      context.font = "26px system-ui";
+      if (is) context.fillText(number === a ? "a" : "b", on(x) + 10, on(-y) - 8);
+    });
+  });
 }
 
 // --- the whole page --------------------------------------------------------------------------------------------------
 
 function choose(row) {
   state.run = row;
-  const run = chosen(), rows = rowsOf(run.cell);
+  const run = chosen(),
+    rows = rowsOf(run.cell);
   $("cell").value = run.cell;
-  options($("run"), rows.map((each) => `seed ${data.runs[each].seed}`));
+  options(
+    $("run"),
+    rows.map((each) => `seed ${data.runs[each].seed}`),
+  );
   $("run").value = rows.indexOf(row);
-  $("told").textContent = `run ${run.run}: ${run.outcome}; memorised at ${whole(run.memorised)}, ${data.cells[run.cell].event} at ${whole(run.grokked)}, trained ${whole(run.last_epoch)} epochs`;
+  $("told").textContent =
+    `run ${run.run}: ${run.outcome}; memorised at ${whole(run.memorised)}, ${data.cells[run.cell].event} at ${whole(run.grokked)}, trained ${whole(run.last_epoch)} epochs`;
   const circuit = circuitOf(run.run);
   if (circuit) state.checkpoint = circuit.epoch.length - 1;
   drawRun();
@@ -398,8 +663,14 @@ if (data.stages) table(data.stages, whenTables);
 drawPlanes();
 for (const each of data.seeds) table(each, document.querySelector("#seeds .tables"));
 $("seeds").hidden = !data.seeds.length;
-options($("cell"), data.cells.map((cell) => cell.name));
-options($("which"), data.networks.map((network) => `run ${network.run} at epoch ${whole(network.epoch)}`));
+options(
+  $("cell"),
+  data.cells.map((cell) => cell.name),
+);
+options(
+  $("which"),
+  data.networks.map((network) => `run ${network.run} at epoch ${whole(network.epoch)}`),
+);
 if (data.networks.length) $("which").value = data.networks.length - 1;
 $("cell").addEventListener("change", () => choose(rowsOf(+$("cell").value)[0]));
 $("run").addEventListener("change", () => choose(rowsOf(chosen().cell)[+$("run").value]));
