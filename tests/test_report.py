@@ -22,7 +22,8 @@ from jaxgrok.store.schedule import schedule
 from jaxgrok.tables import phase_diagram, timing
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import make_sweep
-from jaxgrok.training.sweep import sweep
+from jaxgrok.training.sweep import Interrupted, sweep
+from tests.on_disk import StopAt
 
 PROGRAMS = Path(jaxgrok.__file__).parent / "report"
 SETTINGS = {"p": 11, "n_heads": 2, "d_model": 16, "d_mlp": 24, "frac": 0.6, "lr": 3e-3, "checkpoint_every": 100}
@@ -164,6 +165,37 @@ def test_from_the_command_line(results, tmp_path, capsys):
     assert "--page" in capsys.readouterr().err
     assert cli_analyze.main([str(results.path)]) == 0
     assert (results.path / "report.html").read_text() == page(results)
+
+
+def test_several_pages_at_once(results, tmp_path, capsys):
+    other = sweep(make_sweep({**SETTINGS, "seeds": 1, "epochs": 10}), tmp_path / "other")
+    (other / "report.html").unlink(missing_ok=True)
+    assert cli_report.main([str(results.path), str(other)]) == 0
+    assert (other / "report.html").read_text() == page(jaxgrok.load(other))
+    capsys.readouterr()
+    for flag in (["--live"], ["--page", str(tmp_path / "a.html")]):
+        assert cli_report.main([str(results.path), str(other), *flag]) == 2
+        assert flag[0] in capsys.readouterr().err
+
+
+def test_a_live_page_follows_a_sweep_to_its_end(tmp_path, monkeypatch):
+    settings = {**SETTINGS, "seeds": 2, "epochs": 60}
+    with pytest.raises(Interrupted):
+        sweep(make_sweep(settings), tmp_path / "runs", watch=StopAt(40))
+    file, looks = tmp_path / "runs" / "report.html", []
+
+    def train_on(seconds):
+        looks.append(file.read_text())
+        if len(looks) == 2:
+            sweep(make_sweep(settings), tmp_path / "runs")
+
+    monkeypatch.setattr(cli_report.time, "sleep", train_on)
+    assert cli_report.main([str(tmp_path / "runs"), "--live"]) == 0
+    assert looks[0] == looks[1]
+    assert 'http-equiv="refresh"' in looks[0]
+    assert len(looks) == 2
+    assert file.read_text() == page(jaxgrok.load(tmp_path / "runs"))
+    assert 'http-equiv="refresh"' not in file.read_text()
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

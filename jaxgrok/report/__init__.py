@@ -16,12 +16,16 @@ from jaxgrok.store.results import Results
 __all__ = ["page", "page_data", "write_page"]
 
 
-def page(results: Results) -> str:
-    """The page of a sweep, as HTML."""
+RELOAD_SECONDS = 15  # between the times that a live page loads itself
+
+
+def page(results: Results, live: bool = False) -> str:
+    """The page of a sweep, as HTML. live: whether it loads itself anew, since it will be written again."""
     here = files("jaxgrok.report")
     # A script element ends at the first `</`, wherever that stands.
     data = json.dumps(page_data(results), allow_nan=False).replace("<", "\\u003c")
     parts = {
+        "live": f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if live else "",
         "style": (here / "uplot/uPlot.min.css").read_text() + (here / "page.css").read_text(),
         "data": data,
         "uplot": (here / "uplot/uPlot.iife.min.js").read_text(),
@@ -36,13 +40,13 @@ def page(results: Results) -> str:
     return before
 
 
-def write_page(results: Results, path: Path | None = None) -> Path:
-    """Write report.html into the sweep's directory, or under another name, and return its path.
+def write_page(results: Results, path: Path | None = None, live: bool = False) -> Path:
+    """Write report.html into the sweep's directory, or under another name, and return its path. live: as for `page`.
 
     Raises BadInput if it cannot be written there.
     """
     path = results.path / "report.html" if path is None else path
     with bad_place("report", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, page(results))
+        replace_text(path, page(results, live))
     return path

@@ -624,6 +624,7 @@ function choose(row) {
     rows.map((each) => `seed ${data.runs[each].seed}`),
   );
   $("run").value = rows.indexOf(row);
+  history.replaceState(null, "", `#run=${run.run}`); // so that a page that loads itself anew, or is sent on, shows it
   $("told").textContent =
     `run ${run.run}: ${run.outcome}; memorised at ${whole(run.memorised)}, ${data.cells[run.cell].event} at ${whole(run.grokked)}, trained ${whole(run.last_epoch)} epochs`;
   const circuit = circuitOf(run.run);
@@ -682,5 +683,6 @@ $("play").addEventListener("click", play);
 for (const id of ["which", "a", "b"]) $(id).addEventListener("input", drawNetwork);
 $("picker").hidden = !data.runs.length;
 drawSurvival();
-if (data.runs.length) choose(0);
+const linked = +(location.hash.match(/^#run=(\d+)$/)?.[1] ?? NaN);
+if (data.runs.length) choose(Math.max(0, data.runs.findIndex((run) => run.run === linked)));
 drawNetwork();
