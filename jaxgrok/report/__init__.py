@@ -1,8 +1,13 @@
 """The page of a sweep: one HTML file that holds its data, its style and its programs, and needs no network.
 
-page.html    the template        page.css     its style
-page.js      what it does        network.js   the forward pass, as the page computes it
-uplot/       uPlot 1.6.32 (MIT), which draws the lines: 51 kB, and fast enough for a slider over hundreds of curves
+page.html, page.css   the template and its style
+charts.js             what every section is built of
+runs.js               the curves of all runs, the share that has not grokked, the phase diagram
+circuit.js            the circuit over training
+network.js            the forward pass, as the page computes it
+at_work.js            the network at work
+page.js               the controls
+uplot/                uPlot 1.6.32 (MIT), which draws the lines: 51 kB, and quick with hundreds of them
 """
 
 import json
@@ -16,6 +21,7 @@ from jaxgrok.store.results import Results
 __all__ = ["page", "page_data", "write_page"]
 
 
+SCRIPTS = ("network", "charts", "runs", "circuit", "at_work", "page")  # in the order in which they run
 RELOAD_SECONDS = 15  # between the times that a live page loads itself
 
 
@@ -29,8 +35,7 @@ def page(results: Results, live: bool = False) -> str:
         "style": (here / "uplot/uPlot.min.css").read_text() + (here / "page.css").read_text(),
         "data": data,
         "uplot": (here / "uplot/uPlot.iife.min.js").read_text(),
-        "network": (here / "network.js").read_text(),
-        "script": (here / "page.js").read_text(),
+        "script": "\n".join((here / f"{name}.js").read_text() for name in SCRIPTS),
     }
     text = (here / "page.html").read_text()
     before, *pieces = text.split("{{")
