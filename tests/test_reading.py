@@ -163,6 +163,26 @@ def test_what_sums_up_all_shards_is_read_and_written_under_one_lock(tmp_path, mo
     assert locked == ["load", "write_metrics", "load", "write_timing_tables", "write_figures"]
 
 
+def test_an_analysis_shows_what_it_measured_though_training_goes_on(begun, monkeypatch):
+    """Each save replaces the step beside which the measures are."""
+    analyze_batch = analysis._Batch.analyze
+    last = jaxgrok.load(begun).runs[0].last_epoch
+
+    def then_train(batch, watch):
+        analyze_batch(batch, watch)
+        sweep(small(epochs=4000), begun, batch_runs=2)
+
+    monkeypatch.setattr(analysis._Batch, "analyze", then_train)
+    found = analysis.analyze(begun)
+    assert not SweepFiles(begun).steps(0).path(last).exists()
+    assert found.results.runs[0].last_epoch == last
+    epochs = found.results.checkpoint_epochs(found.results.runs[0])
+    assert found.results.measures(seed=0)["epoch"].tolist() == epochs
+    assert found.results.curves(seed=0).last_epoch == last
+    found = analysis.analyze(begun)
+    assert found.results.measures(seed=0)["epoch"][-1] == 4000
+
+
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 

@@ -71,7 +71,7 @@ class Analysis(NamedTuple):
     """What `analyze` found.
 
     Attributes:
-        results: the directory, opened after the analysis.
+        results: the directory as it was analysed. Training may have gone on since.
         skipped: a line for each checkpoint that is missing or damaged: where its networks were not measured, and which
             checkpoint was used instead of a run's last one. A command that prints any of them exits with status 1.
         pending: a line about the runs that have nothing to measure yet, or checkpoints that are not measured yet; none
@@ -114,7 +114,8 @@ def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatch
         skipped += batch.skipped
         pending += batch.pending
         mended += batch.mended
-    return Analysis(load(run_dir), skipped, pending, mended)
+    # Not opened anew: training may have replaced the steps beside which these measures are.
+    return Analysis(results, skipped, pending, mended)
 
 
 def _pending(records: Sequence[RunRecord]) -> list[str]:
@@ -151,7 +152,9 @@ class _Batch:
 
     def __init__(self, results: Results, number: int, records: list[RunRecord], dtype: str):
         self.results, self.files, self.number, self.dtype = results, results.files, number, dtype
-        self.records, self.batch = {record.number: record for record in records}, results.batches[number].current()
+        results.refresh(number)
+        self.batch = results.batches[number]
+        self.records = {record.number: results.runs[record.number] for record in records}
         self.config = config_for_analysis(records[0].config, dtype)
         self.skipped: list[str] = []
         self.pending: list[str] = []

@@ -102,12 +102,20 @@ class Results:
         else:
             self.batches.update(self._old_batches(manifest))
         self._late: dict[str, Damaged] = {}  # what was found to be damaged later, by its path
-        for number, batch in self.batches.items():
-            if not batch.is_whole:
-                batch = self.batches[number] = batch.current()  # training may have replaced a step meanwhile
-                self._keep(number, batch.curves())  # falls back to the last good step
-            for row, record in enumerate(batch.records):
-                self.runs[record.number], self._rows[record.number] = record, (number, row)
+        for number in self.batches:
+            self.refresh(number)
+
+    def refresh(self, number: int) -> None:
+        """Take over what training has saved of a batch since it was read."""
+        batch = self.batches[number] = self.batches[number].current()
+        self._read.pop(number, None)
+        self._events.pop(number, None)
+        if not batch.is_whole:
+            self._keep(number, batch.curves())  # falls back to the last good step
+        for row, record in enumerate(batch.records):
+            self.runs[record.number], self._rows[record.number] = record, (number, row)
+        for known in ("cells", "_places", "_restricted"):
+            self.__dict__.pop(known, None)
 
     def _curves(self, number: int) -> SweepCurves:
         """The curves of a batch. Raises Damaged, and names the step, if it turns out only now that some are."""
