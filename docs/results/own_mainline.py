@@ -1,0 +1,186 @@
+"""The tables and the figure of own-mainline.md, from the analysed run.
+
+python docs/results/own_mainline.py RUN_DIR
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxgrok
+from jaxgrok.measures.all_pairs import split_of
+from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.tables.write import markdown
+
+jax.config.update("jax_enable_x64", True)
+
+SHOWN = (10_000, 20_000, 30_000, 40_000, 44_000, 46_000, 48_000, 50_000, 60_000, 80_000, 100_000)
+HEADS = (20_000, 40_000, 44_000, 46_000, 47_000, 48_000, 50_000, 60_000, 80_000, 100_000)
+# name: (published, the measure's path, how it is written)
+ROWS = {
+    "loss": ("2.4e-7", "loss/all", "{:.2e}"),
+    "train loss": ("", "loss/train", "{:.3e}"),
+    "test loss": ("", "loss/test", "{:.2e}"),
+    "sum directions only (restricted loss)": ("5.5e-8", "restricted_loss/all", "{:.2e}"),
+    "loss of the fitted cosines": ("4.7e-8", "logit_approximation_loss", "{:.2e}"),
+    "logits by the fitted cosines, FVE": ("0.95", "logit_fve", "{:.3f}"),
+    "constant and key blocks": ("7.2e-8", "ablation_loss/keep_key_blocks", "{:.2e}"),
+    "clustered neurons as polynomials": ("2.5e-7", "ablation_loss/clustered_neurons_as_polynomials", "{:.2e}"),
+    "MLP on the directions of W_L": ("1.2e-7", "ablation_loss/mlp_on_W_L_key_directions", "{:.2e}"),
+    "MLP on their null space": ("5.27", "ablation_loss/mlp_on_their_null_space", "{:.2f}"),
+    "MLP skip zero": ("9.1e-7", "ablation_loss/mlp_skip_zero", "{:.2e}"),
+    "MLP skip at its mean": ("7.3e-7", "ablation_loss/mlp_skip_mean", "{:.2e}"),
+    "attention zero": ("24.3", "ablation_loss/attention_zero", "{:.1f}"),
+    "attention skip zero": ("19.1", "ablation_loss/attention_skip_zero", "{:.2g}"),
+    "W_L residual": ("< 0.0055", "W_L_residual", "{:.3f}"),
+    "neurons in no cluster": ("79", "neurons_unclustered", "{:d}"),
+    "neurons always active": ("79", "neurons_always_active", "{:d}"),
+    "sum of squared weights": ("955, 942 after 43K", "sum_squared_weights/total", "{:.1f}"),
+}
+
+
+def measures_of(results):
+    """{path: [checkpoint, ...]} of the run, with `epoch`."""
+    rows = [(epoch, found) for _, epoch, found in results.analysed()]
+    return {
+        "epoch": np.array([epoch for epoch, _ in rows]),
+        **{name: np.stack([found[name] for _, found in rows]) for name in rows[0][1]},
+    }
+
+
+def forward(params, p, change=lambda weights: weights):
+    """The logits of all pairs, and the attention from "=" [pair, head, position]; `change` makes another attention."""
+    attn, mlp = params["blocks_0"]["attn"], params["blocks_0"]["mlp"]
+    a, b = np.divmod(np.arange(p * p), p)
+    tokens = np.stack([a, b, np.full(p * p, p)], axis=1)
+    stream = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"]
+    query = np.einsum("nd,hdk->nhk", stream[:, 2], attn["W_Q"])
+    key, value = (np.einsum("nsd,hdk->nhsk", stream, attn[name]) for name in ("W_K", "W_V"))
+    weights = np.exp(np.einsum("nhsk,nhk->nhs", key, query) / np.sqrt(query.shape[-1]))
+    weights = change(weights / weights.sum(axis=2, keepdims=True))
+    mid = stream[:, 2] + np.einsum("nhs,nhsk,hkd->nd", weights, value, attn["W_O"], optimize=True)
+    post = np.maximum(mid @ mlp["W_in"] + mlp["b_in"], 0)
+    return ((mid + post @ mlp["W_out"] + mlp["b_out"]) @ params["unembed"]["W_U"])[:, :p], weights
+
+
+def without_equals(head):
+    """The head attends to a and b alone."""
+
+    def change(weights):
+        weights = weights.copy()
+        weights[:, head, 2] = 0
+        weights[:, head] /= weights[:, head].sum(axis=1, keepdims=True)
+        return weights
+
+    return change
+
+
+def equals_at_its_mean(head):
+    """The head attends to "=" as much for every pair."""
+
+    def change(weights):
+        weights, mean = weights.copy(), weights[:, head, 2].mean()
+        weights[:, head, :2] *= (1 - mean) / weights[:, head, :2].sum(axis=1, keepdims=True)
+        weights[:, head, 2] = mean
+        return weights
+
+    return change
+
+
+def explained(attention, k):
+    """The share of the variance of attention [a, b] that cos and sin of frequency k explain: alone, and with the
+    products of one of a and one of b."""
+    p = len(attention)
+    angle = 2 * np.pi * k / p * np.arange(p)
+    waves, ones = (np.cos(angle), np.sin(angle)), np.ones(p)
+    alone = [np.outer(wave, ones) for wave in waves] + [np.outer(ones, wave) for wave in waves]
+    products = [np.outer(x, y) for x in waves for y in waves]
+    shares = []
+    for columns in (alone, alone + products):
+        design, target = np.stack([c.ravel() for c in columns], axis=1), (attention - attention.mean()).ravel()
+        left = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+        shares.append(1 - (left**2).sum() / (target**2).sum())
+    return shares
+
+
+def head_rows(results, record, epochs, head, k):
+    """A row per epoch of what a head does with "=", and what becomes of the loss without it."""
+    p, split = record.config.p, split_of(record.config, record.run.frac, record.seed, record.run.split_seed)
+    rows = []
+    for epoch in epochs:
+        params = jax.tree.map(lambda x: np.asarray(x, np.float64), results.network(record, epoch))
+        losses = []
+        for change in (lambda weights: weights, without_equals(head), equals_at_its_mean(head)):
+            logits, weights = forward(params, p, change)
+            losses.append(float(cross_entropy(logits, split.labels).mean()))
+            if len(losses) == 1:
+                attention = weights[:, head, 2].reshape(p, p)
+        attn = params["blocks_0"]["attn"]
+        equals = (params["embed"]["W_E"][p] + params["pos_embed"]["W_pos"][2]) @ attn["W_V"][head] @ attn["W_O"][head]
+        rows.append(
+            [
+                f"{epoch:,}",
+                f"{attention.mean():.4f} ({attention.max():.3f})",
+                "{:.2f}, {:.2f}".format(*explained(attention, k)),
+                f"{np.linalg.norm(equals):.1f}",
+                *(f"{loss:.3g}" for loss in losses),
+            ]
+        )
+    return rows
+
+
+def figure_of(m):
+    figure = Figure(figsize=(8.5, 8), layout="constrained", dpi=150)
+    loss, weights, attention, ablation = figure.subplots(4, 1, sharex=True)
+    epoch = m["epoch"]
+    for name, colour in (("loss/train", "#3b6fb6"), ("loss/test", "#c8553d"), ("restricted_loss/all", "#228833")):
+        loss.plot(epoch, m[name], color=colour, label=name.replace("_", " ").replace("/", ", "))
+    loss.set(yscale="log", ylim=(3e-8, 2e-6), ylabel="loss (nats)")
+    weights.plot(epoch, m["sum_squared_weights/total"], color="k", label="sum of squared weights")
+    weights.set(ylim=(940, 1000), ylabel="squared weights")
+    for head, colour in enumerate(("#4477aa", "#ee6677", "#ccbb44", "#66ccee")):
+        line = m["attention_to_equals_mean"][:, head]
+        attention.plot(epoch, line, color=colour, label=f'head {head}, attention to "="')
+    attention.set(yscale="log", ylabel="mean over pairs")
+    for name, colour in (("attention_zero", "k"), ("attention_skip_zero", "#aa3377"), ("mlp_skip_zero", "#228833")):
+        ablation.plot(epoch, m[f"ablation_loss/{name}"], color=colour, label=name.replace("_", " "))
+    ablation.set(yscale="log", ylabel="loss (nats)", xlabel="epoch", xlim=(8000, epoch[-1]))
+    ablation.xaxis.set_major_formatter("{x:,.0f}")
+    for axes in (loss, weights, attention, ablation):
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main(run_dir):
+    results = jaxgrok.load(run_dir)
+    (record,) = results.runs
+    m = measures_of(results)
+    shown = [epoch for epoch in SHOWN if epoch in m["epoch"]]
+    at = [list(m["epoch"]).index(epoch) for epoch in shown]
+    rows = [
+        [name, published, *(form.format(m[path][i].item()) for i in at)]
+        for name, (published, path, form) in ROWS.items()
+    ]
+    keys = np.flatnonzero(m["key_frequencies/keys"][-1]) + 1
+    clusters = [" ".join(map(str, m["neuron_clusters"][i][keys - 1])) for i in at]
+    rows.append([f"neurons of keys {' '.join(map(str, keys))}", "44 93 145 87 64", *clusters])
+    for head in range(record.config.n_heads):
+        frequency = [m["attention_score_frequency/frequency"][i][head] for i in at]
+        purity = [m["attention_score_frequency/fve"][i][head] for i in at]
+        rows.append([f"head {head}: frequency (FVE)", "", *(f"{k} ({x:.2f})" for k, x in zip(frequency, purity))])
+    print(markdown(["", "published", *(f"{epoch:,}" for epoch in shown)], rows), end="\n\n")
+    head = int(np.argmax(m["attention_to_equals_mean"][-1]))
+    k = int(m["attention_score_frequency/frequency"][-1][head])
+    header = ["epoch", 'attention to "=": mean (most)', f"explained by waves of {k}, and with products"]
+    header += ['size of what "=" adds', "loss", 'without "="', '"=" at its mean']
+    epochs = [epoch for epoch in HEADS if epoch in m["epoch"]]
+    print(f"head {head}\n\n" + markdown(header, head_rows(results, record, epochs, head, k)))
+    figure_of(m).savefig(Path(__file__).with_name("own-mainline.png"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
