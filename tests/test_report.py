@@ -19,7 +19,7 @@ from jaxgrok.nets.model import make_model
 from jaxgrok.report import page, page_data, write_page
 from jaxgrok.report.data import _at
 from jaxgrok.store.schedule import schedule
-from jaxgrok.tables import phase_diagram, timing
+from jaxgrok.tables import heads, phase_diagram, timing
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import Interrupted, sweep
@@ -128,11 +128,23 @@ def test_every_kind_of_sweep_has_a_page(tmp_path, settings):
     path = sweep(make_sweep({"epochs": 20, "d_mlp": 8, "lr": 1e-2, **settings}), tmp_path / "runs")
     before = page_data(jaxgrok.load(path))
     assert before["circuits"] == before["networks"] == []
+    assert bool(before["seeds"]) == ("p" not in settings)  # modular tasks have no parts
     if "p" in settings:
         assert analyze(path).results is not None
         after = page_data(jaxgrok.load(path))
         assert len(after["circuits"]) == len(after["runs"])
         json.dumps(after, allow_nan=False)
+
+
+def test_heads_of_induction_networks_are_on_the_page(tmp_path):
+    task = {"task": "induction", "seq_len": 12, "repeat_len": 3, "n_repeats": 2, "n_tokens": 8, "n_test": 16}
+    settings = {**task, "n_train": 32, "d_model": 16, "n_heads": 2, "seeds": 2, "epochs": 20}
+    path = sweep(make_sweep(settings), tmp_path / "runs")
+    found = analyze(path).results
+    (cell,) = found.cells
+    header, rows = heads.runs_table(heads.heads_of(found, cell))
+    shown = page_data(found)["seeds"][-1]
+    assert (shown["header"], shown["rows"]) == (list(header), [list(map(str, row)) for row in rows])
 
 
 def test_a_plane_holds_what_its_table_does(tmp_path):

@@ -19,6 +19,8 @@ from jaxgrok.store.results import AXES, KEYS, Cell, Results, RunRecord, text_of
 from jaxgrok.store.schedule import schedule
 from jaxgrok.store.steps import Damaged
 from jaxgrok.tables import circuits as circuit_tables
+from jaxgrok.tables import heads as head_tables
+from jaxgrok.tables import parts as part_tables
 from jaxgrok.tables import phase_diagram
 from jaxgrok.tables import timing as timing_tables
 from jaxgrok.tasks import modular_task
@@ -282,11 +284,18 @@ def _nearest(epochs: Sequence[int], wanted: Sequence[int | None]) -> list[int]:
 
 
 def _across_seeds(results: Results, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The tables of what the networks of each cell have learned, one line a seed."""
+    """The tables of what the runs of each cell have learned: the parts of their task, keys, heads."""
     tables = []
+    for parts in part_tables.parts_of(results):
+        note = " ".join([*part_tables.order_lines(parts), part_tables.NOTE, part_tables.ORDER_NOTE])
+        tables.append(_table(part_tables.readable_table(parts), note, parts.cell.name))
     for cell in subjects.of_kind(subjects.CIRCUITS, cells):
         if networks := results.last_analysed(cell.records):
             keys = circuit_tables.keys_table(circuit_tables.by_seed(cell, networks))
             tables.append(_table(keys, name=cell.name))
             tables.append(_table(circuit_tables.networks_table(networks), circuit_tables.NETWORKS_NOTE, cell.name))
+    for cell in subjects.of_kind(subjects.HEADS, cells):
+        if runs := head_tables.heads_of(results, cell):
+            tables.append(_table(head_tables.medians_table(runs), name=cell.name))
+            tables.append(_table(head_tables.runs_table(runs), head_tables.NOTE, cell.name))
     return tables
