@@ -128,11 +128,13 @@ def test_every_kind_of_sweep_has_a_page(tmp_path, settings):
     path = sweep(make_sweep({"epochs": 20, "d_mlp": 8, "lr": 1e-2, **settings}), tmp_path / "runs")
     before = page_data(jaxgrok.load(path))
     assert before["circuits"] == before["networks"] == []
+    assert bool(before["advice"]) == ("p" in settings)
     assert bool(before["seeds"]) == ("p" not in settings)  # modular tasks have no parts
     if "p" in settings:
         assert analyze(path).results is not None
         after = page_data(jaxgrok.load(path))
         assert len(after["circuits"]) == len(after["runs"])
+        assert after["advice"] == ""
         json.dumps(after, allow_nan=False)
 
 

@@ -4,6 +4,7 @@ Arrays are packed: their shape, and their values as base64 of little-endian floa
 """
 
 import base64
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ def page_data(results: Results) -> dict[str, Any]:
         "curves": packed(curves),
         "circuits": circuits,
         "circuits_left_out": left_out,
+        "advice": "" if circuits else _advice(results, cells),
         "networks": _networks(results, cells),
     }
     if results.has_circuit_events:
@@ -216,6 +218,14 @@ def _circuits(results: Results, cells: Sequence[Cell]) -> tuple[list[dict[str, A
         found.append({"run": record.number, "keys": keys.tolist(), "epoch": flat["epoch"].tolist(), **shown})
     line = "" if len(chosen) == len(records) else f"{len(chosen)} of {len(records)} analysed runs, evenly chosen."
     return found, line
+
+
+def _advice(results: Results, cells: Sequence[Cell]) -> str:
+    """How to get the circuits of a sweep that has some and was not analysed; empty if it has none."""
+    if not subjects.of_kind(subjects.CIRCUITS, cells):
+        return ""
+    command = f"python scripts/analyze.py {shlex.quote(str(results.path))}"
+    return f"No checkpoint was analysed yet. This adds the circuit over training and the network at work: {command}"
 
 
 def _analysed(results: Results, records: Sequence[RunRecord]) -> list[bool]:

@@ -46,6 +46,7 @@ for (const [label, text] of data.about) {
 for (const line of data.damage) element("p", line, document.querySelector("#about .damage"));
 const whenTables = document.querySelector("#when .tables");
 table(data.timing, whenTables);
+$("advice").textContent = data.advice;
 if (data.waiting) element("p", data.waiting, whenTables);
 if (data.stages) table(data.stages, whenTables);
 drawPlanes();
