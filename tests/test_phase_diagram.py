@@ -49,6 +49,18 @@ def test_fields_hold_what_was_planted(cells):
     ]
 
 
+def test_runs_that_lost_it_are_counted_where_their_median_is(cells):
+    lost = [replace(timing, outcome=Outcome.LOST) for timing in cells[0].timings]
+    (plane,) = planes([replace(cells[0], timings=lost), *cells[1:]])
+    assert readable_table(plane)[1][1][3] == "2/2 at 700; 2 lost"
+
+
+def test_runs_that_diverged_at_once_have_no_time(cells):
+    diverged = [replace(timing, outcome=Outcome.DIVERGED, last_epoch=0, events={}) for timing in cells[0].timings]
+    (plane,) = planes([replace(cells[0], timings=diverged), *cells[1:]])
+    assert readable_table(plane)[1][1][3] == "0/2 at -; 2 diverged"
+
+
 def test_other_axes_give_a_plane_each(cells):
     more = [replace(one, fields=(*one.fields, ("lr", lr))) for lr, one in itertools.product((1e-3, 1e-2), cells)]
     assert [plane.name for plane in planes(more)] == ["lr=0.001", "lr=0.01"]

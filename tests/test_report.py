@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from jaxgrok.store.schedule import schedule
 from jaxgrok.tables import heads, phase_diagram, timing
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import make_sweep
-from jaxgrok.training.sweep import Interrupted, sweep
+from jaxgrok.training.sweep import Interrupted, prepare, sweep
 from tests.on_disk import StopAt
 
 PROGRAMS = Path(jaxgrok.__file__).parent / "report"
@@ -72,12 +73,37 @@ def test_curves_are_those_of_the_runs(results, data):
 def test_a_loss_is_the_largest_of_its_stretch(results):
     """A spike between two epochs of the page is seen."""
     of_run = results.curves_of(results.runs[0])
-    of_run.train_loss[123] = 1e3
-    try:
-        assert _at(of_run, "train_loss", np.array([0, 100, 200])).tolist()[1] == 1e3
-        assert len(_at(of_run, "train_loss", np.array([0, 100, 1000]))) == 2
-    finally:
-        results._read.clear()
+    spiked = replace(of_run, train_loss=np.where(of_run.epoch_train == 123, 1e3, of_run.train_loss))
+    assert _at(spiked, "train_loss", np.array([0, 100, 200])).tolist()[1] == 1e3
+    assert len(_at(spiked, "train_loss", np.array([0, 100, 1000]))) == 2
+
+
+def test_where_nothing_was_recorded_nothing_is_shown(results):
+    """A loss of a later epoch was shown at the earlier ones."""
+    of_run = results.curves_of(results.runs[0])
+    sparse = replace(of_run, epoch_train=of_run.epoch_train[::100], train_loss=of_run.train_loss[::100])
+    values = _at(sparse, "train_loss", np.array([0, 10, 90, 100, 150, 200]))
+    assert values[[0, 3, 5]].tolist() == sparse.train_loss.tolist()
+    assert np.isnan(values[[1, 2, 4]]).all()
+
+
+def test_a_run_that_was_analysed_in_part_has_a_page(tmp_path):
+    """It has trained on since, or its measures are damaged."""
+    path = sweep(make_sweep({**SETTINGS, "seeds": 1, "epochs": 100}), tmp_path / "runs")
+    analyze(path)
+    sweep(make_sweep({**SETTINGS, "seeds": 1, "epochs": 300}), path)
+    data = page_data(jaxgrok.load(path))
+    assert [network["epoch"] for network in data["networks"]] == [0, 100]
+    assert data["circuits"][0]["epoch"][-1] == 100
+
+
+def test_a_sweep_that_has_not_begun_has_a_page(tmp_path):
+    plan = prepare(make_sweep({**SETTINGS, "seeds": 1, "epochs": 100}), tmp_path / "runs")
+    plan.files.checkpoints.mkdir(parents=True)
+    plan.write()
+    data = page_data(jaxgrok.load(tmp_path / "runs"))
+    assert data["runs"] == data["cells"] == data["circuits"] == []
+    assert "1 of 1 runs have not begun" in data["waiting"]
 
 
 def test_circuits_are_the_measures_of_the_runs(results, data):
@@ -168,7 +194,8 @@ def test_a_large_sweep_has_fewer_points_and_fewer_circuits(results, monkeypatch)
     data = page_data(results)
     assert [found["run"] for found in data["circuits"]] == [0]
     assert data["circuits_left_out"] == "1 of 4 analysed runs, evenly chosen."
-    assert len(data["networks"]) == 1
+    assert [(network["run"], network["epoch"]) for network in data["networks"]] == [(0, 300)]
+    assert data["networks_left_out"].startswith("There is room for 1 of ")
 
 
 def test_from_the_command_line(results, tmp_path, capsys):

@@ -58,12 +58,15 @@ def _follow(results: "Results", page: Path | None) -> "Results":
     from jaxgrok.report import write_page
     from jaxgrok.store.results import load
 
-    while _trains(results):
-        time.sleep(LIVE_SECONDS)
-        again = load(results.path)
-        if _saved(again) != _saved(results):
-            write_page(again, page, live=_trains(again))
-        results = again
+    try:
+        while _trains(results):
+            time.sleep(LIVE_SECONDS)
+            again = load(results.path)
+            if _saved(again) != _saved(results):
+                write_page(again, page, live=True)
+            results = again
+    finally:
+        write_page(results, page)  # which no longer loads itself anew
     return results
 
 

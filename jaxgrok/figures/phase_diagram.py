@@ -33,7 +33,9 @@ def phase_diagram_figure(planes: Sequence[Plane]) -> Figure:
         _draw(panel, plane, norm)
     if medians:
         shown = ScalarMappable(norm, MAP)
-        figure.colorbar(shown, ax=list(axes[:, 0]), label="grokked at (epoch)")
+        unlimited = all(cell.unlimited for plane in planes for cell in plane.cells.values())
+        label = f"{'learned' if unlimited else 'grokked'} at (epoch)"
+        figure.colorbar(shown, ax=list(axes[:, 0]), label=label)
     return figure
 
 

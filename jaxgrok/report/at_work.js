@@ -28,7 +28,7 @@ function drawNetwork() {
   const { pattern, neurons, logits } = forward(network, a, b);
   const best = logits.indexOf(Math.max(...logits)),
     right = network.labels[a * p + b];
-  $("answer").textContent = `says ${best}; the answer is ${right}`;
+  $("answer").textContent = `a = ${a}, b = ${b}: says ${best}; the answer is ${right}`;
   $("attention").replaceChildren(
     ...pattern.map((share, head) => {
       const line = element("div");
@@ -48,7 +48,7 @@ function drawNetwork() {
       (x, y) => (network.clusters[x] || 1e9) - (network.clusters[y] || 1e9) || x - y,
     );
   const groups = [
-    ["no cluster", OTHER, (k) => !keys.includes(k)],
+    ["no key's cluster", OTHER, (k) => !keys.includes(k)],
     ...keys.map((key, i) => [`k = ${key}`, COLOURS[i % COLOURS.length], (k) => k === key]),
   ];
   const bars = uPlot.paths.bars({ size: [1, 8] }),

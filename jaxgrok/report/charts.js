@@ -3,6 +3,8 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const MOST_LINES = 200; // runs drawn as lines of their own
+const MOST_CELLS = 20; // cells whose survival is drawn, beside the chosen one
+const MOST_TABLES = 12; // across seeds, that stand open
 const CURVES = ["train_loss", "test_loss", "train_acc", "test_acc"];
 const COLOURS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#ee8866", "#44bb99", "#99ddff"];
 const OTHER = "#8a939c"; // frequencies that are no keys

@@ -29,9 +29,9 @@ function drawCheckpoint() {
   const circuit = circuitOf(chosen().run);
   $("circuit").hidden = !data.circuits.length;
   if (!data.circuits.length) return;
-  for (const part of $("circuit").querySelectorAll(".controls, .grid, #measures")) part.hidden = !circuit;
+  for (const part of $("circuit").querySelectorAll(".controls, .grid, #measures, h3")) part.hidden = !circuit;
   $("circuit-note").textContent = circuit
-    ? `${data.circuits_left_out} ${circuit.keys.length ? `The colours are the keys of the run's last checkpoint: ${circuit.keys.join(" ")}.` : "The run's last checkpoint has no keys."}`
+    ? `${data.circuits_left_out} ${circuit.keys.length ? `The colours are the keys of the run's last analysed checkpoint: ${circuit.keys.join(" ")}.` : "The run's last analysed checkpoint has no keys."}`
     : `Run ${chosen().run} is not here: it was not analysed, or the page has no room for it. ${data.circuits_left_out}`;
   if (!circuit) return;
   state.checkpoint = Math.min(state.checkpoint, circuit.epoch.length - 1);

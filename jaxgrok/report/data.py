@@ -6,7 +6,7 @@ Arrays are packed: their shape, and their values as base64 of little-endian floa
 import base64
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from jaxgrok.config import Config
 from jaxgrok.measures import fourier, subjects
 from jaxgrok.stats import Arrival, survival_curve
 from jaxgrok.store.curves import RunCurves
-from jaxgrok.store.events import Outcome
+from jaxgrok.store.events import Outcome, Timing
 from jaxgrok.store.results import AXES, KEYS, Cell, Results, RunRecord, text_of
 from jaxgrok.store.schedule import schedule
 from jaxgrok.store.steps import Damaged
@@ -45,9 +45,15 @@ def packed(array: Any, dtype: str = "float32") -> dict[str, Any]:
 def page_data(results: Results) -> dict[str, Any]:
     """Everything that the page of a sweep shows."""
     cells = results.cells
-    runs = [(record, number) for number, cell in enumerate(cells) for record in cell.records]
-    epochs, curves = _curves_of(results, [record for record, _ in runs])
-    circuits, left_out = _circuits(results, cells)
+    runs = [
+        (record, timing, number)
+        for number, cell in enumerate(cells)
+        for record, timing in zip(cell.records, cell.timings, strict=True)
+    ]
+    epochs, curves = _curves_of(results, [record for record, _, _ in runs])
+    analysed = _analysed(results, cells)
+    circuits, circuits_left_out = _circuits(results, cells, analysed)
+    networks, networks_left_out = _networks(results, cells, analysed)
     data = {
         "title": results.path.absolute().name,
         "about": _about(results),
@@ -55,13 +61,14 @@ def page_data(results: Results) -> dict[str, Any]:
         "waiting": timing_tables.waiting_line(results),
         "planes": [_plane(plane) for plane in phase_diagram.planes(cells)],
         "cells": [_cell(cell) for cell in cells],
-        "runs": [_run(record, cells[number], number) for record, number in runs],
+        "runs": [_run(*run) for run in runs],
         "epochs": packed(epochs),
         "curves": packed(curves),
         "circuits": circuits,
-        "circuits_left_out": left_out,
+        "circuits_left_out": circuits_left_out,
         "advice": "" if circuits else _advice(results, cells),
-        "networks": _networks(results, cells),
+        "networks": networks,
+        "networks_left_out": networks_left_out,
     }
     if results.has_circuit_events:
         data["stages"] = _table(timing_tables.stages_table(cells), timing_tables.STAGES_NOTE)
@@ -145,14 +152,13 @@ def _field(cell: Cell | None) -> dict[str, Any] | None:
     }
 
 
-def _run(record: RunRecord, cell: Cell, number: int) -> dict[str, Any]:
-    timing = cell.timings[cell.records.index(record)]
+def _run(record: RunRecord, timing: Timing, cell: int) -> dict[str, Any]:
     return {
         "run": record.number,
         "seed": record.seed,
-        "cell": number,
+        "cell": cell,
         "outcome": str(timing.outcome),
-        "last_epoch": timing.last_epoch,
+        "last_epoch": record.last_epoch,
         "memorised": timing.by("memorised"),
         "grokked": timing.by("grokked"),
     }
@@ -181,40 +187,41 @@ def _curves_of(
 
 
 def _at(curves: RunCurves, name: str, epochs: Int[np.ndarray, "T"]) -> Float[np.ndarray, "t"]:
-    """A run's curve at the epochs up to its last one."""
+    """A run's curve at the epochs up to its last one; NaN where nothing was recorded from one to before the next."""
     recorded = curves.epoch_train if name == "train_loss" else curves.epoch_eval
     values = getattr(curves, name)
-    if not len(recorded):
+    if not len(recorded) or not len(epochs):
         return np.empty(0)
     edges = np.searchsorted(recorded, epochs[epochs <= recorded[-1]])
-    if not len(edges):
-        return np.empty(0)
-    return np.fmax.reduceat(values, edges) if name.endswith("loss") else values[edges]
+    found = np.fmax.reduceat(values, edges) if name.endswith("loss") else values[edges]
+    return np.where(np.diff(edges, append=len(recorded)) > 0, found, np.nan)
 
 
 # --- circuits over training -------------------------------------------------------------------------------------------
 
 
-def _circuits(results: Results, cells: Sequence[Cell]) -> tuple[list[dict[str, Any]], str]:
+def _analysed(results: Results, cells: Sequence[Cell]) -> set[int]:
+    """The numbers of the runs with circuits that were analysed."""
+    records = [record for cell in subjects.of_kind(subjects.CIRCUITS, cells) for record in cell.records]
+    return {record.number for record, _, _ in results.analysed({record.number for record in records}, (KEYS,))}
+
+
+def _circuits(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tuple[list[dict[str, Any]], str]:
     """The measures over training of the analysed runs, as many as the page has room for, and a line on the others."""
-    records = [
-        record
-        for cell in subjects.of_kind(subjects.CIRCUITS, cells)
-        for record, found in zip(cell.records, _analysed(results, cell.records), strict=True)
-        if found
-    ]
+    records = [record for cell in cells for record in cell.records if record.number in analysed]
     if not records:
         return [], ""
-    p = records[0].config.p
+    K = max(record.config.p for record in records) // 2
     checkpoints = max(len(results.checkpoint_epochs(record)) for record in records)
-    most = max(1, MOST_MEASURES // (checkpoints * (4 * (p // 2) + 10)))
+    most = max(1, MOST_MEASURES // (checkpoints * (4 * K + 10)))
     chosen = records[:: -(-len(records) // most)]
-    names = [KEYS, "neurons_unclustered", "neurons_always_active", *SPECTRA, *LOSSES]
+    names = ("neurons_unclustered", "neurons_always_active", *SPECTRA, *LOSSES)
     found = []
-    for record, series in zip(chosen, results.measured(chosen, names), strict=True):
+    for record, series in zip(chosen, results.measured(chosen, (KEYS, *names)), strict=True):
         flat = subjects.flatten(series)
         keys = np.flatnonzero(flat[KEYS][-1]) + 1
-        shown = {name: packed(flat[name]) for name in (*SPECTRA, *LOSSES, *names[1:3]) if name in flat}
+        # What a task or a network has not is NaN everywhere.
+        shown = {name: packed(flat[name]) for name in names if name in flat and np.isfinite(flat[name]).any()}
         found.append({"run": record.number, "keys": keys.tolist(), "epoch": flat["epoch"].tolist(), **shown})
     line = "" if len(chosen) == len(records) else f"{len(chosen)} of {len(records)} analysed runs, evenly chosen."
     return found, line
@@ -228,12 +235,18 @@ def _advice(results: Results, cells: Sequence[Cell]) -> str:
     return f"No checkpoint was analysed yet. This adds the circuit over training and the network at work: {command}"
 
 
-def _analysed(results: Results, records: Sequence[RunRecord]) -> list[bool]:
-    known = {int(found["run"]) for found in results.last_analysed(list(records))}
-    return [record.number in known for record in records]
-
-
 # --- networks at work -------------------------------------------------------------------------------------------------
+
+
+class _AtWork(NamedTuple):
+    """A network that the page can compute: of a run, at an epoch, with its measures by path. age: how many of the
+    run's other networks are later."""
+
+    cell: int
+    record: RunRecord
+    epoch: int
+    measures: dict[str, np.ndarray]
+    age: int
 
 
 def computes_in_page(config: Config) -> bool:
@@ -241,53 +254,60 @@ def computes_in_page(config: Config) -> bool:
     return config.modular and config.arch == "transformer" and config.n_layers == 1 and config.act == "relu"
 
 
-def _networks(results: Results, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The weights of each cell's first analysed run at up to four checkpoints, from before it grokked to its end."""
-    chosen = []
-    for cell in subjects.of_kind(subjects.CIRCUITS, cells):
-        timings = dict(zip((record.number for record in cell.records), cell.timings, strict=True))
-        finite = [record for record in cell.records if timings[record.number].outcome is not Outcome.DIVERGED]
-        analysed = [record for record, found in zip(finite, _analysed(results, finite), strict=True) if found]
-        if analysed and computes_in_page(cell.config):
-            record, timing = analysed[0], timings[analysed[0].number]
-            wanted = [0, timing.by("memorised"), timing.by("grokked"), timing.last_epoch]
-            chosen.append((record, _nearest(results.checkpoint_epochs(record), wanted)))
+def _networks(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tuple[list[dict[str, Any]], str]:
+    """The weights of each cell's first analysed run at up to four of its analysed checkpoints, from before it grokked
+    to its end, and a line on what is not there. If there is no room for all, the last ones come first."""
+    wanted, others = [], False
+    for number, cell in enumerate(cells):
+        runs = zip(cell.records, cell.timings, strict=True)
+        runs = [(record, of) for record, of in runs if record.number in analysed and of.outcome is not Outcome.DIVERGED]
+        others |= bool(runs) and not computes_in_page(cell.config)
+        if runs and computes_in_page(cell.config):
+            wanted += _of_run(results, number, *runs[0])
+    wanted.sort(key=lambda network: (network.age, network.cell))
     found, room = [], MOST_WEIGHT_BYTES
-    for record, epochs in chosen:
-        for epoch in epochs:
-            try:
-                params = subjects.flatten(results.network(record, epoch))
-            except Damaged:
-                continue  # `results.damage` names it
-            room -= sum(2 * x.size for x in params.values())
-            if found and room < 0:
-                return found
-            found.append(_network(results, record, epoch, params))
-    return found
+    for network in wanted:
+        try:
+            params = subjects.flatten(results.network(network.record, network.epoch))
+        except Damaged:
+            continue  # `results.damage` names it
+        room -= sum(2 * x.size for x in params.values())
+        if found and room < 0:
+            break
+        found.append((network, params))
+    found.sort(key=lambda entry: (entry[0].cell, entry[0].epoch))
+    lines = [f"There is room for {len(found)} of {len(wanted)} networks."] if len(found) < len(wanted) else []
+    lines += ["Only networks of one block with ReLU are computed here."] if others and wanted else []
+    return [_network(network, params) for network, params in found], " ".join(lines)
 
 
-def _network(results: Results, record: RunRecord, epoch: int, params: dict[str, Any]) -> dict[str, Any]:
-    """What the page needs to compute one network's logits, and to tell them as a sum of waves."""
-    config, task = record.config, modular_task(record.config)
-    names = (KEYS, "alpha", "neuron_frequency", "neuron_fve")
-    (series,) = results.measured([record], names)
-    m = {name: x[list(series["epoch"]).index(epoch)] for name, x in subjects.flatten(series).items()}
-    keys = np.flatnonzero(m[KEYS]) + 1
+def _of_run(results: Results, cell: int, record: RunRecord, timing: Timing) -> list[_AtWork]:
+    """A run's networks at the analysed checkpoints nearest to its start, its two transitions, and its end."""
+    (series,) = results.measured([record], (KEYS, "alpha", "neuron_frequency", "neuron_fve"))
+    flat, epochs = subjects.flatten(series), series["epoch"].tolist()
+    wanted = [at for at in (0, timing.by("memorised"), timing.by("grokked"), record.last_epoch) if at is not None]
+    rows = sorted({min(range(len(epochs)), key=lambda row: abs(epochs[row] - at)) for at in wanted}, reverse=True)
+    return [
+        _AtWork(cell, record, epochs[row], {name: x[row] for name, x in flat.items()}, age)
+        for age, row in enumerate(rows)
+    ]
+
+
+def _network(network: _AtWork, params: dict[str, Any]) -> dict[str, Any]:
+    """What the page needs to compute one network's logits, and to approximate them by a sum of waves."""
+    config, m = network.record.config, network.measures
+    task, keys = modular_task(config), np.flatnonzero(m[KEYS]) + 1
     found = {
-        **{"run": record.number, "epoch": epoch, "p": config.p, "n_heads": config.n_heads},
-        **{"residual_factor": config.residual_factor, "keys": keys.tolist()},
+        **{"run": network.record.number, "cell": network.cell, "epoch": network.epoch},
+        **{"p": config.p, "n_heads": config.n_heads, "residual_factor": config.residual_factor},
+        "keys": keys.tolist(),
         "clusters": np.where(m["neuron_fve"] > fourier.CLUSTERED, m["neuron_frequency"], 0).tolist(),
-        "labels": packed(task.labels(record.seed), "int16"),
+        "labels": packed(task.labels(network.record.seed), "int16"),
         "weights": {name: packed(x, "float16") for name, x in params.items()},
     }
     if fourier.has_waves(task):
         found |= {"alpha": m["alpha"][keys - 1].tolist(), "s": packed(fourier.wave_argument(task), "int16")}
     return found
-
-
-def _nearest(epochs: Sequence[int], wanted: Sequence[int | None]) -> list[int]:
-    """The saved epochs nearest to the wanted ones, in order."""
-    return sorted({min(epochs, key=lambda saved: abs(saved - at)) for at in wanted if at is not None})
 
 
 # --- across seeds -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,12 @@ function choose(row) {
     `run ${run.run}: ${run.outcome}; memorised at ${whole(run.memorised)}, ${data.cells[run.cell].event} at ${whole(run.grokked)}, trained ${whole(run.last_epoch)} epochs`;
   const circuit = circuitOf(run.run);
   if (circuit) state.checkpoint = circuit.epoch.length - 1;
+  const network = data.networks.findLastIndex((each) => each.run === run.run);
+  if (network >= 0) {
+    $("which").value = network;
+    drawNetwork();
+  }
+  if (data.cells.length > MOST_CELLS) drawSurvival();
   drawRun();
 }
 
@@ -50,7 +56,13 @@ $("advice").textContent = data.advice;
 if (data.waiting) element("p", data.waiting, whenTables);
 if (data.stages) table(data.stages, whenTables);
 drawPlanes();
-for (const each of data.seeds) table(each, document.querySelector("#seeds .tables"));
+for (const each of data.seeds) {
+  const place = document.querySelector("#seeds .tables");
+  // Of many cells, each table is opened by whoever wants to see it.
+  const fold = data.seeds.length > MOST_TABLES ? element("details", null, place) : null;
+  if (fold) element("summary", each.name, fold);
+  table(each, fold ?? place);
+}
 $("seeds").hidden = !data.seeds.length;
 options(
   $("cell"),
@@ -58,7 +70,9 @@ options(
 );
 options(
   $("which"),
-  data.networks.map((network) => `run ${network.run} at epoch ${whole(network.epoch)}`),
+  data.networks.map(
+    (network) => `${data.cells[network.cell].name}, run ${network.run} at epoch ${whole(network.epoch)}`,
+  ),
 );
 if (data.networks.length) $("which").value = data.networks.length - 1;
 $("cell").addEventListener("change", () => choose(rowsOf(+$("cell").value)[0]));
@@ -69,7 +83,9 @@ $("next").addEventListener("click", () => step(1));
 $("checkpoint").addEventListener("input", () => chooseCheckpoint(+$("checkpoint").value));
 $("play").addEventListener("click", play);
 for (const id of ["which", "a", "b"]) $(id).addEventListener("input", drawNetwork);
-$("picker").hidden = !data.runs.length;
+$("network-note").textContent = data.networks_left_out;
+$("picker").hidden = $("curves").hidden = !data.runs.length;
+$("circuit").hidden = !data.circuits.length;
 drawSurvival();
 const linked = +(location.hash.match(/^#run=(\d+)$/)?.[1] ?? NaN);
 if (data.runs.length)

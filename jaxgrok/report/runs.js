@@ -17,18 +17,24 @@ const finite = (value) => (Number.isFinite(value) ? value : null);
 function curveOf(row, name) {
   const length = epochs.length,
     at = (row * CURVES.length + CURVES.indexOf(name)) * length;
-  return Array.from(curves.values.subarray(at, at + length), name.endsWith("loss") ? positive : finite);
+  return Array.from(curves.values.subarray(at, at + length), shown(name));
 }
+// A loss of 0 has no place on a logarithmic axis.
+const shown = (name) => (name.endsWith("loss") ? positive : finite);
 
+// Quantiles over runs at each epoch, as long as nine tenths of them still train.
 function quantiles(rows, name, shares) {
-  const all = rows.map((row) => curveOf(row, name));
-  const bands = shares.map(() => []);
-  for (let i = 0; i < epochs.length; i++) {
-    const here = all
-      .map((values) => values[i])
-      .filter((value) => value !== null)
+  const length = epochs.length,
+    bands = shares.map(() => []);
+  for (let i = 0; i < length; i++) {
+    const here = rows
+      .map((row) => curves.values[(row * CURVES.length + CURVES.indexOf(name)) * length + i])
+      .filter(Number.isFinite)
       .sort((x, y) => x - y);
-    shares.forEach((share, j) => bands[j].push(here.length ? here[Math.round(share * (here.length - 1))] : null));
+    const enough = here.length >= 0.9 * rows.length;
+    shares.forEach((share, j) =>
+      bands[j].push(enough ? shown(name)(here[Math.round(share * (here.length - 1))]) : null),
+    );
   }
   return bands;
 }
@@ -40,7 +46,8 @@ function drawCurves(id, names, label, yScale) {
     bands = [],
     owners = [null];
   const add = (line, points, owner = null) => {
-    series.push({ points: { show: false }, value: (_, y) => say(y), ...line });
+    // Where less is recorded than is evaluated, a curve has gaps between its epochs.
+    series.push({ points: { show: false }, spanGaps: true, value: (_, y) => say(y), ...line });
     values.push(points);
     owners.push(owner);
   };
@@ -99,7 +106,7 @@ function drawCurves(id, names, label, yScale) {
 }
 
 function drawSurvival() {
-  const cells = data.cells.filter((cell) => cell.survival);
+  const cells = data.cells.filter((cell, i) => cell.survival && (i < MOST_CELLS || i === chosen().cell));
   $("survival").hidden = !cells.length;
   if (!cells.length) return;
   const time = [...new Set(cells.flatMap((cell) => cell.survival.time))].sort((x, y) => x - y);

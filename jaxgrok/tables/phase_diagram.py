@@ -18,7 +18,7 @@ from jaxgrok.tables.write import markdown, write_text
 NOTE = (
     "In each field: how many runs grokked (or, on unlimited data, learned), of how many, the median epoch at which they"
     " did, by Kaplan-Meier, and how many runs ended in another way. `> 40,000`: half of the runs have not done so by"
-    " then."
+    " then. Runs that lost it again are counted in both."
 )
 
 
@@ -85,13 +85,15 @@ def others(cell: Cell) -> dict[Outcome, int]:
 
 def share_text(cell: Cell) -> str:
     """`3/4`: how many runs of a cell grokked or learned, of how many."""
-    return f"{len(cell.records) - sum(others(cell).values())}/{len(cell.records)}"
+    return f"{arrived(cell).arrived}/{len(cell.records)}"
 
 
 def time_text(cell: Cell) -> str:
-    """The median epoch, or by when half of the runs had not arrived."""
+    """The median epoch, or by when half of the runs had not arrived; `-` if all diverged at once."""
     median = arrived(cell)
-    return f"> {median.longest:,.0f}" if median.value is None else f"{median.value:,.0f}"
+    if median.value is not None:
+        return f"{median.value:,.0f}"
+    return f"> {median.longest:,.0f}" if median.longest > 0 else "-"
 
 
 def readable_table(plane: Plane) -> Table:
