@@ -119,13 +119,16 @@ def head_rows(results, record, epochs, head, k):
             if len(losses) == 1:
                 attention = weights[:, head, 2].reshape(p, p)
         attn = params["blocks_0"]["attn"]
-        equals = (params["embed"]["W_E"][p] + params["pos_embed"]["W_pos"][2]) @ attn["W_V"][head] @ attn["W_O"][head]
+        written = attn["W_V"][head] @ attn["W_O"][head]
+        equals = (params["embed"]["W_E"][p] + params["pos_embed"]["W_pos"][2]) @ written
+        numbers = params["embed"]["W_E"][:p] @ written
+        spread = np.sqrt(((numbers - numbers.mean(axis=0)) ** 2).sum(axis=1).mean())
         rows.append(
             [
                 f"{epoch:,}",
                 f"{attention.mean():.4f} ({attention.max():.3f})",
                 "{:.2f}, {:.2f}".format(*explained(attention, k)),
-                f"{np.linalg.norm(equals):.1f}",
+                f"{np.linalg.norm(equals):.1f}, {spread:.1f}",
                 *(f"{loss:.3g}" for loss in losses),
             ]
         )
@@ -138,16 +141,16 @@ def figure_of(m):
     epoch = m["epoch"]
     for name, colour in (("loss/train", "#3b6fb6"), ("loss/test", "#c8553d"), ("restricted_loss/all", "#228833")):
         loss.plot(epoch, m[name], color=colour, label=name.replace("_", " ").replace("/", ", "))
-    loss.set(yscale="log", ylim=(3e-8, 2e-6), ylabel="loss (nats)")
+    loss.set(yscale="log", ylim=(3e-8, 4e-6), ylabel="loss (nats)")
     weights.plot(epoch, m["sum_squared_weights/total"], color="k", label="sum of squared weights")
     weights.set(ylim=(940, 1000), ylabel="squared weights")
     for head, colour in enumerate(("#4477aa", "#ee6677", "#ccbb44", "#66ccee")):
         line = m["attention_to_equals_mean"][:, head]
         attention.plot(epoch, line, color=colour, label=f'head {head}, attention to "="')
-    attention.set(yscale="log", ylabel="mean over pairs")
+    attention.set(yscale="log", ylim=(4e-4, 0.4), ylabel="mean over pairs")
     for name, colour in (("attention_zero", "k"), ("attention_skip_zero", "#aa3377"), ("mlp_skip_zero", "#228833")):
         ablation.plot(epoch, m[f"ablation_loss/{name}"], color=colour, label=name.replace("_", " "))
-    ablation.set(yscale="log", ylabel="loss (nats)", xlabel="epoch", xlim=(8000, epoch[-1]))
+    ablation.set(yscale="log", ylabel="loss (nats)", xlabel="epoch", xlim=(8000, epoch[-1] + 1000))
     ablation.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (loss, weights, attention, ablation):
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
@@ -176,7 +179,7 @@ def main(run_dir):
     head = int(np.argmax(m["attention_to_equals_mean"][-1]))
     k = int(m["attention_score_frequency/frequency"][-1][head])
     header = ["epoch", 'attention to "=": mean (most)', f"explained by waves of {k}, and with products"]
-    header += ['size of what "=" adds', "loss", 'without "="', '"=" at its mean']
+    header += ['size of what "=" adds, and of what numbers add', "loss", 'without "="', '"=" at its mean']
     epochs = [epoch for epoch in HEADS if epoch in m["epoch"]]
     print(f"head {head}\n\n" + markdown(header, head_rows(results, record, epochs, head, k)))
     figure_of(m).savefig(Path(__file__).with_name("own-mainline.png"))
