@@ -249,18 +249,20 @@ def test_the_page_computes_what_jax_does(results, data, tmp_path):
     network = data["networks"][-1]
     (tmp_path / "network.json").write_text(json.dumps(network))
     pairs = np.random.default_rng(0).integers(0, 11, (10, 2)).tolist()
+    program = str(PROGRAMS / "network.js")
     (tmp_path / "run.js").write_text(
         f"""
-        const {{ unpacked, forward, attentionToFirst, circle }} = require({json.dumps(str(PROGRAMS / "network.js"))});
+        const {{ unpacked, forward, attentionToFirst, neuronMap, circle }} = require({json.dumps(program)});
         const found = JSON.parse(require("fs").readFileSync({json.dumps(str(tmp_path / "network.json"))}));
         for (const name in found.weights) found.weights[name] = unpacked(found.weights[name]);
         const all = {json.dumps(pairs)}.map(([a, b]) => forward(found, a, b));
         const plain = all.map((x) => ({{ ...x, neurons: [...x.neurons], logits: [...x.logits] }}));
-        console.log(JSON.stringify([plain, attentionToFirst(found).map((map) => [...map]), circle(found, 2)]));
+        const maps = attentionToFirst(found).map((map) => [...map]), neuron = [...neuronMap(found, 3)];
+        console.log(JSON.stringify([plain, maps, neuron, circle(found, 2)]));
         """
     )
     done = subprocess.run(["node", str(tmp_path / "run.js")], capture_output=True, text=True, check=True)
-    forward, maps, circle = json.loads(done.stdout)
+    forward, maps, neuron_map, circle = json.loads(done.stdout)
     record = results.runs[network["run"]]
     model, params = make_model(record.config, make_task(record.config)), results.network(record, network["epoch"])
     tokens = np.array([[a, b, 11] for a, b in pairs], np.int32)
@@ -272,6 +274,7 @@ def test_the_page_computes_what_jax_does(results, data, tmp_path):
     for i, theirs in enumerate(forward):
         a, b = pairs[i]
         to_first = [map_of_head[a * 11 + b] for map_of_head in maps]
+        np.testing.assert_allclose(neuron_map[a * 11 + b], theirs["neurons"][3], rtol=0, atol=1e-6)
         np.testing.assert_allclose(to_first, [share[0] for share in theirs["pattern"]], rtol=0, atol=1e-6)
         ours = np.asarray(logits)[i, 0, :11]
         np.testing.assert_allclose(theirs["logits"], ours, rtol=0, atol=1e-3 * np.abs(ours).max())
@@ -295,6 +298,7 @@ const seen = () => ({
   told: $("told").textContent,
   epoch: $("epoch").textContent,
   answer: $("answer").textContent,
+  pictures: [...$("maps").children].map((picture) => picture.textContent),
   thick: charts.loss.series.filter((series) => series.width > 2).map((series) => series.label),
   charts: Object.keys(charts).sort(),
   bars: [...charts.W_E.data[1]],
@@ -310,6 +314,7 @@ said.push(seen());
 change("checkpoint", 0, "input");
 said.push(seen());
 change("a", 4, "input");
+change("neuron", 1, "input");
 change("which", 0, "input");
 said.push(seen());
 const before = performance.now();
@@ -373,6 +378,8 @@ def test_a_run_that_is_chosen_is_shown_everywhere(driven, data):
     assert network["logits"] != checkpoint["logits"]
     assert network["answer"] != checkpoint["answer"]
     assert "the answer is 9" in network["answer"]  # 4 + 5
+    assert len(network["pictures"]) == 2 + 1  # two heads and a neuron
+    assert network["pictures"][-1].startswith("neuron 1 (")
 
 
 def test_the_slider_is_quick(driven):

@@ -127,24 +127,37 @@ function picture(parent, caption, size) {
   return canvas.getContext("2d");
 }
 
-// A colour of the style sheet as red, green and blue.
-const rgb = (name) =>
-  css(name)
-    .match(/[0-9a-f]{2}/gi)
-    .map((byte) => parseInt(byte, 16));
+// A colour as red, green and blue.
+const bytes = (colour) => colour.match(/[0-9a-f]{2}/gi).map((byte) => parseInt(byte, 16));
 
+// Maps of every pair. colour: of the largest value; the chosen pair stands out.
 function drawMaps(network, a, b) {
   network.maps ??= attentionToFirst(network);
-  const { p } = network,
-    [low, high] = [rgb("panel"), rgb("train")];
+  const { p, keys, clusters } = network,
+    pair = a * p + b;
   $("maps").replaceChildren();
-  network.maps.forEach((map, head) => {
-    const context = picture($("maps"), `head ${head}: ${map[a * p + b].toFixed(2)} to a = ${a}`, p),
-      image = context.createImageData(p, p);
-    map.forEach((share, pair) => image.data.set([...low.map((x, i) => x + share * (high[i] - x)), 255], 4 * pair));
-    image.data.set([...rgb("accent"), 255], 4 * (a * p + b));
+  const draw = (map, most, colour, caption) => {
+    const context = picture($("maps"), caption, p),
+      image = context.createImageData(p, p),
+      [low, high] = [bytes(css("panel")), bytes(colour)];
+    map.forEach((x, i) => image.data.set([...low.map((from, j) => from + (x / most) * (high[j] - from)), 255], 4 * i));
+    image.data.set([...bytes(css("accent")), 255], 4 * pair);
     context.putImageData(image, 0, 0);
-  });
+  };
+  network.maps.forEach((map, head) => draw(map, 1, css("train"), `head ${head}: ${map[pair].toFixed(2)} to a = ${a}`));
+  const last = clusters.length - 1,
+    asked = $("neuron").value === "" ? clusters.findIndex((k) => keys.includes(k)) : +$("neuron").value,
+    neuron = Math.min(last, Math.max(0, Math.floor(asked) || 0)),
+    map = neuronMap(network, neuron),
+    key = keys.indexOf(clusters[neuron]);
+  $("neuron").max = last;
+  const cluster = clusters[neuron] ? `k = ${clusters[neuron]}` : "no cluster";
+  draw(
+    map,
+    Math.max(...map) || 1,
+    key < 0 ? OTHER : COLOURS[key % COLOURS.length],
+    `neuron ${neuron} (${cluster}): ${say(map[pair])}`,
+  );
 }
 
 function drawCircles(network, a, b) {

@@ -72,7 +72,7 @@ function drawMeasures() {
     260,
     {
       axes: axes("epoch + 1", "nats", 64, { xLog: true, yLog: true }),
-      scales: { x: { time: false, ...LOG }, y: LOG },
+      scales: { x: EPOCHS, y: LOG },
       series,
       plugins: [marker(epochOfCheckpoint)],
     },

@@ -64,34 +64,86 @@ function forward(network, a, b) {
   return { pattern, neurons, logits };
 }
 
-// The attention of each head from "=" to a, for every pair: [head][a * p + b]. "=" asks the same of every pair, so a
-// score depends on one number and its position alone.
-function attentionToFirst(network) {
+// The scores of each head from "=": of every number at either position, and of "=" itself. "=" asks the same of every
+// pair, so a score depends on one number and its position alone.
+function scoresOf(network) {
   const w = network.weights,
     p = network.p,
     H = network.n_heads,
     D = w["embed/W_E"].shape[1],
     K = D / H;
-  const W_E = w["embed/W_E"].values,
-    W_pos = w["pos_embed/W_pos"].values,
-    of = (name) => w[`blocks_0/attn/${name}`].values;
-  const at = (token, position, i) => W_E[token * D + i] + W_pos[position * D + i];
+  const of = (name) => w[`blocks_0/attn/${name}`].values;
   return Array.from({ length: H }, (_, h) => {
     const query = new Float64Array(K),
       asked = new Float64Array(D),
       first = h * D * K;
-    for (let i = 0; i < D; i++) for (let j = 0; j < K; j++) query[j] += at(p, 2, i) * of("W_Q")[first + i * K + j];
+    for (let i = 0; i < D; i++)
+      for (let j = 0; j < K; j++) query[j] += streamAt(network, p, 2, i) * of("W_Q")[first + i * K + j];
     for (let i = 0; i < D; i++)
       for (let j = 0; j < K; j++) asked[i] += (of("W_K")[first + i * K + j] * query[j]) / Math.sqrt(K);
-    const score = (token, position) => asked.reduce((sum, x, i) => sum + x * at(token, position, i), 0);
-    const [to_a, to_b] = [0, 1].map((position) =>
-      Float64Array.from({ length: p }, (_, token) => score(token, position)),
+    return along(network, asked);
+  });
+}
+
+const streamAt = ({ weights: w }, token, position, i) =>
+  w["embed/W_E"].values[token * w["embed/W_E"].shape[1] + i] +
+  w["pos_embed/W_pos"].values[position * w["embed/W_E"].shape[1] + i];
+
+// The stream before attention along a direction: of every number at the first and the second position, and of "=".
+function along(network, direction) {
+  const { p } = network,
+    at = (token, position) => direction.reduce((sum, x, i) => sum + x * streamAt(network, token, position, i), 0);
+  const [first, second] = [0, 1].map((position) => Float64Array.from({ length: p }, (_, token) => at(token, position)));
+  return { first, second, equals: at(p, 2) };
+}
+
+// How a head attends to a, b and "=".
+function shares({ first, second, equals }, a, b) {
+  const most = Math.max(first[a], second[b], equals),
+    weights = [first[a], second[b], equals].map((score) => Math.exp(score - most)),
+    total = weights[0] + weights[1] + weights[2];
+  return weights.map((x) => x / total);
+}
+
+// The attention of each head from "=" to a, for every pair: [head][a * p + b].
+function attentionToFirst(network) {
+  const { p } = network;
+  return scoresOf(network).map((scores) =>
+    Float64Array.from({ length: p * p }, (_, pair) => shares(scores, Math.floor(pair / p), pair % p)[0]),
+  );
+}
+
+// One neuron after its ReLU, on every pair: [a * p + b].
+function neuronMap(network, neuron) {
+  const w = network.weights,
+    p = network.p,
+    D = w["embed/W_E"].shape[1],
+    K = D / network.n_heads,
+    { shape, values: W_in } = w["blocks_0/mlp/W_in"];
+  const reads = Float64Array.from({ length: D }, (_, i) => W_in[i * shape[1] + neuron]);
+  const { equals: skip } = along(network, reads),
+    base = network.residual_factor * skip + w["blocks_0/mlp/b_in"].values[neuron];
+  // What the neuron reads of what each head writes, by the number that it attends to.
+  const heads = scoresOf(network).map((scores, h) => {
+    const W_V = w["blocks_0/attn/W_V"].values.subarray(h * D * K, (h + 1) * D * K),
+      W_O = w["blocks_0/attn/W_O"].values.subarray(h * D * K, (h + 1) * D * K);
+    const written = Float64Array.from({ length: K }, (_, k) =>
+      reads.reduce((sum, x, i) => sum + x * W_O[k * D + i], 0),
     );
-    const to_equals = score(p, 2);
-    return Float64Array.from({ length: p * p }, (_, pair) => {
-      const here = to_a[Math.floor(pair / p)];
-      return 1 / (1 + Math.exp(to_b[pair % p] - here) + Math.exp(to_equals - here));
-    });
+    const direction = Float64Array.from({ length: D }, (_, i) =>
+      written.reduce((sum, x, k) => sum + x * W_V[i * K + k], 0),
+    );
+    return { scores, read: along(network, direction) };
+  });
+  return Float64Array.from({ length: p * p }, (_, pair) => {
+    const a = Math.floor(pair / p),
+      b = pair % p;
+    let sum = base;
+    for (const { scores, read } of heads) {
+      const [to_a, to_b, to_equals] = shares(scores, a, b);
+      sum += to_a * read.first[a] + to_b * read.second[b] + to_equals * read.equals;
+    }
+    return Math.max(sum, 0);
   });
 }
 
@@ -107,8 +159,8 @@ function circle(network, k) {
     const norm = Math.hypot(...direction) || 1;
     return direction.map((x) => x / norm);
   });
-  const along = (a, direction) => direction.reduce((sum, x, i) => sum + x * values[a * D + i], 0);
-  return Array.from({ length: p }, (_, a) => [along(a, u), along(a, v)]);
+  const projected = (a, direction) => direction.reduce((sum, x, i) => sum + x * values[a * D + i], 0);
+  return Array.from({ length: p }, (_, a) => [projected(a, u), projected(a, v)]);
 }
 
-if (typeof module !== "undefined") module.exports = { unpacked, forward, attentionToFirst, circle };
+if (typeof module !== "undefined") module.exports = { unpacked, forward, attentionToFirst, neuronMap, circle };

@@ -82,7 +82,7 @@ $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 $("checkpoint").addEventListener("input", () => chooseCheckpoint(+$("checkpoint").value));
 $("play").addEventListener("click", play);
-for (const id of ["which", "a", "b"]) $(id).addEventListener("input", drawNetwork);
+for (const id of ["which", "a", "b", "neuron"]) $(id).addEventListener("input", drawNetwork);
 $("network-note").textContent = data.networks_left_out;
 $("picker").hidden = $("curves").hidden = !data.runs.length;
 $("circuit").hidden = !data.circuits.length;

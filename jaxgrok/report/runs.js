@@ -2,6 +2,7 @@
 "use strict";
 
 const LOG = { distr: 3 };
+const EPOCHS = { time: false, ...LOG, range: (_, least, most) => [Math.max(1, least), Math.max(2, most)] };
 const epochs = unpacked(data.epochs).values;
 const epochAxis = Float64Array.from(epochs, (epoch) => epoch + 1);
 const curves = unpacked(data.curves);
@@ -80,7 +81,7 @@ function drawCurves(id, names, label, yScale) {
     300,
     {
       axes: axes("epoch + 1", label, 64, { xLog: true, yLog: yScale === LOG }),
-      scales: { x: { time: false, ...LOG }, y: yScale },
+      scales: { x: EPOCHS, y: yScale },
       series,
       bands,
       focus: { alpha: 1 },
