@@ -19,8 +19,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "2000000000"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-# XLA 0.10 compiles small programs in half the time with its older emitters of fused loops. Later releases have but one
-# kind, and end the process at a flag that they do not know.
+# XLA of jaxlib 0.10 compiles small programs in half the time with its older emitters of fused loops. Later releases
+# have but one kind, and end the process at a flag that they do not know.
 if version("jaxlib").startswith("0.10.") and "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 

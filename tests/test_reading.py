@@ -233,7 +233,7 @@ def test_measures_that_are_damaged_are_named_and_measured_again(path, analysed, 
     assert 20 not in results.measures(seed=0)["epoch"]
     (damage,) = results.damage
     assert damage.line.startswith(f"{file} is damaged (")
-    assert damage.line.endswith(": its networks count as not measured. analyze.py measures them again")
+    assert damage.line.endswith(": its networks count as not measured. analyze.py measures its networks again")
     found = analysis.analyze(path)
     (line,) = found.mended
     assert line.startswith(f"measured again: {file} is damaged (")

@@ -4,15 +4,16 @@ python docs/results/own_mainline.py RUN_DIR
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxgrok
-from jaxgrok.measures.all_pairs import split_of
-from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.figures.style import TEST, TRAIN, make_figure
+from jaxgrok.measures import fourier
+from jaxgrok.measures.all_pairs import mean_loss, run_network, split_of
 from jaxgrok.tables.write import markdown
 
 jax.config.update("jax_enable_x64", True)
@@ -51,28 +52,25 @@ def measures_of(results):
     }
 
 
-def forward(params, p, change=lambda weights: weights):
-    """The logits of all pairs, and the attention from "=" [pair, head, position]; `change` makes another attention."""
-    attn, mlp = params["blocks_0"]["attn"], params["blocks_0"]["mlp"]
-    a, b = np.divmod(np.arange(p * p), p)
-    tokens = np.stack([a, b, np.full(p * p, p)], axis=1)
-    stream = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"]
-    query = np.einsum("nd,hdk->nhk", stream[:, 2], attn["W_Q"])
-    key, value = (np.einsum("nsd,hdk->nhsk", stream, attn[name]) for name in ("W_K", "W_V"))
-    weights = np.exp(np.einsum("nhsk,nhk->nhs", key, query) / np.sqrt(query.shape[-1]))
-    weights = change(weights / weights.sum(axis=2, keepdims=True))
-    mid = stream[:, 2] + np.einsum("nhs,nhsk,hkd->nd", weights, value, attn["W_O"], optimize=True)
-    post = np.maximum(mid @ mlp["W_in"] + mlp["b_in"], 0)
-    return ((mid + post @ mlp["W_out"] + mlp["b_out"]) @ params["unembed"]["W_U"])[:, :p], weights
+def changed(net, params, head, change):
+    """The logits of all pairs if a head attended otherwise: `change` makes another pattern [a, b, head, position]."""
+    p, attn = net.logits.shape[-1], params["blocks_0"]["attn"]
+    written = attn["W_V"][head] @ attn["W_O"][head]
+    a_and_b = [(params["embed"]["W_E"][:p] + position) @ written for position in params["pos_embed"]["W_pos"][:2]]
+    equals = (params["embed"]["W_E"][p] + params["pos_embed"]["W_pos"][2]) @ written
+    more = (change(net.stream.pattern) - net.stream.pattern)[:, :, head]
+    to_a, to_b, to_equals = np.moveaxis(more, 2, 0)[..., None]
+    mid = net.stream.mid + to_a * a_and_b[0][:, None] + to_b * a_and_b[1][None] + to_equals * equals
+    return net.stream.logits_with(mid)
 
 
 def without_equals(head):
     """The head attends to a and b alone."""
 
     def change(weights):
-        weights = weights.copy()
-        weights[:, head, 2] = 0
-        weights[:, head] /= weights[:, head].sum(axis=1, keepdims=True)
+        weights = np.array(weights)
+        weights[:, :, head, 2] = 0
+        weights[:, :, head] /= weights[:, :, head].sum(axis=-1, keepdims=True)
         return weights
 
     return change
@@ -82,44 +80,25 @@ def equals_at_its_mean(head):
     """The head attends to "=" as much for every pair."""
 
     def change(weights):
-        weights, mean = weights.copy(), weights[:, head, 2].mean()
-        weights[:, head, :2] *= (1 - mean) / weights[:, head, :2].sum(axis=1, keepdims=True)
-        weights[:, head, 2] = mean
+        weights, mean = np.array(weights), weights[:, :, head, 2].mean()
+        weights[:, :, head, :2] *= (1 - mean) / weights[:, :, head, :2].sum(axis=-1, keepdims=True)
+        weights[:, :, head, 2] = mean
         return weights
 
     return change
 
 
-def explained(attention, k):
-    """The share of the variance of attention [a, b] that cos and sin of frequency k explain: alone, and with the
-    products of one of a and one of b."""
-    p = len(attention)
-    angle = 2 * np.pi * k / p * np.arange(p)
-    waves, ones = (np.cos(angle), np.sin(angle)), np.ones(p)
-    alone = [np.outer(wave, ones) for wave in waves] + [np.outer(ones, wave) for wave in waves]
-    products = [np.outer(x, y) for x in waves for y in waves]
-    shares = []
-    for columns in (alone, alone + products):
-        design, target = np.stack([c.ravel() for c in columns], axis=1), (attention - attention.mean()).ravel()
-        left = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
-        shares.append(1 - (left**2).sum() / (target**2).sum())
-    return shares
-
-
-def head_rows(results, record, epochs, head, k):
+def head_rows(results, record, epochs, head):
     """A row per epoch of what a head does with "=", and what becomes of the loss without it."""
-    p, split = record.config.p, split_of(record.config, record.run.frac, record.seed, record.run.split_seed)
+    config, p = replace(record.config, dtype="float64"), record.config.p
+    labels = split_of(config, record.run.frac, record.seed, record.run.split_seed).labels.reshape(p, p)
     rows = []
     for epoch in epochs:
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), results.network(record, epoch))
-        losses = []
-        for change in (lambda weights: weights, without_equals(head), equals_at_its_mean(head)):
-            logits, weights = forward(params, p, change)
-            losses.append(float(cross_entropy(logits, split.labels).mean()))
-            if len(losses) == 1:
-                attention = weights[:, head, 2].reshape(p, p)
-        attn = params["blocks_0"]["attn"]
-        written = attn["W_V"][head] @ attn["W_O"][head]
+        net, attn = run_network(config, params), params["blocks_0"]["attn"]
+        logits = [net.logits, *(changed(net, params, head, of(head)) for of in (without_equals, equals_at_its_mean))]
+        attention, written = net.stream.pattern[:, :, head, 2], attn["W_V"][head] @ attn["W_O"][head]
+        fit = fourier.fit_neurons(fourier.neuron_blocks(attention[..., None]))
         equals = (params["embed"]["W_E"][p] + params["pos_embed"]["W_pos"][2]) @ written
         numbers = params["embed"]["W_E"][:p] @ written
         spread = np.sqrt(((numbers - numbers.mean(axis=0)) ** 2).sum(axis=1).mean())
@@ -127,19 +106,18 @@ def head_rows(results, record, epochs, head, k):
             [
                 f"{epoch:,}",
                 f"{attention.mean():.4f} ({attention.max():.3f})",
-                "{:.2f}, {:.2f}".format(*explained(attention, k)),
+                f"{fit.index[0] + 1} ({fit.fve[0]:.2f})",
                 f"{np.linalg.norm(equals):.1f}, {spread:.1f}",
-                *(f"{loss:.3g}" for loss in losses),
+                *(f"{mean_loss(each, labels):.3g}" for each in logits),
             ]
         )
     return rows
 
 
 def figure_of(m):
-    figure = Figure(figsize=(8.5, 8), layout="constrained", dpi=150)
-    loss, weights, attention, ablation = figure.subplots(4, 1, sharex=True)
+    figure, (loss, weights, attention, ablation) = make_figure(8.5, 8, rows=4, sharex=True)
     epoch = m["epoch"]
-    for name, colour in (("loss/train", "#3b6fb6"), ("loss/test", "#c8553d"), ("restricted_loss/all", "#228833")):
+    for name, colour in (("loss/train", TRAIN), ("loss/test", TEST), ("restricted_loss/all", "#228833")):
         loss.plot(epoch, m[name], color=colour, label=name.replace("_", " ").replace("/", ", "))
     loss.set(yscale="log", ylim=(3e-8, 4e-6), ylabel="loss (nats)")
     weights.plot(epoch, m["sum_squared_weights/total"], color="k", label="sum of squared weights")
@@ -177,11 +155,10 @@ def main(run_dir):
         rows.append([f"head {head}: frequency (FVE)", "", *(f"{k} ({x:.2f})" for k, x in zip(frequency, purity))])
     print(markdown(["", "published", *(f"{epoch:,}" for epoch in shown)], rows), end="\n\n")
     head = int(np.argmax(m["attention_to_equals_mean"][-1]))
-    k = int(m["attention_score_frequency/frequency"][-1][head])
-    header = ["epoch", 'attention to "=": mean (most)', f"explained by waves of {k}, and with products"]
+    header = ["epoch", 'attention to "=": mean (most)', "its frequency (FVE, with products)"]
     header += ['size of what "=" adds, and of what numbers add', "loss", 'without "="', '"=" at its mean']
     epochs = [epoch for epoch in HEADS if epoch in m["epoch"]]
-    print(f"head {head}\n\n" + markdown(header, head_rows(results, record, epochs, head, k)))
+    print(f"head {head}\n\n" + markdown(header, head_rows(results, record, epochs, head)))
     figure_of(m).savefig(Path(__file__).with_name("own-mainline.png"))
 
 

@@ -153,7 +153,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
 
     write_tables(write, tables)
     show.print_networks(found)
-    print(f"tables, figures: {results.path if tables is None else tables}")
+    print(f"page, tables, figures: {results.path if tables is None else tables}")
     # Tables and figures read what the analysis had no need to.
     skipped = dict.fromkeys([*found.skipped, *(damage.line for damage in results.damage)])
     for line in skipped:

@@ -122,7 +122,7 @@ def write_tables(write: Callable[[], None], folder: Path | None) -> None:
     try:
         write()
     except BadInput as error:
-        if error.name not in ("tables", "figures"):
+        if error.name not in ("tables", "figures", "report"):
             raise
         if folder is not None:
             raise BadInput("--tables", str(folder), error.accepted) from None

@@ -40,11 +40,11 @@ def run(args: Namespace) -> int:
     from jaxgrok.report import write_page
     from jaxgrok.store.results import load
 
-    if args.page is not None and args.page.suffix != ".html":
-        raise BadInput("--page", str(args.page), "a name that ends in .html")
-    for flag, given in (("--page", args.page), ("--live", args.live or None)):
-        if given is not None and len(args.runs) > 1:
-            raise BadInput(flag, str(given), "with one directory")
+    if args.page is not None and (args.page.suffix != ".html" or not args.page.absolute().parent.is_dir()):
+        raise BadInput("--page", str(args.page), "a name that ends in .html, in a directory that exists")
+    for flag, given in (("--page", args.page is not None), ("--live", args.live)):
+        if given and len(args.runs) > 1:
+            raise BadInput("RUN_DIR", f"{len(args.runs)} directories", f"one, with {flag}")
     all_results = [load(path) for path in args.runs]
     for results in all_results:
         print(f"page: {write_page(results, args.page, live=args.live and _trains(results))}", flush=True)

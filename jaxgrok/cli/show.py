@@ -96,7 +96,7 @@ def print_summary(results: Results, of_parts: Sequence[part_tables.Parts] = ()) 
     if line := timing.waiting_line(results):
         print(line)
     status = print_damage(results)
-    print(f"tables, figures, checkpoints: {results.path}")
+    print(f"page, tables, figures, checkpoints: {results.path}")
     return status
 
 

@@ -13,6 +13,7 @@ uplot/                uPlot 1.6.32 (MIT), which draws the lines: 51 kB, and quic
 import json
 from importlib.resources import files
 from pathlib import Path
+from string import Template
 
 from jaxgrok.atomic import bad_place, replace_text
 from jaxgrok.report.data import page_data
@@ -37,12 +38,7 @@ def page(results: Results, live: bool = False) -> str:
         "uplot": (here / "uplot/uPlot.iife.min.js").read_text(),
         "script": "\n".join((here / f"{name}.js").read_text() for name in SCRIPTS),
     }
-    text = (here / "page.html").read_text()
-    before, *pieces = text.split("{{")
-    for piece in pieces:
-        name, after = piece.split("}}", 1)
-        before += parts[name] + after
-    return before
+    return Template((here / "page.html").read_text()).substitute(parts)
 
 
 def write_page(results: Results, path: Path | None = None, live: bool = False) -> Path:
@@ -51,7 +47,6 @@ def write_page(results: Results, path: Path | None = None, live: bool = False) -
     Raises BadInput if it cannot be written there.
     """
     path = results.path / "report.html" if path is None else path
-    with bad_place("report", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with bad_place("report", path.parent):  # which is not made: a directory that has vanished stays away
         replace_text(path, page(results, live))
     return path

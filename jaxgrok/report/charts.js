@@ -18,6 +18,11 @@ const say = (value) =>
       : +value.toPrecision(5);
 const whole = (value) => (value == null ? "-" : Math.round(value).toLocaleString("en"));
 
+const LOG = { distr: 3 };
+const EPOCHS = { time: false, ...LOG, range: (_, least, most) => [Math.max(1, least), Math.max(2, most)] };
+const positive = (value) => (value > 0 && Number.isFinite(value) ? value : null);
+const finite = (value) => (Number.isFinite(value) ? value : null);
+
 const state = { run: 0, checkpoint: 0 }; // rows of data.runs and of the run's checkpoints
 const charts = {}; // by the id of their element
 const circuits = new Map(data.circuits.map((circuit) => [circuit.run, circuit]));
@@ -103,13 +108,13 @@ new ResizeObserver(() =>
 ).observe(document.querySelector("main"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 
-// A vertical line at an epoch, drawn over a chart whose axis of epochs is epoch + 1.
-const marker = (epoch) => ({
+// A vertical line at a place on the horizontal axis.
+const marker = (place) => ({
   hooks: {
     draw: (u) => {
-      const at = epoch();
+      const at = place();
       if (at == null) return;
-      const x = Math.round(u.valToPos(at + 1, "x", true));
+      const x = Math.round(u.valToPos(at, "x", true));
       u.ctx.save();
       u.ctx.strokeStyle = css("accent");
       u.ctx.lineWidth = 2 * devicePixelRatio;

@@ -20,6 +20,7 @@ const SPECTRA = [
   ["alpha", "alpha", "alpha_k"],
 ];
 const epochOfCheckpoint = () => circuitOf(chosen().run)?.epoch[state.checkpoint] ?? null;
+const checkpointMarker = marker(() => (epochOfCheckpoint() == null ? null : epochOfCheckpoint() + 1));
 const at = (array, checkpoint) => {
   const width = array.shape.slice(1).reduce((x, y) => x * y, 1);
   return Array.from(array.values.subarray(checkpoint * width, (checkpoint + 1) * width));
@@ -74,7 +75,7 @@ function drawMeasures() {
       axes: axes("epoch + 1", "nats", 64, { xLog: true, yLog: true }),
       scales: { x: EPOCHS, y: LOG },
       series,
-      plugins: [marker(epochOfCheckpoint)],
+      plugins: [checkpointMarker],
     },
     [circuit.epoch.map((epoch) => epoch + 1), ...shown.map((name) => Array.from(circuit[name].values, positive))],
   );

@@ -98,12 +98,12 @@ def _about(results: Results) -> list[tuple[str, str]]:
     if constants := timing_tables.constants_line(results, names):
         rows.append(("the same in all", constants.removesuffix(".")))
     rows.append(("epochs trained", f"{sum(record.last_epoch for record in results.runs):,} over all runs"))
-    for session in sessions[-1:]:
-        versions = ", ".join(f"{name} {number}" for name, number in session.get("versions", {}).items())
-        devices = session.get("devices", ["?"])
+    if sessions:
+        versions = ", ".join(f"{name} {number}" for name, number in sessions[-1].get("versions", {}).items())
+        devices = sessions[-1].get("devices", ["?"])
         rows.append(("made with", f"{versions}, on {len(devices)} x {devices[0]}"))
-        if command := session.get("command"):
-            rows.append(("command", " ".join(map(str, command))))
+        if command := sessions[-1].get("command"):
+            rows.append(("command", shlex.join(map(str, command))))
     return rows
 
 
@@ -115,12 +115,10 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    """A cell's name, how its runs ended, and the share of its runs that have not grokked yet, over time."""
+    """A cell's name, and the share of its runs that have not grokked yet, over time."""
     arrivals = list(timing_tables.event_times(cell, "grokked").arrivals.values())
-    outcomes = {str(outcome): n for outcome, n in cell.outcomes.items() if n}
     return {
         "name": cell.name or "all runs",
-        "outcomes": outcomes,
         "event": "learned" if cell.unlimited else "grokked",
         "survival": _survival(arrivals) if arrivals else None,
     }
@@ -131,7 +129,7 @@ def _survival(arrivals: Sequence[Arrival]) -> dict[str, Any]:
     low, high = (np.where(np.isnan(band), share, band) for band in (low, high))
     end = max(arrival.time for arrival in arrivals)
     at, steps = [0.0, *time.tolist(), end], [[1.0, *x.tolist(), (x[-1] if len(x) else 1.0)] for x in (share, low, high)]
-    return {"time": at, "share": steps[0], "low": steps[1], "high": steps[2], "runs": len(arrivals)}
+    return {"time": at, "share": steps[0], "low": steps[1], "high": steps[2]}
 
 
 def _plane(plane: phase_diagram.Plane) -> dict[str, Any]:
@@ -178,7 +176,8 @@ def _curves_of(
         at = np.unique(np.geomspace(1, len(evaluated), points).astype(int)) - 1
         evaluated = evaluated[at]
     curves = np.full((len(records), len(CURVES), len(evaluated)), np.nan, np.float32)
-    for row, record in enumerate(records):
+    # Batch by batch: the curves of many do not stay in memory together.
+    for row, record in sorted(enumerate(records), key=lambda item: item[1].batch or 0):
         of_run = results.curves_of(record)
         for column, name in enumerate(CURVES):
             values = _at(of_run, name, evaluated)
@@ -257,13 +256,17 @@ def computes_in_page(config: Config) -> bool:
 def _networks(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tuple[list[dict[str, Any]], str]:
     """The weights of each cell's first analysed run at up to four of its analysed checkpoints, from before it grokked
     to its end, and a line on what is not there. If there is no room for all, the last ones come first."""
-    wanted, others = [], False
+    first: list[tuple[int, RunRecord, Timing]] = []  # of each cell
+    others = False
     for number, cell in enumerate(cells):
         runs = zip(cell.records, cell.timings, strict=True)
         runs = [(record, of) for record, of in runs if record.number in analysed and of.outcome is not Outcome.DIVERGED]
         others |= bool(runs) and not computes_in_page(cell.config)
         if runs and computes_in_page(cell.config):
-            wanted += _of_run(results, number, *runs[0])
+            first.append((number, *runs[0]))
+    all_series = results.measured([record for _, record, _ in first], (KEYS, "alpha", "neuron_frequency", "neuron_fve"))
+    of_runs = zip(first, all_series, strict=True)
+    wanted = [network for run, series in of_runs for network in _moments(*run, subjects.flatten(series))]
     wanted.sort(key=lambda network: (network.age, network.cell))
     found, room = [], MOST_WEIGHT_BYTES
     for network in wanted:
@@ -281,14 +284,13 @@ def _networks(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tu
     return [_network(network, params) for network, params in found], " ".join(lines)
 
 
-def _of_run(results: Results, cell: int, record: RunRecord, timing: Timing) -> list[_AtWork]:
+def _moments(cell: int, record: RunRecord, timing: Timing, measures: dict[str, np.ndarray]) -> list[_AtWork]:
     """A run's networks at the analysed checkpoints nearest to its start, its two transitions, and its end."""
-    (series,) = results.measured([record], (KEYS, "alpha", "neuron_frequency", "neuron_fve"))
-    flat, epochs = subjects.flatten(series), series["epoch"].tolist()
+    epochs = measures["epoch"].tolist()
     wanted = [at for at in (0, timing.by("memorised"), timing.by("grokked"), record.last_epoch) if at is not None]
     rows = sorted({min(range(len(epochs)), key=lambda row: abs(epochs[row] - at)) for at in wanted}, reverse=True)
     return [
-        _AtWork(cell, record, epochs[row], {name: x[row] for name, x in flat.items()}, age)
+        _AtWork(cell, record, epochs[row], {name: x[row] for name, x in measures.items()}, age)
         for age, row in enumerate(rows)
     ]
 

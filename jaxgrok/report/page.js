@@ -95,4 +95,4 @@ if (data.runs.length)
       data.runs.findIndex((run) => run.run === linked),
     ),
   );
-drawNetwork();
+if (!charts.logits) drawNetwork(); // the chosen run has none

@@ -1,8 +1,6 @@
 // When: the curves of all runs, the share that has not grokked yet, and the phase diagram.
 "use strict";
 
-const LOG = { distr: 3 };
-const EPOCHS = { time: false, ...LOG, range: (_, least, most) => [Math.max(1, least), Math.max(2, most)] };
 const epochs = unpacked(data.epochs).values;
 const epochAxis = Float64Array.from(epochs, (epoch) => epoch + 1);
 const curves = unpacked(data.curves);
@@ -12,8 +10,6 @@ const rowsOf = (cell) =>
     .map((run, row) => [run, row])
     .filter(([run]) => run.cell === cell)
     .map(([, row]) => row);
-const positive = (value) => (value > 0 && Number.isFinite(value) ? value : null);
-const finite = (value) => (Number.isFinite(value) ? value : null);
 
 function curveOf(row, name) {
   const length = epochs.length,
@@ -86,7 +82,7 @@ function drawCurves(id, names, label, yScale) {
       bands,
       focus: { alpha: 1 },
       cursor: { focus: { prox: 30 } },
-      plugins: [marker(epochOfCheckpoint)],
+      plugins: [checkpointMarker],
     },
     values,
   );

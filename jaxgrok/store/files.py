@@ -46,7 +46,7 @@ class DamagedMeasures(Damaged):
     """A file of measures that is not what was written there."""
 
     effect = "its networks count as not measured"
-    remedy = "analyze.py measures them again"
+    remedy = "analyze.py measures its networks again"
 
 
 class SweepFiles:

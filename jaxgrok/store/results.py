@@ -102,12 +102,18 @@ class Results:
         else:
             self.batches.update(self._old_batches(manifest))
         self._late: dict[str, Damaged] = {}  # what was found to be damaged later, by its path
-        for number in self.batches:
-            self.refresh(number)
+        for number, batch in list(self.batches.items()):
+            self._open(number, batch.current())  # training may have replaced a step meanwhile
 
     def refresh(self, number: int) -> None:
         """Take over what training has saved of a batch since it was read."""
-        batch = self.batches[number] = self.batches[number].current()
+        batch = self.batches[number].current()
+        if batch is not self.batches[number]:
+            self._open(number, batch)
+
+    def _open(self, number: int, batch: SavedBatch | OldBatch) -> None:
+        """Have a batch, its curves and its runs as they are now, and forget what was found in them before."""
+        self.batches[number] = batch
         self._read.pop(number, None)
         self._events.pop(number, None)
         if not batch.is_whole:

@@ -51,7 +51,7 @@ class Damaged(BadInput):
     """A checkpoint that is missing, or is not what was written there. why: what was noticed."""
 
     effect = "its runs are as they were before"
-    remedy = "The command that made the sweep trains them again"
+    remedy = "The command that made the sweep trains what is missing"
 
     def __init__(self, path: Path, why: Exception | str):
         if isinstance(why, Exception):

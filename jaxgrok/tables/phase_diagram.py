@@ -50,7 +50,7 @@ def planes(cells: Sequence[Cell]) -> list[Plane]:
     names = [name for name, _ in cells[0].fields] if cells else []
     if len(names) < 2:
         return []
-    numbers = [name for name in names if name not in CHOICES and name != "task"]
+    numbers = [name for name in names if name not in CHOICES]
     down, across = sorted((numbers + [name for name in names if name not in numbers])[:2], key=names.index)
     groups: dict[tuple[tuple[str, Any], ...], dict[tuple[Any, Any], Cell]] = {}
     for cell in cells:
@@ -112,9 +112,8 @@ def readable_table(plane: Plane) -> Table:
     return [f"{plane.down} \\ {plane.across}", *(text_of(plane.across, x) for x in plane.columns)], rows
 
 
-def write_phase_diagrams(results: Results, folder: Path | None = None) -> list[Plane]:
-    """Write phase_diagram.md if two axes vary, into a folder; None means the sweep's own `tables`. Returns the planes.
-    Raises BadInput if it cannot be written."""
+def write_phase_diagrams(results: Results, folder: Path | None = None) -> None:
+    """Write phase_diagram.md if two axes vary, into a folder; None means the sweep's own `tables`."""
     found = planes(results.cells)
     if found:
         folder = results.path / "tables" if folder is None else folder
@@ -123,4 +122,3 @@ def write_phase_diagrams(results: Results, folder: Path | None = None) -> list[P
             parts += [f"## {plane.name}"] if plane.name else []
             parts.append(markdown(*readable_table(plane)))
         write_text(folder / "phase_diagram.md", "\n\n".join([*parts, NOTE]) + "\n")
-    return found
