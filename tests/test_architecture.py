@@ -20,11 +20,12 @@ ORDER = (
     "measures",
     "tables",
     "figures",
+    "scorecard",
     "report",
     "search",
     "cli",
 )
-READERS = ("measures", "tables", "figures", "report")
+READERS = ("measures", "tables", "figures", "scorecard", "report")
 PLANNED: set[str] = set()  # named by the architecture, not built yet
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "train a grid of runs, and print when each phase came",
     "analyze": "measure what networks have learned: a sweep, or one file of weights",
     "report": "write the page of a sweep: one HTML file to look at",
+    "reproduce": "train and measure the claims of the post, and write each beside what was found",
     "crossover": "find the smallest dataset on which a task is learned",
     "slingshots": "find the spikes in a sweep's train losses",
     "rerun": "compare a run with a released one, epoch by epoch",

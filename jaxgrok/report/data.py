@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxgrok import scorecard
 from jaxgrok.config import Config
 from jaxgrok.measures import fourier, subjects
 from jaxgrok.stats import Arrival, survival_curve
@@ -73,6 +74,8 @@ def page_data(results: Results) -> dict[str, Any]:
     if results.has_circuit_events:
         data["stages"] = _table(timing_tables.stages_table(cells), timing_tables.STAGES_NOTE)
     data["seeds"] = _across_seeds(results, cells)
+    claims = scorecard.rows_of(results)
+    data["claims"] = _table(scorecard.table(claims), scorecard.NOTE) if claims else None
     data["damage"] = [damage.line for damage in results.damage]
     return data
 

@@ -64,6 +64,8 @@ for (const each of data.seeds) {
   table(each, fold ?? place);
 }
 $("seeds").hidden = !data.seeds.length;
+if (data.claims) table(data.claims, document.querySelector("#claims .tables"));
+$("claims").hidden = !data.claims;
 options(
   $("cell"),
   data.cells.map((cell) => cell.name),

@@ -1,0 +1,205 @@
+"""Reproduce the claims of the post: train what they are measured on, and write each beside what was found.
+
+--quick measures a part of the claims on small networks, in about a quarter of an hour on two CPU cores. --full measures
+all of them in the settings of the post, which takes days there and hours on a GPU; --only chooses claims. What has been
+trained is used again. The scorecard lists every claim, with a verdict by the rule that stands beside it.
+"""
+
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxgrok import stopping
+from jaxgrok.cli.parser import Parser, status_of
+from jaxgrok.config import BadInput
+
+if TYPE_CHECKING:
+    from jaxgrok.scorecard import Claim, Claims, Mode, Row, SweepCommand
+
+EPILOG = """\
+examples:
+  %(prog)s --quick                                   small networks, about 15 minutes
+  %(prog)s --full --only sparse_W_E,two_directions   two claims in the setting of the post
+  %(prog)s --full --plan                             what is trained already, and what the rest takes; trains nothing
+
+Each sweep is trained and analysed by the command that the scorecard names, in a directory of its own below --out; what
+these commands print is in NAME.log there. The same command resumes. The exit status is 1 if a sweep failed.
+"""
+FAILED = 1
+
+
+def parser(prog: str = "reproduce.py") -> Parser:
+    p = Parser(prog=prog, description=__doc__, epilog=EPILOG)
+    mode = p.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--quick", action="store_true", help="small networks")
+    mode.add_argument("--full", action="store_true", help="the settings of the post")
+    p.add_argument("--only", metavar="LIST", help="train for these claims alone, a comma list of their names")
+    out = "the directory of the sweeps and of scorecard.md (default: runs/reproduce-quick or runs/reproduce-full)"
+    p.add_argument("--out", metavar="DIR", type=Path, help=out)
+    kept = "a scorecard.json of another machine: what it found stands where a sweep is not trained here"
+    p.add_argument("--kept", metavar="FILE", type=Path, help=kept)
+    p.add_argument("--plan", action="store_true", help="list claims, sweeps and times; train nothing")
+    return p
+
+
+def run(args: Namespace) -> int:
+    """Train what is missing, and write the scorecard after each sweep; returns the exit status. Raises BadInput."""
+    from jaxgrok.scorecard import Mode, is_done, read_claims, read_findings
+
+    mode = Mode.QUICK if args.quick else Mode.FULL
+    claims = read_claims()
+    chosen = claims.select(None if args.only is None else args.only.split(","))
+    out = Path("runs") / f"reproduce-{mode}" if args.out is None else args.out
+    if out.exists() and not out.is_dir():
+        raise BadInput("--out", str(out), "a directory, which may not exist yet")
+    sweeps = _sweeps_of(chosen, claims, mode)
+    rows = _rows(claims, mode)
+    if args.kept is not None:
+        rows = read_findings(args.kept, rows)
+    wanted = {row.sweep.name for claim in chosen if (row := rows.get(claim.name)) and row.finding is None}
+    missing = [sweep for sweep in sweeps if sweep.name in wanted and not is_done(out / sweep.name, sweep)]
+    _print_plan(chosen, claims, mode, sweeps, missing)
+    if args.plan:
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    rows |= _found_on_disk(rows, out)
+    status = 0
+    for number, sweep in enumerate(missing, 1):
+        print(f"{number} of {len(missing)}: {sweep.name}, {sweep.setting}", flush=True)
+        failed = _train(sweep, out)
+        if stopping.arrived() is not None:
+            return stopping.report("what was trained is saved. The same command resumes from there.")
+        if failed:
+            print(f"{sweep.name} ended with status {failed}: see {out / sweep.name}.log", flush=True)
+            status = FAILED
+            continue
+        rows |= _take_in(sweep, out)
+        _write(rows, claims, mode, out)
+    path = _write(rows, claims, mode, out)
+    _print_rows([rows[claim.name] for claim in chosen if claim.name in rows])
+    print(f"scorecard: {path}")
+    return status
+
+
+def _sweeps_of(chosen: "Sequence[Claim]", claims: "Claims", mode: "Mode") -> "list[SweepCommand]":
+    """The sweeps that claims are measured on. Raises BadInput if none of them is measured in this mode."""
+    found = [sweep for claim in chosen if (sweep := claims.sweep_of(claim, mode)) is not None]
+    if not found:
+        names = " ".join(claim.name for claim in claims.claims if mode in claim.sweeps)
+        raise BadInput("--only", ",".join(claim.name for claim in chosen), f"with --{mode}, one of {names}")
+    return list({sweep.name: sweep for sweep in found}.values())
+
+
+def _rows(claims: "Claims", mode: "Mode") -> "dict[str, Row]":
+    """{claim: its row} of every claim of a mode, without findings."""
+    from jaxgrok.scorecard import Row
+
+    sweeps = {claim.name: (claim, claims.sweep_of(claim, mode)) for claim in claims.claims}
+    return {name: Row(claim, sweep, None) for name, (claim, sweep) in sweeps.items() if sweep is not None}
+
+
+def _found_on_disk(rows: "dict[str, Row]", out: Path) -> "dict[str, Row]":
+    """The rows of the claims whose sweeps are trained, with what is found in them."""
+    from jaxgrok.scorecard import is_done
+
+    found = {}
+    for sweep in {row.sweep.name: row.sweep for row in rows.values()}.values():
+        if is_done(out / sweep.name, sweep):
+            found |= _found(sweep, out)
+    return found
+
+
+def _found(sweep: "SweepCommand", out: Path) -> "dict[str, Row]":
+    from jaxgrok.scorecard import rows_of
+    from jaxgrok.store.results import load
+
+    return {row.claim.name: row for row in rows_of(load(out / sweep.name))}
+
+
+def _take_in(sweep: "SweepCommand", out: Path) -> "dict[str, Row]":
+    """Note that a sweep is done, measure its claims, and have them on its page."""
+    from jaxgrok.report import write_page
+    from jaxgrok.scorecard import mark
+    from jaxgrok.store.results import load
+
+    mark(out / sweep.name, sweep)
+    write_page(load(out / sweep.name))
+    return _found(sweep, out)
+
+
+def _train(sweep: "SweepCommand", out: Path) -> int:
+    """Run a sweep's command, and its analysis; returns the first exit status that is not 0."""
+    folder = out / sweep.name
+    commands = [[*sweep.arguments, "--out", str(folder)]]
+    if sweep.analyze:
+        commands.append(["analyze", str(folder)])
+    with open(out / f"{sweep.name}.log", "a") as log:
+        for command in commands:
+            log.write(f"$ jaxgrok {' '.join(command)}\n")
+            log.flush()
+            if status := _status_of_child([sys.executable, "-m", "jaxgrok", *command], log):
+                return status
+    return 0
+
+
+def _status_of_child(command: list[str], log) -> int:
+    """Run a command to its end, its output into the log. A signal that arrives meanwhile is passed on to it, which
+    saves and ends."""
+    with stopping.deferred() as asked:
+        # In a group of its own: Ctrl-C in a terminal would reach it twice, which ends a command at once.
+        child = subprocess.Popen(command, stdout=log, process_group=0)
+        told = False
+        while True:
+            try:
+                return child.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                if asked() and not told:
+                    told = True
+                    child.send_signal(stopping.status() - 128)
+
+
+def _write(rows: "dict[str, Row]", claims: "Claims", mode: "Mode", out: Path) -> Path:
+    from jaxgrok.scorecard import scorecard_markdown, write_findings
+    from jaxgrok.tables.write import write_text
+
+    write_findings(out / "scorecard.json", rows.values())
+    path = out / "scorecard.md"
+    command = f"jaxgrok reproduce --{mode}"
+    write_text(path, scorecard_markdown(list(rows.values()), claims, mode, command, out))
+    return path
+
+
+def _print_plan(
+    chosen: "Sequence[Claim]",
+    claims: "Claims",
+    mode: "Mode",
+    sweeps: "Sequence[SweepCommand]",
+    missing: "Sequence[SweepCommand]",
+) -> None:
+    from jaxgrok.cli.show import print_table
+    from jaxgrok.scorecard.card import duration
+
+    rows = []
+    for sweep in sweeps:
+        names = [claim.name for claim in chosen if claim.sweeps.get(mode) == sweep.name]
+        state = "to be trained" if sweep in missing else "done"
+        rows.append([sweep.name, sweep.setting, state, duration(sweep.minutes), " ".join(names)])
+    print_table(["sweep", "what", "", "on two cores", "claims"], rows)
+    if missing:
+        print(f"to be trained: {duration(sum(sweep.minutes for sweep in missing))} on two CPU cores", flush=True)
+
+
+def _print_rows(rows: "Sequence[Row]") -> None:
+    from jaxgrok.cli.show import print_table
+    from jaxgrok.scorecard import table
+
+    header, body = table(rows)
+    print_table(header, body)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "reproduce.py") -> int:
+    saved = "what was trained is saved. The same command resumes from there."
+    return status_of(parser(prog), argv, run, ("only", "out", "kept"), saved=saved)
