@@ -254,9 +254,11 @@ def test_eight_devices_give_the_same_as_one(tmp_path):
         np.testing.assert_allclose(both[0].train_loss, both[1].train_loss, rtol=1e-9)
 
 
-def test_the_steps_say_what_made_the_runs(tmp_path):
+def test_the_steps_say_what_made_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/jaxgrok/__main__.py", "sweep", "--seeds", "2"])
     path = sweep(small(seeds=2), tmp_path / "runs")
     results = jaxgrok.load(path)
+    assert results.sessions[0]["command"] == ["jaxgrok", "sweep", "--seeds", "2"]
     assert {"jax", "optax", "flax", "jaxgrok", "python"} <= set(results.sessions[0]["versions"])
     assert len({record.split_hash for record in results.runs}) == 2
     fixed = jaxgrok.load(sweep(small(seeds=2, split_seed=4), tmp_path / "fixed"))

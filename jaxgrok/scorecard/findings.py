@@ -70,7 +70,8 @@ def number(value: float) -> str:
     if not np.isfinite(value):
         return "never" if value > 0 else "-"
     if value and not 1e-3 <= abs(value) < 1e7:
-        return f"{value:.2g}"
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
     if abs(value) >= 100 or float(value).is_integer():
         return f"{value:,.0f}"
     return f"{value:.3g}"

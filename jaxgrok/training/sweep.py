@@ -478,8 +478,16 @@ def _session(plan: Plan) -> dict[str, Any]:
         "machine": f"{platform.machine()} {platform.system()}",
         "x64": x64_is_on(),
         "process": os.getpid(),
-        "command": sys.argv[:1] and [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": _command(sys.argv),
     }
+
+
+def _command(argv: list[str]) -> list[str]:
+    """The command line without the path of its program; empty in a notebook."""
+    if not argv or not argv[0]:
+        return []
+    name = Path(argv[0]).name
+    return ["jaxgrok" if name == "__main__.py" else name, *argv[1:]]  # `python -m jaxgrok`
 
 
 __all__ = ["Interrupted", "Plan", "SaveFailed", "Silent", "Standing", "Watcher", "compiled", "prepare", "sweep"]
