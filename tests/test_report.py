@@ -19,10 +19,11 @@ from jaxgrok.measures.checkpoints import analyze
 from jaxgrok.nets.model import make_model
 from jaxgrok.report import page, page_data, write_page
 from jaxgrok.report.data import _at
+from jaxgrok.store.results import load
 from jaxgrok.store.schedule import schedule
-from jaxgrok.tables import heads, phase_diagram, timing
+from jaxgrok.tables import heads, phase_diagram, sizes, slingshots, timing
 from jaxgrok.tasks import make_task
-from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.grid import make_sweep, sweep_from
 from jaxgrok.training.sweep import Interrupted, prepare, sweep
 from tests.on_disk import StopAt
 
@@ -172,6 +173,27 @@ def test_heads_of_induction_networks_are_on_the_page(tmp_path):
     header, rows = heads.runs_table(heads.heads_of(found, cell))
     shown = page_data(found)["seeds"][-1]
     assert (shown["header"], shown["rows"]) == (list(header), [list(map(str, row)) for row in rows])
+
+
+def test_a_sweep_over_sizes_and_one_over_losses_show_what_they_are_for(tmp_path):
+    by_size = {"task": "addition1", "n_train": [20, 40], "d_model": 8, "n_heads": 2, "seeds": 2, "epochs": 20}
+    results = load(sweep(make_sweep(by_size), tmp_path / "sizes"))
+    header, rows = sizes.readable_table(sizes.sizes_of(results))
+    (shown,) = [table for table in page_data(results)["seeds"] if table["header"] == header]
+    assert shown["rows"] == rows
+    assert shown["note"].startswith("Crossover: ")
+
+    losses = {"arch": "mlp", "p": 5, "d_mlp": 8, "frac": 0.6, "loss": ["exact", "float32"], "seeds": 2, "epochs": 80}
+    results = load(sweep(make_sweep(losses), tmp_path / "losses"))
+    (shown,) = page_data(results)["seeds"]
+    assert (shown["header"], shown["rows"]) == slingshots.readable_table(slingshots.slingshots_of_cells(results))
+
+
+def test_the_question_of_a_sweep_file_is_on_its_page(tmp_path):
+    file = tmp_path / "asked.toml"
+    file.write_text('question = "Does it?"\nexpect = "It does."\narch = "mlp"\np = 5\nepochs = 5\nseeds = 1\n')
+    results = load(sweep(sweep_from(file, {}), tmp_path / "runs"))
+    assert page_data(results)["about"][:2] == [("question", "Does it?"), ("expected", "It does.")]
 
 
 def test_a_plane_holds_what_its_table_does(tmp_path):

@@ -24,6 +24,8 @@ from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables import heads as head_tables
 from jaxgrok.tables import parts as part_tables
 from jaxgrok.tables import phase_diagram
+from jaxgrok.tables import sizes as size_tables
+from jaxgrok.tables import slingshots as slingshot_tables
 from jaxgrok.tables import timing as timing_tables
 from jaxgrok.tasks import modular_task
 
@@ -90,22 +92,22 @@ def _table(table: tuple[Sequence[Any], Sequence[Sequence[Any]]], note: str = "",
 
 def _about(results: Results) -> list[tuple[str, str]]:
     """(label, text) of what was run, how, and by which command."""
-    first, sessions = results.runs[0], results.sessions
+    first, session = results.runs[0], results.sessions[-1] if results.sessions else {}
     varying = {
         name: list(dict.fromkeys(text_of(name, record.coordinates[name]) for record in results.runs))
         for name in ("seed", *results.varying)
     }
     grid = "; ".join(f"{name} {_listed(values)}" for name, values in varying.items())
     names = AXES if first.config.modular else (*AXES, "n_train")
-    rows = [("runs", f"{len(results.runs):,}: {grid}")]
+    notes = [(label, session.get(name)) for label, name in (("question", "question"), ("expected", "expect"))]
+    rows = [(label, text) for label, text in notes if isinstance(text, str) and text]
+    rows.append(("runs", f"{len(results.runs):,}: {grid}"))
     if constants := timing_tables.constants_line(results, names):
         rows.append(("the same in all", constants.removesuffix(".")))
     rows.append(("epochs trained", f"{sum(record.last_epoch for record in results.runs):,} over all runs"))
-    if sessions:
-        versions = ", ".join(f"{name} {number}" for name, number in sessions[-1].get("versions", {}).items())
-        devices = sessions[-1].get("devices", ["?"])
-        rows.append(("made with", f"{versions}, on {len(devices)} x {devices[0]}"))
-        if command := sessions[-1].get("command"):
+    if session:
+        rows.append(("made with", scorecard.made_with(results)))
+        if command := session.get("command"):
             rows.append(("command", shlex.join(map(str, command))))
     return rows
 
@@ -318,9 +320,29 @@ def _network(network: _AtWork, params: dict[str, Any]) -> dict[str, Any]:
 # --- across seeds -----------------------------------------------------------------------------------------------------
 
 
+def _sizes(results: Results) -> list[dict[str, Any]]:
+    """Outcomes by the number of train examples, and the crossover, of a sweep over this number alone."""
+    if results.varying != ["n_train"] or any(record.run.unlimited for record in results.runs):
+        return []
+    sizes = size_tables.sizes_of(results)
+    if not sizes.of_sizes:
+        return []
+    note = " ".join([*size_tables.size_lines(sizes), size_tables.NOTE])
+    return [_table(size_tables.readable_table(sizes), note, "By the number of train examples")]
+
+
+def _slingshots(results: Results) -> list[dict[str, Any]]:
+    """The spikes of the train loss, if any run has another loss than the exact one, which is asked for to see them."""
+    if results.train_every > 1 or all(cell.config.loss == "exact" for cell in results.cells):
+        return []
+    table = slingshot_tables.readable_table(slingshot_tables.slingshots_of_cells(results))
+    return [_table(table, f"{slingshot_tables.NOTE} {slingshot_tables.FLOOR_NOTE}", "Slingshots")]
+
+
 def _across_seeds(results: Results, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """The tables of what the runs of each cell have learned: the parts of their task, keys, heads."""
-    tables = []
+    """The tables of what the runs of each cell have learned: the parts of their task, keys, heads; of a sweep over the
+    number of examples its crossover, and of one over the precision of the loss its slingshots."""
+    tables = [*_sizes(results), *_slingshots(results)]
     for parts in part_tables.parts_of(results):
         note = " ".join([*part_tables.order_lines(parts), part_tables.NOTE, part_tables.ORDER_NOTE])
         tables.append(_table(part_tables.readable_table(parts), note, parts.cell.name))

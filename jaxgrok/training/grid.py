@@ -87,6 +87,7 @@ class Sweep:
         eval_every, checkpoint_every: None means at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
         train_every: the train loss is recorded at every so many epochs.
         name: begins the directory's default name. "" means that the task does.
+        question, expect: of its file, in words; "" without a file.
     """
 
     configs: tuple[Config, ...]
@@ -105,6 +106,8 @@ class Sweep:
     checkpoint_every: int | None = None
     train_every: int = 1
     name: str = ""
+    question: str = ""
+    expect: str = ""
 
     def setting(self, name: str) -> Any:
         """The value of a setting of the grid, by its name in GRID_FIELDS: `wd`."""
@@ -432,7 +435,8 @@ def sweep_from(file: Path | None, overrides: dict[str, Any], labels: dict[str, s
     overrides = {field: value for field, value in overrides.items() if value is not None}
     if file is None:
         return make_sweep(overrides, labels)
-    settings = {key: value for key, value in read_sweep_file(file).items() if key not in NOTES}
+    content = read_sweep_file(file)
+    settings = {key: value for key, value in content.items() if key not in NOTES}
     names = {key: f"key {key!r} in {file}" for key in settings}
     # A flag that says how long to train replaces everything that the file says about it.
     if {"epochs", "max_epochs", "until_settled"} & set(overrides):
@@ -440,4 +444,5 @@ def sweep_from(file: Path | None, overrides: dict[str, Any], labels: dict[str, s
             settings.pop(key, None)
         if "epochs" in overrides:
             settings.pop("until_settled", None)
-    return make_sweep(settings | overrides, names | ({} if labels is None else labels), Path(file).stem)
+    sweep = make_sweep(settings | overrides, names | ({} if labels is None else labels), Path(file).stem)
+    return replace(sweep, question=content.get("question", ""), expect=content.get("expect", ""))

@@ -479,6 +479,8 @@ def _session(plan: Plan) -> dict[str, Any]:
         "x64": x64_is_on(),
         "process": os.getpid(),
         "command": _command(sys.argv),
+        "question": plan.sweep.question,
+        "expect": plan.sweep.expect,
     }
 
 
