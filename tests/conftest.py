@@ -53,6 +53,7 @@ for _signum in SIGNALS:
 # So that no worker is left with a long file at the end.
 LONGEST_FIRST = (
     "test_sweeping",
+    "test_docs",
     "test_measures",
     "test_training",
     "test_drawn_sweeps",

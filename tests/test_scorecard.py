@@ -127,7 +127,17 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says(rng):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(7510, "7,510"), (0.0734, "0.0734"), (4.7e-8, "4.7e-8"), (2e-5, "2e-5"), (-3e9, "-3e9"), (0, "0"), (2, "2"), (12.345, "12.3"), (np.inf, "never")],
+    [
+        (7510, "7,510"),
+        (0.0734, "0.0734"),
+        (4.7e-8, "4.7e-8"),
+        (2e-5, "2e-5"),
+        (-3e9, "-3e9"),
+        (0, "0"),
+        (2, "2"),
+        (12.345, "12.3"),
+        (np.inf, "never"),
+    ],
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text

@@ -1,8 +1,6 @@
 """The commands as a user types them: one clear line for bad input, status 2, nothing written."""
 
 import csv
-import importlib
-import importlib.util
 import re
 import shlex
 import signal
@@ -253,30 +251,6 @@ def test_help_names_every_flag_of_the_contract(main, capsys):
     )
     for flag in flags.split():
         assert f"--{flag}" in text
-
-
-def test_the_readmes_commands_are_commands(main, monkeypatch, capsys):
-    """Every sweep command in README plans without complaint; every flag of its other commands is known."""
-    monkeypatch.chdir(REPOSITORY)
-    text = (REPOSITORY / "README.md").read_text()
-    text = re.sub(r"\$[A-Z_]+", "3", text.replace("NAME", "mainline"))  # a scheduler's number of this task
-    commands = re.findall(r"python scripts/sweep\.py([^#\n`]*)", text)
-    assert len(commands) >= 4
-    for command in commands:
-        if "--distributed" in command:  # it has to come before JAX is used in the process
-            continue
-        if "--init torch" in command and importlib.util.find_spec("torch") is None:
-            continue
-        assert main([*shlex.split(command), *([] if "--plan" in command else ["--plan"])]) == 0, (
-            command,
-            capsys.readouterr().err,
-        )
-    for script in ("analyze", "rerun", "crossover", "slingshots"):
-        accepted = importlib.import_module(f"jaxgrok.cli.{script}").parser().format_help()
-        commands = re.findall(rf"python scripts/{script}\.py([^#\n`]*)", text)
-        assert commands
-        for flag in re.findall(r"--[a-z-]+", " ".join(commands)):
-            assert f"{flag} " in accepted, flag
 
 
 QUICK_SECONDS = 180

@@ -139,7 +139,13 @@ def main(run_dir, *tables):
             firsts.append(epochs[high[-1] + 1] / grokked if len(high) and high[-1] + 1 < len(epochs) else 0.0)
             axis.plot(epochs / grokked, of_run, color=TEST, linewidth=0.8, alpha=0.6)
         axis.axhline(HIGH, color="grey", linewidth=0.6)
-        axis.set(xscale="log", xlim=(0.002, 1.5), ylim=(0.3, 1.02), ylabel="AUROC", title=f"{name[:3]} norms and the final keys")
+        axis.set(
+            xscale="log",
+            xlim=(0.002, 1.5),
+            ylim=(0.3, 1.02),
+            ylabel="AUROC",
+            title=f"{name[:3]} norms and the final keys",
+        )
         axis.set_xlabel("epoch, as a share of that at which the run grokked")
         rows.append([name[:3], *(with_interval(column) for column in np.array(curves).T), with_interval(firsts)])
     print(
