@@ -4,6 +4,7 @@ import csv
 import importlib
 import inspect
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -11,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from jaxgrok import scorecard
+from jaxgrok import measures, scorecard
 from jaxgrok.cli import reproduce
+from jaxgrok.cli import sweep as cli_sweep
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.measures import fourier
 from jaxgrok.report import page_data
@@ -25,6 +28,8 @@ from jaxgrok.scorecard.findings import finding_of, number, single
 from jaxgrok.store.events import Outcome, Timing
 from jaxgrok.store.records import RunRecord, Status
 from jaxgrok.store.results import Cell, load
+from jaxgrok.tasks import make_config, make_task
+from jaxgrok.training.run import make_program
 
 REPOSITORY = Path(__file__).parent.parent
 CLAIMS = scorecard.read_claims()
@@ -59,6 +64,27 @@ def test_a_sweep_of_the_scorecard_is_a_command(sweep):
     assert len(modes) == 1
 
 
+@pytest.mark.parametrize(("arch", "name"), [("transformer", "mainline"), ("mlp", "mlp")])
+def test_what_the_measures_of_circuits_ask_for_is_measured(arch, name, monkeypatch):
+    """Every path that a claim's measure asks for is one of those of `measures.all`."""
+    config = Config(p=7, arch=arch, d_model=8, n_heads=2, d_mlp=8)
+    asked = set()
+
+    def series(results, *names):
+        asked.update(names)
+        return iter(())
+
+    monkeypatch.setattr(circuits, "_series", series)
+    for claim in CLAIMS.of_sweep(name):
+        if claim.measure in circuits.MEASURES:
+            claim.find(None)
+    init = jax.eval_shape(make_program(config).init, Run(config, 0, frac=0.5).hyper())
+    found = jax.eval_shape(lambda p: measures.measure(config, p, measures.split_of(config, 0.5, 0)), init.params)
+    paths = {"/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(found)}
+    assert asked
+    assert asked <= paths
+
+
 def test_quick_is_quick():
     used = {claim.sweeps[Mode.QUICK] for claim in CLAIMS.claims if Mode.QUICK in claim.sweeps}
     assert sum(CLAIMS.sweeps[name].minutes for name in used) <= 15
@@ -76,9 +102,10 @@ def test_quick_is_quick():
         (Rule(at_least=2), [2, 2, 2], Verdict.REPRODUCED),
         (Rule(above=2), [3, 4, 5, 1], Verdict.PARTLY),
         (Rule(above=2), [*[3] * 9, 1], Verdict.REPRODUCED),
-        (Rule(above=2), [np.inf, np.inf, 3], Verdict.NOT),  # what never happened is above no bound
+        (Rule(above=2), [np.inf, np.inf, 3], Verdict.NOT),  # what was not reached is above no bound
         (Rule(above=2), [np.nan, 3, 4], Verdict.REPRODUCED),  # what is unknown is not counted
         (Rule(above=2), [np.nan, np.nan], Verdict.UNKNOWN),
+        (Rule(above=2), [np.nan, np.nan, 3], Verdict.UNKNOWN),  # less than half is known
         (Rule(above=2), [], Verdict.UNKNOWN),
         (Rule(at_least=3, at_most=7), [3, 7, 5], Verdict.REPRODUCED),
         (Rule(at_least=3, below=7), [3, 7, 5, 9], Verdict.PARTLY),
@@ -96,6 +123,7 @@ def test_a_rule_in_words():
     assert Rule(above=0).count(finding_of([1.0] * 3, "abc")) == "3 of 3"
     assert Rule(above=9).count(finding_of(range(6), "abcdef")) == "0 of 6"
     assert Rule(above=9).count(single(3, 20)) == ""
+    assert Rule(above=0).count(finding_of([1, np.nan], "ab")) == "1 of 1"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +133,8 @@ def test_a_rule_in_words():
         (finding_of([1, 2, 4], "abc"), "2 (1 - 4), 3 runs"),
         (finding_of(range(1, 9), "abcdefgh"), "4.5 [1, 8], 8 runs"),
         (finding_of([1, 2, np.nan], "abc"), "1.5 (1 - 2), 3 runs (1 unknown)"),
-        (finding_of([1, np.inf, np.inf], "abc"), "never (1 - never), 3 runs"),
+        (finding_of([1, np.inf, np.inf], "abc"), "not reached (1 - not reached), 3 runs"),
+        (finding_of(range(1, 9), "abcdefgh", of="pairs of runs"), "4.5 (1 - 8), 8 pairs of runs"),  # not independent
         (finding_of([np.nan], "a"), "unknown"),
         (finding_of([0.2], "a", of="pairs of runs"), "0.2, 1 pair of runs"),
         (single(596, 21, (438, 659)), "596 [438, 659], 21 runs"),
@@ -136,7 +165,7 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says(rng):
         (0, "0"),
         (2, "2"),
         (12.345, "12.3"),
-        (np.inf, "never"),
+        (np.inf, "not reached"),
     ],
 )
 def test_numbers_are_short(value, text):
@@ -166,7 +195,7 @@ class Planted:
         )
 
     def curves_of(self, record):
-        return SimpleNamespace(epoch_train=EPOCHS, epoch_eval=EPOCHS, **self._curves[record.number])
+        return SimpleNamespace(**{"epoch_train": EPOCHS, "epoch_eval": EPOCHS, **self._curves[record.number]})
 
     def measured(self, records, names):
         return [{name: self._series[record.number][name] for name in (*names, "epoch")} for record in records]
@@ -178,8 +207,56 @@ class Planted:
         return self._params[record.number][epoch]
 
 
-def one_cell(timings, fields=(), first=0, **run):
-    return Cell(fields, [run_of(first + i, timing, **run) for i, timing in enumerate(timings)], timings)
+def one_cell(timings, fields=(), **run):
+    return Cell(fields, [run_of(i, timing, **run) for i, timing in enumerate(timings)], timings)
+
+
+# --- parts, of runs of 3-digit addition whose digits fall at these steps (None: not by the end) ---
+
+
+def digits(*of_runs, fall=20):
+    """Runs of addition3 whose digits' losses fall exponentially, around these steps, by half in `fall` steps."""
+    config = make_config("addition3")
+    records, timings, curves, parts = [], [], {}, {}
+    for number, steps in enumerate(of_runs):
+        guesses = make_task(config).chance
+        losses = []
+        for step, guess in zip(steps, guesses, strict=True):
+            late = np.zeros(len(EPOCHS)) if step is None else np.maximum(0, (EPOCHS - step) / fall + 1)
+            losses.append(guess * 2.0**-late)
+        of_part = [SimpleNamespace(test_loss=loss) for loss in losses]
+        curves[number] = {"of_part": of_part.__getitem__}
+        arrived = [None if step is None else {"grokked": (step - 10, step)} for step in steps]
+        parts[number] = {
+            f"digit {i}": Timing(Outcome.NOT_LEARNED, 990, False, True, events or {})
+            for i, events in enumerate(arrived)
+        }
+        timings.append(timing_of(Outcome.LEARNED, 990))
+        records.append(RunRecord(number, Run(config, number), 990, 0, Status.TRAINED, 990))
+    results = Planted([Cell((), records, timings)], curves)
+    results.part_timings = lambda record: parts[record.number]
+    results.events = lambda record: SimpleNamespace(parts={name: None for name in parts[record.number]})
+    return results
+
+
+def test_parts_of_planted_runs():
+    results = digits((100, 200, 500, 600), (100, 500, 200, 600), (100, 200, None, 600), (100, None, 200, 300))
+    first = times.first_parts(results, ["digit 0", "digit 1"])
+    np.testing.assert_array_equal(first.values, [1, 0, 1, 0])
+    assert first.names == ("seed 0", "seed 1", "seed 2", "seed 3")
+    np.testing.assert_allclose(times.parts_apart(results).values, [500 / 350, 500 / 350, np.inf, np.inf])
+    np.testing.assert_array_equal(times.sudden_parts(results).values, [4, 4, 3, 3])
+    same = digits((100, 200, 500, 600), (90, 180, 400, 800))
+    assert times.order_of_the_others(same, ["digit 0"]).values == 1
+    assert str(times.order_of_the_others(same, ["digit 0"])) == "1, 2 runs"
+
+
+def test_a_part_that_falls_from_the_start_is_not_sudden():
+    np.testing.assert_array_equal(times.sudden_parts(digits((300, 300, 300, 300), fall=300)).values, [0])
+
+
+def test_a_tie_is_not_first():
+    np.testing.assert_array_equal(times.first_parts(digits((100, 200, 200, 600)), ["digit 0", "digit 1"]).values, [0])
 
 
 def test_how_much_later_than_it_memorised_a_run_grokked():
@@ -209,6 +286,21 @@ def test_falls_and_drops_of_planted_losses():
     results = Planted([cell], curves)
     np.testing.assert_array_equal(times.falls_apart(results, train=1.0, test=0.5).values, [7, np.inf])
     np.testing.assert_array_equal(times.drop(results, high=4.0, low=2.0).values, [0, 80])
+
+
+def test_minibatches_are_smoothed_and_a_loss_that_stays_high_is_not_below(rng):
+    """A loss of minibatches that falls below 1 at step 559, with noise, and one that never does."""
+    steps = np.arange(20_000)
+    noise = rng.normal(scale=0.1, size=len(steps))
+    cell = one_cell([timing_of(), timing_of()], config=Config(p=11, batch_size=4))
+    test = {"epoch_eval": steps[::4], "test_loss": np.where(steps[::4] < 15_000, 9.0, 1.5)}
+    curves = {
+        0: {"epoch_train": steps, "train_loss": np.where(steps < 559, 3.0, 0.5) + noise, **test},
+        1: {"epoch_train": steps, "train_loss": 1.6 + noise, **test},
+    }
+    found = times.falls_apart(Planted([cell], curves), train=1.0, test=2.0).values
+    assert found[0] == pytest.approx(15_000 / 559, rel=0.05)
+    assert found[1] == np.inf
 
 
 @pytest.mark.parametrize(
@@ -254,6 +346,8 @@ def test_keys_that_two_networks_share():
     series = {i: series_of(key_frequencies__keys=[x] * 5) for i, x in keys.items()}
     found = circuits.keys_shared(Planted([cell], series=series))
     np.testing.assert_allclose(found.values, [1 / 3, 0, 0])  # of 0 and 1, 0 and 3, 1 and 3
+    none = {i: series_of(key_frequencies__keys=[mask()] * 5) for i in (0, 1, 3)}
+    assert np.isnan(circuits.keys_shared(Planted([cell], series=none)).values).all()
     assert found.names == ("seeds 0 and 1", "seeds 0 and 3", "seeds 1 and 3")
     assert str(found).endswith("3 pairs of runs")
     np.testing.assert_array_equal(circuits.n_keys(Planted([cell], series=series)).values, [2, 2, 1])
@@ -268,17 +362,41 @@ def test_clusters_count_those_of_keys():
     results = Planted([one_cell([timing_of()])], series={0: series})
     assert circuits.neurons_in_clusters(results).values == 8 / 16
     assert circuits.frequencies_with_cluster(results).values == 3 / 5
-    assert circuits.neurons_per_cluster(results).values == 4
+    assert circuits.clusters_of_size(results, 3, 5).values == 1 / 3
 
 
 def test_when_the_excluded_loss_departs():
-    timing = timing_of(memorised=100, drop_10=400)
-    train = [2.0, 1e-3, 1e-3, 1e-3, 1e-3]
-    series = series_of(loss__train=train, excluded_loss__train=[2.1, 2e-3, 0.5, 0.9, 1.5])
-    results = Planted([one_cell([timing])], series={0: series})
-    assert circuits.excluded_loss_departs(results).values == 200 / 400
-    never = series_of(loss__train=train, excluded_loss__train=train)
-    assert circuits.excluded_loss_departs(Planted([one_cell([timing])], series={0: never})).values == np.inf
+    def found(losses):
+        series = series_of(excluded_loss__train=losses)
+        results = Planted([one_cell([timing_of(memorised=100, drop_10=400)])], series={0: series})
+        return circuits.excluded_loss_departs(results).values[0]
+
+    assert found([4.0, 0.01, 0.011, 0.5, 2.0]) == 300 / 400
+    assert found([4.0, 0.01, 0.02, 0.5, 2.0]) == 200 / 400  # a tenth of two decades and a third
+    assert found([4.0, 1.0, 0.3, 0.1, 0.01]) == np.inf  # memorising: it falls to the end
+
+
+def test_two_components_of_different_frequencies_are_no_circle():
+    shares = [[0.99, 0.98, 0.5]] * 5
+
+    def found(frequencies):
+        series = series_of(principal_components__share=shares, principal_components__frequency=[frequencies] * 5)
+        return circuits.circle_share(Planted([one_cell([timing_of()])], series={0: series})).values
+
+    assert found([3, 3, 4]) == 0.98
+    assert found([3, 4, 3]) == 0
+
+
+def test_measures_of_the_last_checkpoint():
+    sizes = {f"sum_squared_weights/{name}": np.array([50.0, 10 + i]) for i, name in enumerate(circuits.IN_A_ROW)}
+    attention = np.array([[0.3, 0.3], [0.01, 0.01], [0.01, 0.02], [0.01, 0.4], [0.01, 0.5]])
+    series = {"epoch": np.array([0, 100]), "gini/W_E": np.array([0.1, 0.7]), **sizes}
+    results = Planted([one_cell([timing_of()])], series={0: series})
+    assert circuits.norms_apart(results).values == 14 / 10
+    assert np.isclose(circuits.gini_gained(results).values, 0.6)
+    series = {"epoch": np.array([0, 200, 300, 400, 500]), "attention_to_equals_mean": attention}
+    results = Planted([one_cell([timing_of()])], series={0: series})
+    assert circuits.attention_to_equals_rises(results).values == 400
 
 
 def test_how_far_apart_the_restricted_losses_are():
@@ -298,8 +416,9 @@ def test_two_falls_of_the_weights_and_one():
         series = {"epoch": epochs, circuits.TOTAL: weights(*rates)}
         return circuits.weights_fall_twice(Planted([one_cell([timing])], series={0: series})).values[0]
 
-    assert np.isclose(found(4e-3, 1e-3, 3e-3), 3)
-    assert np.isclose(found(1e-3, 1e-3, 3e-3), 1)
+    assert np.isclose(found(4e-3, 1e-3, 3e-3), 2)  # per 1,000 epochs
+    assert np.isclose(found(1e-3, 1e-3, 3e-3), 0)
+    assert np.isclose(found(4e-3, -1e-4, 3e-3), 3.1)  # they rise between the falls
     assert found(-1e-3, 1e-3, 3e-3) < 0
 
 
@@ -405,6 +524,7 @@ def test_from_the_command_line(measured_on, tmp_path, capfd):
     timings = list(csv.DictReader((out / "good" / "tables" / "timings.csv").read_text().splitlines()))
     assert f"{len(timings)} runs" in row.cells()[2]
     assert (out / "good" / "analysis").is_dir()
+    assert "Made by `jaxgrok reproduce --quick`" in card
 
     measured_on(good)
     before = (out / "good.log").read_bytes()
@@ -434,30 +554,64 @@ def test_findings_of_another_machine_stand_where_nothing_is_trained(measured_on,
     assert reproduce.main(["--quick", "--out", str(tmp_path / "out"), "--kept", str(path)]) == 0
     assert row.cells()[2] in (tmp_path / "out" / "scorecard.md").read_text()
     assert [file.name for file in (tmp_path / "out").iterdir() if file.is_dir()] == []
+    card = (tmp_path / "out" / "scorecard.md").read_text()
+    assert "far (kept)" in card
+    assert "--kept scorecard.json" in card
+    assert "1 findings of" in capsys.readouterr().out
     arguments = ["--quick", "--out", str(tmp_path / "out"), "--plan"]
-    for bad in ("", "[]", '{"far": 3}', path.read_text().replace('"names"', '"name"')):
+    text = path.read_text()
+    broken = [text.replace('"names"', '"name"'), text.replace('"interval": [', '"interval": [], "x": [')]
+    for bad in ("", "[]", '{"far": 3}', *broken):
         (tmp_path / "bad.json").write_text(bad)
         assert reproduce.main([*arguments, "--kept", str(tmp_path / "bad.json")]) == 2
         assert "--kept: got" in capsys.readouterr().err
 
 
-def test_a_sweep_of_another_command_is_trained_again(measured_on, tmp_path, capsys):
+def test_a_directory_of_another_command_is_refused(measured_on, tmp_path, capsys):
+    """Its runs would be counted with those of the claim."""
     sweep = SweepCommand("good", TINY, "tiny", 1)
     measured_on(sweep)
-    (tmp_path / "good").mkdir()
-    scorecard.mark(tmp_path / "good", replace(sweep, command="sweep --p 5"))
+    assert reproduce.main(["--quick", "--out", str(tmp_path)]) == 0
+    runs = len(load(tmp_path / "good").runs)
+    measured_on(replace(sweep, command=f"{TINY} --wd 0.5"))
+    capsys.readouterr()
+    assert reproduce.main(["--quick", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "move it away or delete it" in error
+    assert len(load(tmp_path / "good").runs) == runs
+    # Nor is it believed any more once somebody has extended it.
+    measured_on(sweep)
+    assert len(scorecard.rows_of(load(tmp_path / "good"))) == 1
+    cli_sweep.main([*shlex.split(TINY)[1:], "--seeds", "3", "--out", str(tmp_path / "good")])
+    assert scorecard.rows_of(load(tmp_path / "good")) == []
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(BadInput, match=r"move it away"):
+        scorecard.begin(tmp_path / "other", sweep)
+
+
+def test_what_has_been_lost_is_trained_and_measured_again(measured_on, tmp_path, capsys):
+    sweep = SweepCommand("good", TINY, "tiny", 1, analyze=True)
+    claims = measured_on(sweep)
+    claims.claims[0] = replace(claims.claims[0], measure="n_keys")
+    folder = tmp_path / "good"
+    cli_sweep.main([*shlex.split(TINY)[1:], "--out", str(folder)])
+    scorecard.finish(folder, sweep)
+    (row,) = scorecard.rows_of(load(folder))
+    assert row.finding is not None  # no run grokked: a finding without values
+    assert row.verdict is Verdict.UNKNOWN
+    shutil.rmtree(folder)
     assert reproduce.main(["--quick", "--out", str(tmp_path), "--plan"]) == 0
     assert "to be trained" in capsys.readouterr().out
-    scorecard.mark(tmp_path / "good", sweep)
-    assert reproduce.main(["--quick", "--out", str(tmp_path), "--plan"]) == 0
-    assert "to be trained" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"sweep": 3}'])
-def test_a_mark_that_cannot_be_read_is_none(tmp_path, content):
-    (tmp_path / "claims.json").write_text(content)
-    assert not scorecard.is_done(tmp_path, SweepCommand("good", TINY, "tiny", 1))
-    assert scorecard.rows_of(SimpleNamespace(path=tmp_path)) == []
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"sweep": 3}', '{"sweep": "good"}'])
+def test_a_note_that_cannot_be_read_is_none(measured_on, tmp_path, content):
+    measured_on(SweepCommand("good", TINY, "tiny", 1))
+    cli_sweep.main([*shlex.split(TINY)[1:], "--epochs", "2", "--out", str(tmp_path / "good")])
+    (tmp_path / "good.json").write_text(content)
+    assert scorecard.rows_of(load(tmp_path / "good")) == []
 
 
 @pytest.mark.parametrize(

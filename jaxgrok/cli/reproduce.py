@@ -5,10 +5,12 @@ all of them in the settings of the post, which takes days there and hours on a G
 trained is used again. The scorecard lists every claim, with a verdict by the rule that stands beside it.
 """
 
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,7 @@ def parser(prog: str = "reproduce.py") -> Parser:
 
 def run(args: Namespace) -> int:
     """Train what is missing, and write the scorecard after each sweep; returns the exit status. Raises BadInput."""
-    from jaxgrok.scorecard import Mode, is_done, read_claims, read_findings
+    from jaxgrok.scorecard import Mode, read_claims, read_findings
 
     mode = Mode.QUICK if args.quick else Mode.FULL
     claims = read_claims()
@@ -55,17 +57,17 @@ def run(args: Namespace) -> int:
     out = Path("runs") / f"reproduce-{mode}" if args.out is None else args.out
     if out.exists() and not out.is_dir():
         raise BadInput("--out", str(out), "a directory, which may not exist yet")
+    card = Card(claims, mode, out, _command(args, mode), _rows(claims, mode))
     sweeps = _sweeps_of(chosen, claims, mode)
-    rows = _rows(claims, mode)
     if args.kept is not None:
-        rows = read_findings(args.kept, rows)
-    wanted = {row.sweep.name for claim in chosen if (row := rows.get(claim.name)) and row.finding is None}
-    missing = [sweep for sweep in sweeps if sweep.name in wanted and not is_done(out / sweep.name, sweep)]
-    _print_plan(chosen, claims, mode, sweeps, missing)
+        card.rows = read_findings(args.kept, card.rows)
+        print(f"{sum(row.kept for row in card.rows.values())} findings of {args.kept} are used")
+    card.take_in_all()
+    wanted = {row.sweep.name for claim in chosen if (row := card.rows.get(claim.name)) and row.finding is None}
+    missing = [sweep for sweep in sweeps if sweep.name in wanted]
+    _print_plan(chosen, mode, sweeps, missing)
     if args.plan:
         return 0
-    out.mkdir(parents=True, exist_ok=True)
-    rows |= _found_on_disk(rows, out)
     status = 0
     for number, sweep in enumerate(missing, 1):
         print(f"{number} of {len(missing)}: {sweep.name}, {sweep.setting}", flush=True)
@@ -76,12 +78,60 @@ def run(args: Namespace) -> int:
             print(f"{sweep.name} ended with status {failed}: see {out / sweep.name}.log", flush=True)
             status = FAILED
             continue
-        rows |= _take_in(sweep, out)
-        _write(rows, claims, mode, out)
-    path = _write(rows, claims, mode, out)
-    _print_rows([rows[claim.name] for claim in chosen if claim.name in rows])
-    print(f"scorecard: {path}")
+        card.take_in(sweep)
+        card.write()
+    card.write()
+    _print_rows([card.rows[claim.name] for claim in chosen if claim.name in card.rows])
+    print(f"scorecard: {out / 'scorecard.md'}")
     return status
+
+
+def _command(args: Namespace, mode: "Mode") -> str:
+    """The command that makes the scorecard, without the directory of its sweeps."""
+    only = [] if args.only is None else ["--only", args.only]
+    kept = [] if args.kept is None else ["--kept", args.kept.name]
+    return shlex.join(["jaxgrok", "reproduce", f"--{mode}", *only, *kept])
+
+
+@dataclass
+class Card:
+    """The scorecard as it grows. rows: {claim: its row}, of every claim of the mode. command: that makes it."""
+
+    claims: "Claims"
+    mode: "Mode"
+    out: Path
+    command: str
+    rows: "dict[str, Row]"
+
+    def take_in_all(self) -> None:
+        """Take in what is found in the sweeps that are trained."""
+        from jaxgrok.scorecard import rows_of
+        from jaxgrok.store.results import load
+
+        for name in {row.sweep.name for row in self.rows.values()}:
+            if (self.out / name / "manifest.json").exists():
+                self.rows |= {row.claim.name: row for row in rows_of(load(self.out / name)) if row.finding is not None}
+
+    def take_in(self, sweep: "SweepCommand") -> None:
+        """Note that a sweep is done, measure its claims, and have them on its page."""
+        from jaxgrok.report import write_page
+        from jaxgrok.scorecard import finish, rows_of
+        from jaxgrok.store.results import load
+
+        folder = self.out / sweep.name
+        finish(folder, sweep)
+        results = load(folder)
+        self.rows |= {row.claim.name: row for row in rows_of(results)}
+        write_page(results)
+
+    def write(self) -> None:
+        from jaxgrok.scorecard import scorecard_markdown, write_findings
+        from jaxgrok.tables.write import write_text
+
+        rows = list(self.rows.values())
+        text = scorecard_markdown(rows, self.claims, self.mode, self.command, self.out)
+        write_text(self.out / "scorecard.md", text)
+        write_findings(self.out / "scorecard.json", rows)
 
 
 def _sweeps_of(chosen: "Sequence[Claim]", claims: "Claims", mode: "Mode") -> "list[SweepCommand]":
@@ -101,38 +151,13 @@ def _rows(claims: "Claims", mode: "Mode") -> "dict[str, Row]":
     return {name: Row(claim, sweep, None) for name, (claim, sweep) in sweeps.items() if sweep is not None}
 
 
-def _found_on_disk(rows: "dict[str, Row]", out: Path) -> "dict[str, Row]":
-    """The rows of the claims whose sweeps are trained, with what is found in them."""
-    from jaxgrok.scorecard import is_done
-
-    found = {}
-    for sweep in {row.sweep.name: row.sweep for row in rows.values()}.values():
-        if is_done(out / sweep.name, sweep):
-            found |= _found(sweep, out)
-    return found
-
-
-def _found(sweep: "SweepCommand", out: Path) -> "dict[str, Row]":
-    from jaxgrok.scorecard import rows_of
-    from jaxgrok.store.results import load
-
-    return {row.claim.name: row for row in rows_of(load(out / sweep.name))}
-
-
-def _take_in(sweep: "SweepCommand", out: Path) -> "dict[str, Row]":
-    """Note that a sweep is done, measure its claims, and have them on its page."""
-    from jaxgrok.report import write_page
-    from jaxgrok.scorecard import mark
-    from jaxgrok.store.results import load
-
-    mark(out / sweep.name, sweep)
-    write_page(load(out / sweep.name))
-    return _found(sweep, out)
-
-
 def _train(sweep: "SweepCommand", out: Path) -> int:
-    """Run a sweep's command, and its analysis; returns the first exit status that is not 0."""
+    """Run a sweep's command, and its analysis; returns the first exit status that is not 0. Raises BadInput for a
+    directory that holds another sweep."""
+    from jaxgrok.scorecard import begin
+
     folder = out / sweep.name
+    begin(folder, sweep)
     commands = [[*sweep.arguments, "--out", str(folder)]]
     if sweep.analyze:
         commands.append(["analyze", str(folder)])
@@ -161,20 +186,8 @@ def _status_of_child(command: list[str], log) -> int:
                     child.send_signal(stopping.status() - 128)
 
 
-def _write(rows: "dict[str, Row]", claims: "Claims", mode: "Mode", out: Path) -> Path:
-    from jaxgrok.scorecard import scorecard_markdown, write_findings
-    from jaxgrok.tables.write import write_text
-
-    write_findings(out / "scorecard.json", rows.values())
-    path = out / "scorecard.md"
-    command = f"jaxgrok reproduce --{mode}"
-    write_text(path, scorecard_markdown(list(rows.values()), claims, mode, command, out))
-    return path
-
-
 def _print_plan(
     chosen: "Sequence[Claim]",
-    claims: "Claims",
     mode: "Mode",
     sweeps: "Sequence[SweepCommand]",
     missing: "Sequence[SweepCommand]",

@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgrok.atomic import replace_text
+from jaxgrok.atomic import bad_place, replace_text
+from jaxgrok.config import BadInput
 from jaxgrok.scorecard.claims import Claim, Claims, Mode, SweepCommand, read_claims
 from jaxgrok.scorecard.findings import PARTLY, REPRODUCED, Finding, Verdict
-from jaxgrok.store.results import Results
+from jaxgrok.store.integrity import digest_of_content
+from jaxgrok.store.results import Results, load
+from jaxgrok.store.steps import Damaged
 from jaxgrok.tables.timing import Table
 from jaxgrok.tables.write import markdown
 
-MARK = "claims.json"  # in the directory of a sweep that claims were measured on: which sweep it is
 NOTE = (
     "Rule: what is measured, and the bounds of its values. A claim is reproduced where at least "
-    f"{100 * REPRODUCED:.0f} % of the values lie within them, and partly where at least {100 * PARTLY:.0f} % do. What "
-    "never happened lies within no bounds, and what cannot be known is not counted. Ours: the median over the runs, or "
-    "over what else is named, with the 95 % interval of its order statistics; of fewer than six values, the range, in "
-    "round brackets. Claims about circuits are measured on the runs that grokked, each at its last checkpoint or over "
-    "its training."
+    f"{100 * REPRODUCED:.0f} % of the values lie within them, and partly where at least {100 * PARTLY:.0f} % do. What a "
+    "run had not reached when it ended lies within no bounds. What cannot be known is not counted, and a claim of which "
+    "less than half is known is unknown. Ours: the median over the runs with the 95 % interval of its order "
+    "statistics; of fewer than six runs, and of pairs of runs, the range, in round brackets. Claims about circuits are "
+    "measured on the runs that grokked, each at its last checkpoint or over its training."
 )
 HEADER = ["claim", "published", "ours", "verdict", "rule"]
 
@@ -29,13 +31,14 @@ HEADER = ["claim", "published", "ours", "verdict", "rule"]
 class Row:
     """A claim, the sweep that it is measured on, and what was found; None if the sweep has not been trained.
 
-    made_with: versions and device.
+    made_with: versions and device. kept: whether it was found on another machine.
     """
 
     claim: Claim
     sweep: SweepCommand
     finding: Finding | None
     made_with: str = ""
+    kept: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -69,31 +72,72 @@ def table(rows: Sequence[Row]) -> Table:
 # --- which sweep a directory is ---------------------------------------------------------------------------------------
 
 
-def mark(folder: Path, sweep: SweepCommand) -> None:
-    """Note in a sweep's directory, once it has trained and is analysed, which sweep it is, and by which command."""
-    replace_text(folder / MARK, json.dumps({"sweep": sweep.name, "command": sweep.command}) + "\n")
+def begin(folder: Path, sweep: SweepCommand) -> None:
+    """Note which sweep a directory is for, before it is trained.
+
+    Raises BadInput for a directory that holds another sweep, or the same one by another command: its runs would be
+    counted with those of this one.
+    """
+    if folder.exists() and _marked(folder).get("command") != sweep.command and any(folder.iterdir()):
+        accepted = f"one that holds the runs of `jaxgrok {sweep.command}` alone; move it away or delete it"
+        raise BadInput("sweep directory", str(folder), accepted)
+    if _marked(folder).get("command") != sweep.command:
+        _mark(folder, sweep, None)
 
 
-def marked(folder: Path) -> dict[str, Any]:
-    """What `mark` has noted; empty if it has not, or if what is there cannot be read."""
+def finish(folder: Path, sweep: SweepCommand) -> None:
+    """Note that a sweep has trained and is analysed, and of which runs it is."""
+    _mark(folder, sweep, _digest_of_runs(load(folder)))
+
+
+def _note_of(folder: Path) -> Path:
+    """The file beside a sweep's directory that says which sweep it is; the directory itself holds the sweep alone."""
+    folder = folder.absolute()
+    return folder.parent / f"{folder.name}.json"
+
+
+def _mark(folder: Path, sweep: SweepCommand, runs: str | None) -> None:
+    content = {"sweep": sweep.name, "command": sweep.command, "runs": runs}
+    with bad_place("scorecard", folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(_note_of(folder), json.dumps(content) + "\n")
+
+
+def _marked(folder: Path) -> dict[str, Any]:
+    """What is noted of a directory; empty if nothing is, or if it cannot be read."""
     try:
-        content = json.loads((folder / MARK).read_text())
+        content = json.loads(_note_of(folder).read_text())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def is_done(folder: Path, sweep: SweepCommand) -> bool:
-    """Whether a directory holds the whole of a sweep."""
-    return marked(folder) == {"sweep": sweep.name, "command": sweep.command}
+def _digest_of_runs(results: Results) -> str:
+    """A digest of which runs there are, and how far each was trained."""
+    return digest_of_content({"runs": [[record.identity, record.last_epoch] for record in results.runs]})
+
+
+def is_done(results: Results, sweep: SweepCommand) -> bool:
+    """Whether an opened directory holds the whole of a sweep, and no more."""
+    noted = {"sweep": sweep.name, "command": sweep.command, "runs": _digest_of_runs(results)}
+    return _marked(results.path) == noted
 
 
 def rows_of(results: Results) -> list[Row]:
     """The claims that are measured on an opened sweep. There are none unless `reproduce` has trained it."""
-    claims, name = read_claims(), marked(results.path).get("sweep")
-    if not isinstance(name, str) or name not in claims.sweeps:
+    claims, name = read_claims(), _marked(results.path).get("sweep")
+    if not isinstance(name, str) or name not in claims.sweeps or not is_done(results, claims.sweeps[name]):
         return []
-    return [Row(claim, claims.sweeps[name], claim.find(results), made_with(results)) for claim in claims.of_sweep(name)]
+    sweep, made = claims.sweeps[name], made_with(results)
+    return [Row(claim, sweep, _find(claim, results), made) for claim in claims.of_sweep(name)]
+
+
+def _find(claim: Claim, results: Results) -> Finding | None:
+    """What is found for a claim; None if what it is measured on is damaged or missing (`results.damage` names it)."""
+    try:
+        return claim.find(results)
+    except (BadInput, Damaged):
+        return None
 
 
 def made_with(results: Results) -> str:
@@ -137,4 +181,7 @@ def _links(row: Row, folder: Path) -> Iterator[str]:
     for text, pattern in (("figure", row.claim.figure and f"{name}/{row.claim.figure}"), ("more", row.claim.more)):
         for path in sorted(folder.glob(pattern))[:1] if pattern else ():
             yield f"[{text}]({path.relative_to(folder).as_posix()})"
-    yield f"[{name}]({name}/report.html)" if (folder / name / "report.html").exists() else name
+    if row.kept:
+        yield f"{name} (kept)"
+    else:
+        yield f"[{name}]({name}/report.html)" if (folder / name / "report.html").exists() else name

@@ -20,7 +20,7 @@ from jaxgrok.store.results import KEYS, Results, RunRecord
 # The matrices between the embedding and the unembedding, through which every logit passes.
 IN_A_ROW = ("embed.W_E", "blocks.0.attn.W_V", "blocks.0.attn.W_O", "blocks.0.mlp.W_in", "blocks.0.mlp.W_out")
 TOTAL = "sum_squared_weights/total"
-DEPARTED = 10  # times the train loss: the excluded loss is then another one
+DEPARTED = 0.1  # of the rise of the logarithm of the excluded loss
 
 
 def _grokked(results: Results) -> list[tuple[str, RunRecord]]:
@@ -71,7 +71,7 @@ def keys_shared(results: Results) -> Finding:
     union."""
     keys = [(name, set(np.flatnonzero(series[KEYS][-1]) + 1)) for name, _, series in _series(results, KEYS)]
     pairs = list(itertools.combinations(keys, 2))
-    values = [len(one & other) / max(1, len(one | other)) for (_, one), (_, other) in pairs]
+    values = [len(one & other) / len(one | other) if one | other else np.nan for (_, one), (_, other) in pairs]
     names = [
         f"{first.replace('seed', 'seeds')} and {second.removeprefix('seed ')}" for (first, _), (second, _) in pairs
     ]
@@ -99,20 +99,27 @@ def frequencies_with_cluster(results: Results) -> Finding:
     return _of_each(results, ("neuron_clusters",), lambda _, series: float((series["neuron_clusters"][-1] > 0).mean()))
 
 
-def neurons_per_cluster(results: Results) -> Finding:
-    """The median number of neurons in a cluster, over the frequencies that have one."""
+def clusters_of_size(results: Results, least: int, most: int) -> Finding:
+    """The share of each network's clusters that have at least `least` and at most `most` neurons."""
 
     def value(_, series):
         sizes = series["neuron_clusters"][-1]
-        return float(np.median(sizes[sizes > 0])) if sizes.any() else np.nan
+        sizes = sizes[sizes > 0]
+        return float(((sizes >= least) & (sizes <= most)).mean()) if len(sizes) else np.nan
 
     return _of_each(results, ("neuron_clusters",), value)
 
 
 def circle_share(results: Results) -> Finding:
-    """The share of the first two principal components of the embedding that lies in one frequency: the smaller."""
-    name = "principal_components/share"
-    return _of_each(results, (name,), lambda _, series: float(series[name][-1][:2].min()))
+    """The share of the first two principal components of the embedding that lies in one frequency: the smaller of the
+    two; 0 if they have different ones."""
+    share, frequency = (f"principal_components/{name}" for name in ("share", "frequency"))
+
+    def value(_, series):
+        one, other = series[frequency][-1][:2]
+        return float(series[share][-1][:2].min()) if one == other else 0.0
+
+    return _of_each(results, (share, frequency), value)
 
 
 def norms_apart(results: Results) -> Finding:
@@ -130,19 +137,23 @@ def norms_apart(results: Results) -> Finding:
 
 
 def excluded_loss_departs(results: Results) -> Finding:
-    """When the excluded loss is ten times the train loss for good, as a share of the epoch at which the test loss has
-    begun to fall: by a tenth of the fall of its logarithm."""
+    """When the excluded loss, on train pairs, begins to rise, over when the test loss begins to fall.
+
+    While a network memorises, its excluded loss falls. It has begun to rise once its logarithm has risen for good by a
+    tenth of the way from its lowest to its last value; the test loss has begun to fall at a tenth likewise.
+    """
 
     def value(record, series):
-        timing = results.timing(record)
-        start, memorised = timing.by("drop_10"), timing.by("memorised")
-        if start is None or memorised is None:
+        start = results.timing(record).by("drop_10")
+        if start is None:
             return np.nan
-        departed = series["excluded_loss/train"] > DEPARTED * series["loss/train"]
-        index = first_held(departed & (series["epoch"] >= memorised))
+        log_loss = np.log(series["excluded_loss/train"])
+        lowest = int(np.argmin(log_loss))
+        risen = log_loss - log_loss[lowest] > DEPARTED * (log_loss[-1] - log_loss[lowest])
+        index = first_held(risen & (np.arange(len(risen)) > lowest))
         return np.inf if index is None else float(series["epoch"][index]) / start
 
-    return _of_each(results, ("excluded_loss/train", "loss/train"), value)
+    return _of_each(results, ("excluded_loss/train",), value)
 
 
 def restricted_split_apart(results: Results) -> Finding:
@@ -157,11 +168,12 @@ def restricted_split_apart(results: Results) -> Finding:
 
 
 def weights_fall_twice(results: Results) -> Finding:
-    """Whether the weights fall in two stages: the slower of the two falls over what lies between them.
+    """By how much the weights fall faster in two stages than between them: the slower of the two falls minus what lies
+    between.
 
-    A rate is how fast the logarithm of the sum of squared weights falls. The first fall is the first quarter of the
-    interpolation, from the peak of the test loss to a tenth of the fall of the restricted loss. Between is the rest of
-    it. The second fall is from there to half of the fall of the test loss.
+    A rate is how much the logarithm of the sum of squared weights falls in 1,000 epochs. The first fall is the first
+    quarter of the interpolation, from the peak of the test loss to a tenth of the fall of the restricted loss. Between
+    is the rest of it. The second fall is from there to half of the fall of the test loss.
     """
 
     def value(record, series):
@@ -169,11 +181,10 @@ def weights_fall_twice(results: Results) -> Finding:
         peak, start, end = (timing.by(event) for event in ("test_loss_peak", "restricted_10", "drop_50"))
         if peak is None or start is None or end is None or not peak < start < end:
             return np.nan
-        log_total = np.log(series[TOTAL])
         at = [peak, peak + (start - peak) / 4, start, end]
-        levels = np.interp(at, series["epoch"], log_total)
-        first, between, second = -np.diff(levels) / np.diff(at)
-        return float(min(first, second) / between) if between > 0 else np.inf if min(first, second) > 0 else 0.0
+        levels = np.interp(at, series["epoch"], np.log(series[TOTAL]))
+        first, between, second = -1000 * np.diff(levels) / np.diff(at)
+        return float(min(first, second) - between)
 
     return _of_each(results, (TOTAL,), value)
 
@@ -270,7 +281,7 @@ MEASURES: dict[str, Callable[..., Finding]] = {
         gini_gained,
         neurons_in_clusters,
         frequencies_with_cluster,
-        neurons_per_cluster,
+        clusters_of_size,
         circle_share,
         norms_apart,
         excluded_loss_departs,

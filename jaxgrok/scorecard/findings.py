@@ -25,9 +25,9 @@ class Verdict(StrEnum):
 class Finding:
     """What a measure gives: a value of each run, or of each pair of runs, or one of all of them.
 
-    values: infinity is what never happened; NaN is what cannot be known. names: of each value, as `seed 3`.
-    of: what the values are of. interval, runs: of a single value that is an estimate, its 95 % interval and the number
-    of runs that it rests on.
+    values: infinity is what was not reached by the end of a run; NaN is what cannot be known. names: of each value, as
+    `seed 3`. of: what the values are of. interval, runs: of a single value that is an estimate, its 95 % interval and
+    the number of runs that it rests on.
     """
 
     values: Float[np.ndarray, "n"]
@@ -43,8 +43,8 @@ class Finding:
     def __str__(self) -> str:
         """The median with its 95 % interval, and the number of values: `7,510 [5,230, 10,070], 8 runs`.
 
-        The interval is that of the order statistics, which supposes nothing about the distribution; it does not exist
-        for fewer than 6 values, of which the range is given.
+        The interval is that of the order statistics, which supposes nothing about the distribution. It does not exist
+        for fewer than 6 values, nor for values of pairs, which are not independent: of those the range is given.
         """
         if not len(self.known):
             return "unknown"
@@ -54,7 +54,7 @@ class Finding:
                 text += " [" + ", ".join(map(number, self.interval)) + "]"
         else:
             low, high = quantile_test(self.known, p=0.5).confidence_interval(0.95)
-            exists = not (np.isnan(low) or np.isnan(high))
+            exists = self.of == "runs" and not (np.isnan(low) or np.isnan(high))
             ends = (low, high) if exists else (self.known.min(), self.known.max())
             bounds = "[{}, {}]" if exists else "({} - {})"
             text = f"{number(float(np.median(self.known)))} {bounds.format(*map(number, ends))}"
@@ -68,7 +68,7 @@ class Finding:
 def number(value: float) -> str:
     """A number for people: three digits, thousands with commas."""
     if not np.isfinite(value):
-        return "never" if value > 0 else "-"
+        return "not reached" if value > 0 else "-"
     if value and not 1e-3 <= abs(value) < 1e7:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits.removesuffix('.0')}e{int(exponent)}"
@@ -79,7 +79,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """The bounds within which values agree with a claim. What never happened lies within none."""
+    """The bounds within which values agree with a claim. What was not reached lies within none."""
 
     above: float | None = None
     at_least: float | None = None
@@ -100,7 +100,7 @@ class Rule:
 
     def verdict(self, finding: Finding) -> Verdict:
         known = finding.known
-        if not len(known):
+        if len(known) < max(1, len(finding.values) / 2):
             return Verdict.UNKNOWN
         share = self.fulfilled(known).mean()
         if share >= REPRODUCED:
@@ -108,9 +108,9 @@ class Rule:
         return Verdict.PARTLY if share >= PARTLY else Verdict.NOT
 
     def count(self, finding: Finding) -> str:
-        """`7 of 8; not seed 6`; empty of a single value."""
+        """`7 of 8; not seed 6`; empty of a single value for all runs."""
         known = ~np.isnan(finding.values)
-        if known.sum() < 2:
+        if finding.runs is not None or not known.any():
             return ""
         fulfilled = self.fulfilled(finding.values)
         text = f"{(fulfilled & known).sum()} of {known.sum()}"

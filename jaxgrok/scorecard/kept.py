@@ -16,12 +16,13 @@ from jaxgrok.scorecard.card import Row
 from jaxgrok.scorecard.claims import Claim, SweepCommand
 from jaxgrok.scorecard.findings import Finding
 
-NEVER = "never"  # how infinity is written; what is unknown is null
+NEVER = "not reached"  # how infinity is written; what is unknown is null
+VERSION = 1  # to be raised when a measure computes something else: older findings are then left out
 
 
 def _identity(claim: Claim, sweep: SweepCommand) -> dict[str, Any]:
     """What a finding depends on."""
-    return {"measure": claim.measure, "arguments": dict(claim.arguments), "command": sweep.command}
+    return {"version": VERSION, "measure": claim.measure, "arguments": dict(claim.arguments), "command": sweep.command}
 
 
 def write_findings(path: Path, rows: Iterable[Row]) -> None:
@@ -46,9 +47,9 @@ def read_findings(path: Path, rows: Mapping[str, Row]) -> dict[str, Row]:
             if row is not None and {key: kept[key] for key in _identity(row.claim, row.sweep)} == _identity(
                 row.claim, row.sweep
             ):
-                found[name] = Row(row.claim, row.sweep, _from_json(kept), str(kept["made_with"]))
+                found[name] = Row(row.claim, row.sweep, _from_json(kept), str(kept["made_with"]), kept=True)
         return {**rows, **found}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise BadInput("--kept", str(path), "a scorecard.json that this command wrote") from None
 
 

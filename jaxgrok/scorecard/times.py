@@ -1,10 +1,10 @@
 """Measures of claims about time: phase changes, the parts of a task, slingshots. Each gives a `Finding` of a sweep."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxgrok.scorecard.findings import Finding, finding_of, single
 from jaxgrok.stats import order
@@ -12,9 +12,16 @@ from jaxgrok.store.events import Outcome, first_held
 from jaxgrok.store.results import Cell, Results, RunRecord
 from jaxgrok.tables import parts as part_tables
 from jaxgrok.tables import sizes as size_tables
+from jaxgrok.tables.parts import Parts
 from jaxgrok.tables.slingshots import slingshots_of_cells
 
+Times = Float[np.ndarray, "parts"]
+Reached = Bool[np.ndarray, "parts"]
 NEVER = float("inf")
+SMOOTHED = 25  # steps of minibatches that a train loss is the median of
+# A part falls suddenly if its loss goes from 80 to 40 % of a guess's in less than half of the time up to then. A loss
+# that falls exponentially from the start takes three quarters.
+HIGH, LOW, SUDDEN = 0.8, 0.4, 0.5
 
 
 def name_of_run(cell: Cell, record: RunRecord) -> str:
@@ -37,14 +44,6 @@ def times_as_late(results: Results) -> Finding:
     return finding_of(values, names)
 
 
-def grokking_time(results: Results) -> Finding:
-    """The epoch by which each run grokked."""
-    return finding_of(
-        [NEVER if (by := results.timing(record).by("grokked")) is None else by for _, record in _all_runs(results)],
-        [name for name, _ in _all_runs(results)],
-    )
-
-
 def _first_below(epochs: np.ndarray, loss: np.ndarray, level: float) -> float:
     """The epoch at which a loss is below a level, and stays there for five more evaluations."""
     index = first_held(np.asarray(loss) < level)
@@ -54,18 +53,18 @@ def _first_below(epochs: np.ndarray, loss: np.ndarray, level: float) -> float:
 def falls_apart(results: Results, train: float, test: float) -> Finding:
     """How many times as late as the train loss is below `train` the test loss is below `test`, in nats, of each run.
 
-    The train loss is taken at evaluations: of a minibatch as a running mean over 5 % of the run.
+    Of minibatches, the train loss is the median of the last SMOOTHED steps.
     """
     values = []
     for _, record in _all_runs(results):
         curves = results.curves_of(record)
-        loss = np.asarray(curves.train_loss, float)
-        if record.config.batch_size:
-            window = max(1, len(loss) // 20)
-            loss = np.convolve(loss, np.ones(window) / window, mode="same")
-        early = _first_below(curves.epoch_train, loss, train)
+        epochs, loss = np.asarray(curves.epoch_train), np.asarray(curves.train_loss, float)
+        if record.config.batch_size and len(loss) > SMOOTHED:
+            loss = np.median(np.lib.stride_tricks.sliding_window_view(loss, SMOOTHED), axis=1)
+            epochs = epochs[SMOOTHED - 1 :]
+        early = _first_below(epochs, loss, train)
         late = _first_below(curves.epoch_eval, curves.test_loss, test)
-        values.append(NEVER if late == NEVER else late / max(early, 1))
+        values.append(NEVER if NEVER in (early, late) else late / max(early, 1))
     return finding_of(values, [name for name, _ in _all_runs(results)])
 
 
@@ -127,35 +126,52 @@ def grokked_at_lowest_decay(results: Results) -> Finding:
 # --- parts of a task --------------------------------------------------------------------------------------------------
 
 
-def parts_learned(results: Results) -> Finding:
-    """How many parts of its task each run has learned."""
-    values = [int(of_run.sum()) for parts in part_tables.parts_of(results) for of_run in parts.reached]
-    return finding_of(values, [name for name, _ in _all_runs(results)])
+def _runs_with_parts(results: Results) -> Iterator[tuple[str, RunRecord, Parts, Times, Reached]]:
+    """(its name, a run, the parts of its cell, when it learned each of them or how long it was watched, and which of
+    them it learned)."""
+    for parts in part_tables.parts_of(results):
+        rows = zip(parts.cell.records, parts.times, parts.reached, strict=True)
+        yield from ((name_of_run(parts.cell, record), record, parts, *of_run) for record, *of_run in rows)
+
+
+def sudden_parts(results: Results) -> Finding:
+    """How many parts of its task each run has learned by a sudden fall of the part's test loss."""
+    values, names = [], []
+    for name, record, parts, _, _ in _runs_with_parts(results):
+        curves, count = results.curves_of(record), 0
+        for part in parts.names:
+            at = record.task.parts.index(part)
+            loss, guess = curves.of_part(at).test_loss, record.task.chance[at]
+            start, end = (_first_below(curves.epoch_eval, loss, share * guess) for share in (HIGH, LOW))
+            count += end != NEVER and end - start < SUDDEN * end
+        values.append(count)
+        names.append(name)
+    return finding_of(values, names)
 
 
 def parts_apart(results: Results) -> Finding:
     """From the arrival of each run's first part to that of its last, over the time of the median part."""
-    values = []
-    for parts in part_tables.parts_of(results):
-        for times, reached in zip(parts.times, parts.reached, strict=True):
-            values.append((times.max() - times.min()) / np.median(times) if reached.all() else np.nan)
-    return finding_of(values, [name for name, _ in _all_runs(results)])
+    found = [
+        (name, (times.max() - times.min()) / np.median(times) if reached.all() else NEVER)
+        for name, _, _, times, reached in _runs_with_parts(results)
+    ]
+    return finding_of([value for _, value in found], [name for name, _ in found])
 
 
 def first_parts(results: Results, parts: list[str]) -> Finding:
-    """Whether these parts were the first that each run learned (1) or not (0)."""
-    values = []
-    for found in part_tables.parts_of(results):
-        chosen = np.array([name in parts for name in found.names])
-        for times, reached in zip(found.times, found.reached, strict=True):
-            times = np.where(reached, times, NEVER)
-            values.append(float(times[chosen].max() <= times[~chosen].min()))
-    return finding_of(values, [name for name, _ in _all_runs(results)])
+    """Whether these parts were learned, and before all others, in each run (1) or not (0)."""
+    values, names = [], []
+    for name, _, found, times, reached in _runs_with_parts(results):
+        chosen = np.array([part in parts for part in found.names])
+        others = np.where(reached, times, NEVER)[~chosen]
+        values.append(float(reached[chosen].all() and times[chosen].max() < others.min()))
+        names.append(name)
+    return finding_of(values, names)
 
 
 def order_of_the_others(results: Results, parts: list[str]) -> Finding:
-    """Kendall's W of the order in which the runs learn the parts other than these: 1 if every run has the same order,
-    near 0 if each has its own."""
+    """Kendall's W of the order in which the runs of a cell learn the parts other than these: 1 if every run has the
+    same order, near 0 if each has its own."""
     (found,) = part_tables.parts_of(results)
     others = np.array([name not in parts for name in found.names])
     agreement = order.concordance(found.times[:, others], found.reached[:, others])
@@ -163,8 +179,11 @@ def order_of_the_others(results: Results, parts: list[str]) -> Finding:
 
 
 def crossover(results: Results) -> Finding:
-    """The number of examples at which half of the runs generalise, with its interval."""
+    """The number of examples at which half of the runs generalise, with its interval. If all do, or none does, the
+    smallest size is a bound, or nothing is reached."""
     found = size_tables.sizes_of(results).crossover
+    if found.generalised in (0, found.runs):
+        return single(NEVER if found.generalised == 0 else found.smallest, found.runs)
     size, low, high = (np.nan if value is None else value for value in (found.size, found.low, found.high))
     return single(size, found.runs, (low, high))
 
@@ -179,6 +198,18 @@ def spikes(results: Results, losses: list[str]) -> Finding:
         if of_cell.loss in losses:
             values += [len(found.spikes) for found in of_cell.found]
             names += [name_of_run(of_cell.cell, record) for record in of_cell.cell.records]
+    return finding_of(values, names)
+
+
+def spikes_before_grokking(results: Results) -> Finding:
+    """How many spikes the train loss of each run that grokked has up to then."""
+    values, names = [], []
+    for of_cell in slingshots_of_cells(results):
+        cell = of_cell.cell
+        for record, timing, found in zip(cell.records, cell.timings, of_cell.found, strict=True):
+            if (grokked := timing.by("grokked")) is not None:
+                values.append(sum(spike.start <= grokked for spike in found.spikes))
+                names.append(name_of_run(cell, record))
     return finding_of(values, names)
 
 
@@ -224,18 +255,18 @@ MEASURES: dict[str, Callable[..., Finding]] = {
     measure.__name__: measure
     for measure in (
         times_as_late,
-        grokking_time,
         falls_apart,
         drop,
         test_accuracy,
         slower_at_lower_decay,
         grokked_at_lowest_decay,
-        parts_learned,
+        sudden_parts,
         parts_apart,
         first_parts,
         order_of_the_others,
         crossover,
         spikes,
+        spikes_before_grokking,
         restricted_before_test,
         train_loss_after_grokking,
     )
