@@ -218,21 +218,21 @@ def digits(*of_runs, fall=20):
     """Runs of addition3 whose digits' losses fall exponentially, around these steps, by half in `fall` steps."""
     config = make_config("addition3")
     records, timings, curves, parts = [], [], {}, {}
-    for number, steps in enumerate(of_runs):
+    for seed, steps in enumerate(of_runs):
         guesses = make_task(config).chance
         losses = []
         for step, guess in zip(steps, guesses, strict=True):
             late = np.zeros(len(EPOCHS)) if step is None else np.maximum(0, (EPOCHS - step) / fall + 1)
             losses.append(guess * 2.0**-late)
         of_part = [SimpleNamespace(test_loss=loss) for loss in losses]
-        curves[number] = {"of_part": of_part.__getitem__}
+        curves[seed] = {"of_part": of_part.__getitem__}
         arrived = [None if step is None else {"grokked": (step - 10, step)} for step in steps]
-        parts[number] = {
+        parts[seed] = {
             f"digit {i}": Timing(Outcome.NOT_LEARNED, 990, False, True, events or {})
             for i, events in enumerate(arrived)
         }
         timings.append(timing_of(Outcome.LEARNED, 990))
-        records.append(RunRecord(number, Run(config, number), 990, 0, Status.TRAINED, 990))
+        records.append(RunRecord(seed, Run(config, seed), 990, 0, Status.TRAINED, 990))
     results = Planted([Cell((), records, timings)], curves)
     results.part_timings = lambda record: parts[record.number]
     results.events = lambda record: SimpleNamespace(parts={name: None for name in parts[record.number]})
@@ -682,3 +682,15 @@ def test_the_quick_scorecard_is_written_in_full(tmp_path):
     for claim in CLAIMS.claims:
         if claim.figure and Mode.QUICK in claim.sweeps:
             assert list((tmp_path / "out" / claim.sweeps[Mode.QUICK]).glob(claim.figure)), claim.name
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_scorecards_of_the_results_are_what_was_found(mode, monkeypatch):
+    """docs/results/scorecard.md says what scorecard.json holds, by today's rules. After a change of a claim:
+    python docs/results/scorecard.py"""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs" / "results"))
+    kept = importlib.import_module("scorecard")
+    name = kept.NAMES[mode]
+    rows = kept.rows_of(mode, [REPOSITORY / "docs" / "results" / f"{name}.json"])
+    assert kept.text_of(mode, rows) == (REPOSITORY / "docs" / "results" / f"{name}.md").read_text()
+    assert any(row.finding is not None for row in rows.values())

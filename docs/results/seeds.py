@@ -17,7 +17,7 @@ from scipy.stats import bootstrap, rankdata, spearmanr
 
 import jaxgrok
 from jaxgrok.config import Run
-from jaxgrok.figures.style import TEST, make_figure
+from jaxgrok.figures.style import TEST, TRAIN, make_figure
 from jaxgrok.measures import fourier, subjects
 from jaxgrok.store.results import KEYS
 from jaxgrok.tables.write import markdown
@@ -25,6 +25,7 @@ from jaxgrok.training.run import make_program
 
 DRAWS = 5_000  # of random key sets
 HIGH = 0.9  # an AUROC that foretells the keys well
+SHOWN = (0, 10, 20, 40, 80, 160, 320, 800, 2_000, 4_000)  # epochs with a checkpoint
 SPECTRA = ("W_E_frequency_norms", "W_L_frequency_norms")
 
 
@@ -125,34 +126,52 @@ def main(run_dir, *tables):
         print(f"  {n} keys: {(numbers == n).sum()} networks, median {np.median(times[numbers == n]):,.0f}")
 
     masks = {seed: np.isin(np.arange(1, K + 1), keys) for seed, (keys, _) in known.items()}
-    at_start = {seed: auroc(initial_norms(config, seed), mask) for seed, mask in masks.items()}
-    print(f"\nAUROC of the initial norms of W_E, {len(at_start)} networks: {with_interval(list(at_start.values()))}")
-    figure, axes = make_figure(8, 3, columns=len(SPECTRA))
-    shares = np.array([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
-    rows = []
-    for axis, name in zip(np.ravel(axes), SPECTRA, strict=True):
-        curves, firsts = [], []
-        for seed, (_, grokked, spectra, epochs) in networks.items():
-            of_run = np.array([auroc(norms, masks[seed]) for norms in spectra[name]])
-            curves.append(np.interp(shares * grokked, epochs, of_run))
-            high = np.flatnonzero(of_run < HIGH)
-            firsts.append(epochs[high[-1] + 1] / grokked if len(high) and high[-1] + 1 < len(epochs) else 0.0)
-            axis.plot(epochs / grokked, of_run, color=TEST, linewidth=0.8, alpha=0.6)
+    at_start = [auroc(initial_norms(config, seed), mask) for seed, mask in masks.items()]
+    print(f"\nAUROC of the initial norms of W_E, {len(at_start)} networks: {with_interval(at_start)}")
+    header = ["norms of", *(f"{epoch:,}" for epoch in SHOWN), f"above {HIGH} for good from"]
+    print("\n" + markdown(header, [foretold(networks, masks, name) for name in SPECTRA]))
+    print("\nthe share of the keys among as many of the largest norms, at the same epochs")
+    print("\n" + markdown(header[:-1], [hits(networks, masks, name) for name in SPECTRA]))
+    draw(networks, masks).savefig(Path(__file__).with_name("seeds.png"), dpi=110)
+
+
+def aurocs(networks, masks, name):
+    """(epochs, AUROC of the norms at each) of every run."""
+    for seed, (_, _, spectra, epochs) in networks.items():
+        yield epochs, np.array([auroc(norms, masks[seed]) for norms in spectra[name]])
+
+
+def foretold(networks, masks, name):
+    """A row: the AUROC at some epochs, and the epoch from which it is high, over the runs."""
+    curves = list(aurocs(networks, masks, name))
+    columns = np.array([np.interp(SHOWN, epochs, of_run) for epochs, of_run in curves]).T
+    firsts = [epochs[np.flatnonzero(np.append(True, of_run < HIGH))[-1]] for epochs, of_run in curves]
+    return [name[:3], *map(with_interval, columns), f"{np.median(firsts):.0f} ({min(firsts)} - {max(firsts)})"]
+
+
+def hits(networks, masks, name):
+    """A row: of n keys, the share that is among the n largest norms, at the checkpoints nearest to some epochs."""
+    shares = []
+    for seed, (keys, _, spectra, epochs) in networks.items():
+        rows = [int(np.argmin(abs(epochs - epoch))) for epoch in SHOWN]
+        largest = [np.argsort(-spectra[name][row])[: len(keys)] for row in rows]
+        shares.append([masks[seed][of_row].mean() for of_row in largest])
+    return [name[:3], *map(with_interval, np.array(shares).T)]
+
+
+def draw(networks, masks):
+    """The AUROC of every run over training, with the epochs at which the runs grokked."""
+    figure, axes = make_figure(8, 3, columns=len(SPECTRA), sharey=True)
+    for axis, name in zip(axes, SPECTRA, strict=True):
+        for epochs, of_run in aurocs(networks, masks, name):
+            axis.plot(epochs + 1, of_run, color=TRAIN, linewidth=0.8, alpha=0.7)
+        for _, grokked, _, _ in networks.values():
+            axis.axvline(grokked, color=TEST, linewidth=0.6, alpha=0.6)
         axis.axhline(HIGH, color="grey", linewidth=0.6)
-        axis.set(
-            xscale="log",
-            xlim=(0.002, 1.5),
-            ylim=(0.3, 1.02),
-            ylabel="AUROC",
-            title=f"{name[:3]} norms and the final keys",
-        )
-        axis.set_xlabel("epoch, as a share of that at which the run grokked")
-        rows.append([name[:3], *(with_interval(column) for column in np.array(curves).T), with_interval(firsts)])
-    print(
-        "\n"
-        + markdown(["norms of", *(f"{100 * share:.0f} %" for share in shares), f"above {HIGH} for good from"], rows)
-    )
-    figure.savefig(Path(__file__).with_name("seeds.png"), dpi=110)
+        axis.set(xscale="log", ylim=(0.3, 1.02), xlabel="epoch + 1", title=f"norms of {name[:3]}")
+    axes[0].set_ylabel("AUROC of the final keys")
+    axes[0].annotate("runs grok", (grokked, 0.34), xytext=(-52, 0), textcoords="offset points", color=TEST)
+    return figure
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def run(args: Namespace) -> int:
     card.take_in_all()
     wanted = {row.sweep.name for claim in chosen if (row := card.rows.get(claim.name)) and row.finding is None}
     missing = [sweep for sweep in sweeps if sweep.name in wanted]
-    _print_plan(chosen, mode, sweeps, missing)
+    _print_plan(card, chosen, missing)
     if args.plan:
         return 0
     status = 0
@@ -186,21 +186,17 @@ def _status_of_child(command: list[str], log) -> int:
                     child.send_signal(stopping.status() - 128)
 
 
-def _print_plan(
-    chosen: "Sequence[Claim]",
-    mode: "Mode",
-    sweeps: "Sequence[SweepCommand]",
-    missing: "Sequence[SweepCommand]",
-) -> None:
+def _print_plan(card: Card, chosen: "Sequence[Claim]", missing: "Sequence[SweepCommand]") -> None:
     from jaxgrok.cli.show import print_table
     from jaxgrok.scorecard.card import duration
 
-    rows = []
-    for sweep in sweeps:
-        names = [claim.name for claim in chosen if claim.sweeps.get(mode) == sweep.name]
-        state = "to be trained" if sweep in missing else "done"
-        rows.append([sweep.name, sweep.setting, state, duration(sweep.minutes), " ".join(names)])
-    print_table(["sweep", "what", "", "on two cores", "claims"], rows)
+    lines = []
+    for sweep in _sweeps_of(chosen, card.claims, card.mode):
+        names = [claim.name for claim in chosen if claim.sweeps.get(card.mode) == sweep.name]
+        kept = any(card.rows[name].kept for name in names)
+        state = "to be trained" if sweep in missing else "kept" if kept else "done"
+        lines.append([sweep.name, sweep.setting, state, duration(sweep.minutes), " ".join(names)])
+    print_table(["sweep", "what", "", "on two cores", "claims"], lines)
     if missing:
         print(f"to be trained: {duration(sum(sweep.minutes for sweep in missing))} on two CPU cores", flush=True)
 

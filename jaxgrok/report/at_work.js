@@ -151,6 +151,7 @@ function drawMaps(network, a, b) {
     map = neuronMap(network, neuron),
     key = keys.indexOf(clusters[neuron]);
   $("neuron").max = last;
+  $("neuron").placeholder = neuron;
   const cluster = clusters[neuron] ? `k = ${clusters[neuron]}` : "no cluster";
   draw(
     map,

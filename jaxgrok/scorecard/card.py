@@ -18,9 +18,9 @@ from jaxgrok.tables.write import markdown
 
 NOTE = (
     "Rule: what is measured, and the bounds of its values. A claim is reproduced where at least "
-    f"{100 * REPRODUCED:.0f} % of the values lie within them, and partly where at least {100 * PARTLY:.0f} % do. What a "
-    "run had not reached when it ended lies within no bounds. What cannot be known is not counted, and a claim of which "
-    "less than half is known is unknown. Ours: the median over the runs with the 95 % interval of its order "
+    f"{100 * REPRODUCED:.0f} % of the values lie within them, and partly where at least {100 * PARTLY:.0f} % do. What "
+    "a run had not reached when it ended lies within no bounds. What cannot be known is not counted, and a claim of "
+    "which less than half is known is unknown. Ours: the median over the runs with the 95 % interval of its order "
     "statistics; of fewer than six runs, and of pairs of runs, the range, in round brackets. Claims about circuits are "
     "measured on the runs that grokked, each at its last checkpoint or over its training."
 )
