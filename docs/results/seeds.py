@@ -1,4 +1,4 @@
-"""The tables and the figure of seeds.md: which frequencies networks keep, and what foretells them.
+"""The tables and the figure of seeds.md: which frequencies networks keep, and what predicts them.
 
 python docs/results/seeds.py RUN_DIR [NETWORKS_CSV TIMINGS_CSV]
 
@@ -19,12 +19,13 @@ import jaxgrok
 from jaxgrok.config import Run
 from jaxgrok.figures.style import TEST, TRAIN, make_figure
 from jaxgrok.measures import fourier, subjects
+from jaxgrok.stats import Arrival, median
 from jaxgrok.store.results import KEYS
 from jaxgrok.tables.write import markdown
 from jaxgrok.training.run import make_program
 
-DRAWS = 5_000  # of random key sets
-HIGH = 0.9  # an AUROC that foretells the keys well
+DRAWS = 100_000  # of random key sets
+HIGH = 0.9  # an AUROC that predicts the keys well
 SHOWN = (0, 10, 20, 40, 80, 160, 320, 800, 2_000, 4_000)  # epochs with a checkpoint
 SPECTRA = ("W_E_frequency_norms", "W_L_frequency_norms")
 
@@ -66,27 +67,42 @@ def folded(k, p):
     return min(k % p, -k % p)
 
 
-def related(keys, p, factor):
-    """How many ordered pairs of keys are `factor` apart: one is the other times it."""
-    return sum(folded(factor * k, p) in keys for k in keys)
+def doubled(p, factor):
+    """For each frequency, the place of `factor` times it."""
+    return np.array([folded(factor * k, p) - 1 for k in range(1, p // 2 + 1)])
 
 
-def against_chance(all_keys, p, statistic, rng):
-    """(the statistic of all networks, its mean if each drew its keys at random, and the share of draws at least as
-    large)."""
-    K = p // 2
-    draws = np.array(
-        [statistic([list(rng.choice(K, len(keys), replace=False) + 1) for keys in all_keys]) for _ in range(DRAWS)]
-    )
-    value = statistic(all_keys)
-    return value, draws.mean(), (draws >= value).mean()
+def random_masks(sizes, K, rng):
+    """[draw, network, frequency]: for each network, as many random frequencies as it has keys."""
+    ranks = rng.random((DRAWS, len(sizes), K), np.float32).argsort(axis=2).argsort(axis=2)
+    return ranks < np.array(sizes)[:, None]
+
+
+def squares(masks):
+    """The sum over frequencies of the squared number of networks that keep it: large if some are preferred."""
+    return (masks.sum(axis=-2) ** 2).sum(axis=-1)
+
+
+def most(masks):
+    """In how many networks the most frequent frequency is."""
+    return masks.sum(axis=-2).max(axis=-1)
+
+
+def multiples(masks, places):
+    """The number of pairs of keys in one network of which one is at the place of the other."""
+    return (masks & masks[..., places]).sum(axis=(-2, -1))
 
 
 def with_interval(values):
-    """The mean and its bootstrap interval over seeds."""
+    """The mean and its bootstrap interval, 95 %, over seeds."""
     values = np.asarray(values, float)
     interval = bootstrap([values], np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return f"{values.mean():.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def with_range(values):
+    """The median and the range over runs."""
+    return f"{np.median(values):.2f} ({np.min(values):.2f} - {np.max(values):.2f})"
 
 
 def main(run_dir, *tables):
@@ -97,27 +113,29 @@ def main(run_dir, *tables):
     known = {seed: (keys, at) for seed, (keys, at, _, _) in networks.items()}
     if tables:
         known = kept_networks(*map(Path, tables)) | known
-    rng = np.random.default_rng(0)
     all_keys, times = [keys for keys, _ in known.values()], np.array([at for _, at in known.values()])
-    counts = np.bincount(np.concatenate(all_keys), minlength=K + 1)[1:]
     rows = [[seed, f"{at:,}", " ".join(map(str, keys))] for seed, (keys, at) in sorted(known.items())]
     print(markdown(["seed", "grokked", "keys"], rows))
+    print(f"\ngrokked: {median([Arrival(at, True) for at in times])}, {times.min():,} - {times.max():,}")
+    at_160 = [results.curves_of(record) for record in results.cells[0].records]
+    accuracy = [100 * curves.test_acc[np.searchsorted(curves.epoch_eval, 160)] for curves in at_160]
+    print(f"test accuracy at epoch 160: {min(accuracy):.1f} to {max(accuracy):.1f} %")
 
-    def squares(sets):
-        return int((np.bincount(np.concatenate(sets), minlength=K + 1)[1:] ** 2).sum())
-
-    def multiples(sets, factor):
-        return sum(related(keys, p, factor) for keys in sets)
-
+    found = np.array([fourier.mask_of(keys, p) for keys in all_keys])
+    by_chance = random_masks([len(keys) for keys in all_keys], K, np.random.default_rng(0))
     tests = {
-        "a frequency is preferred: sum of squared counts": squares,
-        "pairs in one network of which one is twice the other": partial(multiples, factor=2),
-        "pairs in one network of which one is three times the other": partial(multiples, factor=3),
+        "sum of squared counts": squares,
+        "networks that keep the most frequent frequency": most,
+        "pairs in one network, one twice the other": partial(multiples, places=doubled(p, 2)),
+        "pairs in one network, one three times the other": partial(multiples, places=doubled(p, 3)),
     }
-    rows = [[name, *against_chance(all_keys, p, statistic, rng)] for name, statistic in tests.items()]
-    header = ["what", "found", "by chance", "p (as many or more)"]
-    print("\n" + markdown(header, [[name, x, f"{mean:.1f}", f"{share:.3f}"] for name, x, mean, share in rows]))
-    print(f"\nmost frequent: {', '.join(f'{k + 1} ({counts[k]} times)' for k in np.argsort(-counts)[:3])}")
+    rows = []
+    for name, statistic in tests.items():
+        draws = statistic(by_chance)
+        share = (1 + (draws >= statistic(found)).sum()) / (1 + DRAWS)
+        rows.append([name, statistic(found), f"{draws.mean():.1f}", f"{share:.2f}"])
+    print("\n" + markdown(["what", "found", "by chance", "p (as many or more)"], rows))
+    print(f"\nmost frequent: {np.argmax(found.sum(axis=0)) + 1}")
 
     numbers = np.array([len(keys) for keys in all_keys])
     of_rank = spearmanr(numbers, times)
@@ -128,8 +146,8 @@ def main(run_dir, *tables):
     masks = {seed: np.isin(np.arange(1, K + 1), keys) for seed, (keys, _) in known.items()}
     at_start = [auroc(initial_norms(config, seed), mask) for seed, mask in masks.items()]
     print(f"\nAUROC of the initial norms of W_E, {len(at_start)} networks: {with_interval(at_start)}")
-    header = ["norms of", *(f"{epoch:,}" for epoch in SHOWN), f"above {HIGH} for good from"]
-    print("\n" + markdown(header, [foretold(networks, masks, name) for name in SPECTRA]))
+    header = ["norms of", *(f"{epoch:,}" for epoch in SHOWN), f"stays above {HIGH} from"]
+    print("\n" + markdown(header, [predicted(networks, masks, name) for name in SPECTRA]))
     print("\nthe share of the keys among as many of the largest norms, at the same epochs")
     print("\n" + markdown(header[:-1], [hits(networks, masks, name) for name in SPECTRA]))
     draw(networks, masks).savefig(Path(__file__).with_name("seeds.png"), dpi=110)
@@ -141,22 +159,22 @@ def aurocs(networks, masks, name):
         yield epochs, np.array([auroc(norms, masks[seed]) for norms in spectra[name]])
 
 
-def foretold(networks, masks, name):
-    """A row: the AUROC at some epochs, and the epoch from which it is high, over the runs."""
+def predicted(networks, masks, name):
+    """A row: the AUROC at some epochs, and the epoch from which it stays high, over the runs."""
     curves = list(aurocs(networks, masks, name))
-    columns = np.array([np.interp(SHOWN, epochs, of_run) for epochs, of_run in curves]).T
+    columns = np.array([of_run[np.searchsorted(epochs, SHOWN)] for epochs, of_run in curves]).T
     firsts = [epochs[np.flatnonzero(np.append(True, of_run < HIGH))[-1]] for epochs, of_run in curves]
-    return [name[:3], *map(with_interval, columns), f"{np.median(firsts):.0f} ({min(firsts)} - {max(firsts)})"]
+    return [name[:3], *map(with_range, columns), f"{np.median(firsts):.0f} ({min(firsts)} - {max(firsts)})"]
 
 
 def hits(networks, masks, name):
-    """A row: of n keys, the share that is among the n largest norms, at the checkpoints nearest to some epochs."""
+    """A row: of n keys, the share that is among the n largest norms, at some epochs."""
     shares = []
     for seed, (keys, _, spectra, epochs) in networks.items():
-        rows = [int(np.argmin(abs(epochs - epoch))) for epoch in SHOWN]
-        largest = [np.argsort(-spectra[name][row])[: len(keys)] for row in rows]
+        rows = spectra[name][np.searchsorted(epochs, SHOWN)]
+        largest = np.argsort(-rows, axis=1)[:, : len(keys)]
         shares.append([masks[seed][of_row].mean() for of_row in largest])
-    return [name[:3], *map(with_interval, np.array(shares).T)]
+    return [name[:3], *map(with_range, np.array(shares).T)]
 
 
 def draw(networks, masks):
