@@ -432,6 +432,15 @@ class Then(Silent):
             what()
 
 
+def test_a_folder_made_anew_with_the_inode_of_the_old_one_is_noticed(tmp_path, monkeypatch):
+    """A file system may give a folder that orbax makes anew the number of the one that has gone."""
+    often(monkeypatch)
+    monkeypatch.setattr(sweeping, "_identity", lambda folder: (1, 1))
+    path = tmp_path / "runs"
+    with pytest.raises(SaveFailed, match="removed or renamed during training"):
+        sweep(small(epochs=4000), path, batch_runs=2, watch=Then(20, lambda: shutil.rmtree(path, ignore_errors=True)))
+
+
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
 def test_a_directory_that_vanishes_is_noticed_and_not_made_anew(tmp_path, monkeypatch, how):
     often(monkeypatch)

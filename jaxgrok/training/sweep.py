@@ -238,7 +238,7 @@ class _Saver:
             saved = self._steps.save(step)
             self._check_home()  # orbax makes missing folders anew
         except Exception as error:  # orbax and tensorstore raise nearly anything
-            if _identity(self._files.checkpoints) != self._home:
+            if not self._is_home():
                 self._steps.withdraw(step.record.epoch)
                 raise SaveFailed(self._files.path, GONE) from error
             self._steps.clean()
@@ -246,8 +246,13 @@ class _Saver:
         return saved
 
     def _check_home(self) -> None:
-        if _identity(self._files.checkpoints) != self._home:
+        if not self._is_home():
             raise FileNotFoundError(errno.ENOENT, GONE)
+
+    def _is_home(self) -> bool:
+        """Whether the folder of checkpoints is the one of the start. One that is made anew in its place may have the
+        same inode, so the manifest beside it is asked for too."""
+        return _identity(self._files.checkpoints) == self._home and self._files.manifest_json.exists()
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
