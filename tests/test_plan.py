@@ -180,7 +180,7 @@ def test_a_sweep_under_ulimit_ends_in_one_line(tmp_path):
         "--out",
         str(tmp_path / "runs"),
     ]
-    line = ["sh", "-c", 'ulimit -v 2000000 && exec "$@"', "sh", *sweep]
+    line = ["sh", "-c", 'ulimit -v 1700000 && exec "$@"', "sh", *sweep]
     on_cpu = {**os.environ, "JAX_PLATFORMS": "cpu"}  # CUDA maps more than that before anything can be said
     ended = subprocess.run(line, capture_output=True, text=True, env=on_cpu)
     assert ended.returncode == 2
