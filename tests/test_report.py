@@ -194,6 +194,8 @@ def test_the_question_of_a_sweep_file_is_on_its_page(tmp_path):
     file.write_text('question = "Does it?"\nexpect = "It does."\narch = "mlp"\np = 5\nepochs = 5\nseeds = 1\n')
     results = load(sweep(sweep_from(file, {}), tmp_path / "runs"))
     assert page_data(results)["about"][:2] == [("question", "Does it?"), ("expected", "It does.")]
+    assert sweep_from(file, {"seeds": 2}).expect == "It does."
+    assert sweep_from(file, {"p": 7}).question == sweep_from(file, {"p": 7}).expect == ""  # nobody said so of p = 7
 
 
 def test_a_plane_holds_what_its_table_does(tmp_path):

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from jaxgrok.scorecard import Mode, Row, read_claims, read_findings, scorecard_markdown, write_findings
+from jaxgrok.scorecard import Mode, read_claims, read_findings, rows_to_fill, scorecard_markdown, write_findings
 
 HERE = Path(__file__).parent
 NAMES = {Mode.FULL: "scorecard", Mode.QUICK: "scorecard-quick"}
@@ -17,9 +17,7 @@ NAMES = {Mode.FULL: "scorecard", Mode.QUICK: "scorecard-quick"}
 
 def rows_of(mode, paths):
     """{claim: its row} of every claim of a mode, with what these files say was found; the last one counts."""
-    claims = read_claims()
-    sweeps = {claim.name: (claim, claims.sweep_of(claim, mode)) for claim in claims.claims}
-    rows = {name: Row(claim, sweep, None) for name, (claim, sweep) in sweeps.items() if sweep is not None}
+    rows = rows_to_fill(read_claims(), mode)
     for path in paths:
         rows = read_findings(path, rows)
     return {name: replace(row, kept=False) for name, row in rows.items()}

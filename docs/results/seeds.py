@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from scipy.stats import bootstrap, rankdata, spearmanr
+from scipy.stats import bootstrap, mannwhitneyu, spearmanr
 
 import jaxgrok
 from jaxgrok.config import Run
@@ -32,8 +32,7 @@ SPECTRA = ("W_E_frequency_norms", "W_L_frequency_norms")
 
 def auroc(scores, is_key):
     """The probability that a key has a larger score than another frequency; ties count half."""
-    n = is_key.sum()
-    return (rankdata(scores)[is_key].sum() - n * (n + 1) / 2) / (n * (len(scores) - n))
+    return mannwhitneyu(scores[is_key], scores[~is_key]).statistic / (is_key.sum() * (~is_key).sum())
 
 
 def initial_norms(config, seed):

@@ -1,7 +1,7 @@
 """Reproduce the claims of the post: train what they are measured on, and write each beside what was found.
 
 --quick measures a part of the claims on small networks, in about a quarter of an hour on two CPU cores. --full measures
-all of them in the settings of the post, which takes days there and hours on a GPU; --only chooses claims. What has been
+all of them in the settings of the post, which takes days there; --only chooses claims. What has been
 trained is used again. The scorecard lists every claim, with a verdict by the rule that stands beside it.
 """
 
@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from jaxgrok import stopping
 from jaxgrok.cli.parser import Parser, status_of
@@ -27,8 +27,9 @@ examples:
   %(prog)s --full --only sparse_W_E,two_directions   two claims in the setting of the post
   %(prog)s --full --plan                             what is trained already, and what the rest takes; trains nothing
 
-Each sweep is trained and analysed by the command that the scorecard names, in a directory of its own below --out; what
-these commands print is in NAME.log there. The same command resumes. The exit status is 1 if a sweep failed.
+Each sweep is trained and analysed by the command that the scorecard names, in a directory of its own below --out. The
+tables that these commands print are in NAME.log there. The same command resumes. The exit status is 1 if a sweep
+failed.
 """
 FAILED = 1
 
@@ -49,7 +50,7 @@ def parser(prog: str = "reproduce.py") -> Parser:
 
 def run(args: Namespace) -> int:
     """Train what is missing, and write the scorecard after each sweep; returns the exit status. Raises BadInput."""
-    from jaxgrok.scorecard import Mode, read_claims, read_findings
+    from jaxgrok.scorecard import Mode, read_claims, read_findings, rows_to_fill
 
     mode = Mode.QUICK if args.quick else Mode.FULL
     claims = read_claims()
@@ -57,7 +58,7 @@ def run(args: Namespace) -> int:
     out = Path("runs") / f"reproduce-{mode}" if args.out is None else args.out
     if out.exists() and not out.is_dir():
         raise BadInput("--out", str(out), "a directory, which may not exist yet")
-    card = Card(claims, mode, out, _command(args, mode), _rows(claims, mode))
+    card = Card(claims, mode, out, _command(args, mode), rows_to_fill(claims, mode))
     sweeps = _sweeps_of(chosen, claims, mode)
     if args.kept is not None:
         card.rows = read_findings(args.kept, card.rows)
@@ -75,7 +76,7 @@ def run(args: Namespace) -> int:
         if stopping.arrived() is not None:
             return stopping.report("what was trained is saved. The same command resumes from there.")
         if failed:
-            print(f"{sweep.name} ended with status {failed}: see {out / sweep.name}.log", flush=True)
+            print(f"{sweep.name} ended with status {failed}", flush=True)
             status = FAILED
             continue
         card.take_in(sweep)
@@ -121,8 +122,9 @@ class Card:
         folder = self.out / sweep.name
         finish(folder, sweep)
         results = load(folder)
-        self.rows |= {row.claim.name: row for row in rows_of(results)}
-        write_page(results)
+        rows = rows_of(results)
+        self.rows |= {row.claim.name: row for row in rows}
+        write_page(results, claims=rows)
 
     def write(self) -> None:
         from jaxgrok.scorecard import scorecard_markdown, write_findings
@@ -141,14 +143,6 @@ def _sweeps_of(chosen: "Sequence[Claim]", claims: "Claims", mode: "Mode") -> "li
         names = " ".join(claim.name for claim in claims.claims if mode in claim.sweeps)
         raise BadInput("--only", ",".join(claim.name for claim in chosen), f"with --{mode}, one of {names}")
     return list({sweep.name: sweep for sweep in found}.values())
-
-
-def _rows(claims: "Claims", mode: "Mode") -> "dict[str, Row]":
-    """{claim: its row} of every claim of a mode, without findings."""
-    from jaxgrok.scorecard import Row
-
-    sweeps = {claim.name: (claim, claims.sweep_of(claim, mode)) for claim in claims.claims}
-    return {name: Row(claim, sweep, None) for name, (claim, sweep) in sweeps.items() if sweep is not None}
 
 
 def _train(sweep: "SweepCommand", out: Path) -> int:
@@ -170,7 +164,7 @@ def _train(sweep: "SweepCommand", out: Path) -> int:
     return 0
 
 
-def _status_of_child(command: list[str], log) -> int:
+def _status_of_child(command: list[str], log: TextIO) -> int:
     """Run a command to its end, its output into the log. A signal that arrives meanwhile is passed on to it, which
     saves and ends."""
     with stopping.deferred() as asked:

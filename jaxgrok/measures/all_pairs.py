@@ -91,6 +91,13 @@ STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "at
 
 
 @at_precision("highest")
+def neurons_to_logits(config: Config, params: dict) -> Float[Array, "P M"]:
+    """W_L = W_out W_U without the class "=": what each neuron of a transformer's last block adds to each class."""
+    W_out, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"]["W_out"], params["unembed"]["W_U"]
+    return (jnp.asarray(W_out) @ jnp.asarray(W_U[:, : config.p])).T
+
+
+@at_precision("highest")
 def run_network(config: Config, params: dict) -> Network:
     """The network on all p^2 pairs. The weights decide the number of classes: p, or p + 1 with "=".
 
@@ -124,7 +131,7 @@ def run_network(config: Config, params: dict) -> Network:
     mid, before, scores, pattern = of_stream
     before = before[:1, :1] if config.n_layers == 1 else before
     weights, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"], params["unembed"]["W_U"][:, :p]
-    W_E, W_L, bias = params["embed"]["W_E"][:p], (weights["W_out"] @ W_U).T, weights["b_out"] @ W_U
+    W_E, W_L, bias = params["embed"]["W_E"][:p], neurons_to_logits(config, params), weights["b_out"] @ W_U
     stream = Stream(before, mid, mid @ W_U, _logits_with(config, weights, W_U), scores, pattern)
     return Network(W_E, W_L, all_logits, all_logits[..., :p], neurons, always, never, bias, stream)
 

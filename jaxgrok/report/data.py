@@ -45,8 +45,8 @@ def packed(array: Any, dtype: str = "float32") -> dict[str, Any]:
     return {"shape": list(values.shape), "dtype": dtype, "base64": base64.b64encode(values.tobytes()).decode()}
 
 
-def page_data(results: Results) -> dict[str, Any]:
-    """Everything that the page of a sweep shows."""
+def page_data(results: Results, claims: Sequence[scorecard.Row] | None = None) -> dict[str, Any]:
+    """Everything that the page of a sweep shows. claims: those that are measured on it; None means measure them."""
     cells = results.cells
     runs = [
         (record, timing, number)
@@ -76,7 +76,7 @@ def page_data(results: Results) -> dict[str, Any]:
     if results.has_circuit_events:
         data["stages"] = _table(timing_tables.stages_table(cells), timing_tables.STAGES_NOTE)
     data["seeds"] = _across_seeds(results, cells)
-    claims = scorecard.rows_of(results)
+    claims = scorecard.rows_of(results) if claims is None else claims
     data["claims"] = _table(scorecard.table(claims), scorecard.NOTE) if claims else None
     data["damage"] = [damage.line for damage in results.damage]
     return data
@@ -106,7 +106,7 @@ def _about(results: Results) -> list[tuple[str, str]]:
         rows.append(("the same in all", constants.removesuffix(".")))
     rows.append(("epochs trained", f"{sum(record.last_epoch for record in results.runs):,} over all runs"))
     if session:
-        rows.append(("made with", scorecard.made_with(results)))
+        rows.append(("made with", timing_tables.made_with(results)))
         if command := session.get("command"):
             rows.append(("command", shlex.join(map(str, command))))
     return rows

@@ -9,7 +9,7 @@ card.py       the card: a row per claim, as Markdown and for the page
 kept.py       findings on disk, to stand beside those of another machine
 """
 
-from jaxgrok.scorecard.card import NOTE, Row, begin, finish, is_done, made_with, rows_of, scorecard_markdown, table
+from jaxgrok.scorecard.card import NOTE, Row, begin, finish, is_done, rows_of, rows_to_fill, scorecard_markdown, table
 from jaxgrok.scorecard.claims import Claim, Claims, Mode, SweepCommand, read_claims
 from jaxgrok.scorecard.findings import Finding, Rule, Verdict
 from jaxgrok.scorecard.kept import read_findings, write_findings
@@ -27,10 +27,10 @@ __all__ = [
     "begin",
     "finish",
     "is_done",
-    "made_with",
     "read_claims",
     "read_findings",
     "rows_of",
+    "rows_to_fill",
     "scorecard_markdown",
     "table",
     "write_findings",

@@ -13,7 +13,7 @@ from jaxgrok.scorecard.findings import PARTLY, REPRODUCED, Finding, Verdict
 from jaxgrok.store.integrity import digest_of_content
 from jaxgrok.store.results import Results, load
 from jaxgrok.store.steps import Damaged
-from jaxgrok.tables.timing import Table
+from jaxgrok.tables.timing import Table, made_with
 from jaxgrok.tables.write import markdown
 
 NOTE = (
@@ -67,6 +67,12 @@ def duration(minutes: float) -> str:
 def table(rows: Sequence[Row]) -> Table:
     """The rows as a table for people."""
     return HEADER, [row.cells() for row in rows]
+
+
+def rows_to_fill(claims: Claims, mode: Mode) -> dict[str, Row]:
+    """{claim: its row} of every claim of a mode, without findings."""
+    sweeps = {claim.name: (claim, claims.sweep_of(claim, mode)) for claim in claims.claims}
+    return {name: Row(claim, sweep, None) for name, (claim, sweep) in sweeps.items() if sweep is not None}
 
 
 # --- which sweep a directory is ---------------------------------------------------------------------------------------
@@ -140,16 +146,6 @@ def _find(claim: Claim, results: Results) -> Finding | None:
         return None
 
 
-def made_with(results: Results) -> str:
-    """Versions and device of the session that trained last."""
-    if not results.sessions:
-        return ""
-    session = results.sessions[-1]
-    versions = ", ".join(f"{name} {version}" for name, version in session.get("versions", {}).items())
-    devices = session.get("devices", [])
-    return f"{versions}; {len(devices)} x {devices[0]}" if devices else versions
-
-
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 
@@ -170,8 +166,8 @@ def scorecard_markdown(rows: Sequence[Row], claims: Claims, mode: Mode, command:
     sections.append(NOTE)
     used = dict.fromkeys(row.sweep.name for row in rows)
     sweeps = [claims.sweeps[name] for name in used]
-    made_with = {row.sweep.name: row.made_with for row in rows}
-    body = [[s.name, s.setting, f"`jaxgrok {s.command}`", duration(s.minutes), made_with[s.name]] for s in sweeps]
+    made = {row.sweep.name: row.made_with for row in rows if row.made_with}
+    body = [[s.name, s.setting, f"`jaxgrok {s.command}`", duration(s.minutes), made.get(s.name, "")] for s in sweeps]
     sections += ["## The sweeps", markdown(["name", "what", "command", "on two cores", "made with"], body)]
     return "\n\n".join(sections) + "\n"
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 
 from jaxgrok.measures import all_pairs, fourier, subjects
 from jaxgrok.scorecard.findings import Finding, finding_of
-from jaxgrok.scorecard.times import name_of_run
-from jaxgrok.store.events import Outcome, first_held
+from jaxgrok.scorecard.times import grokked_runs
+from jaxgrok.store.events import first_held
 from jaxgrok.store.results import KEYS, Results, RunRecord
 
 # The matrices between the embedding and the unembedding, through which every logit passes.
@@ -23,19 +23,9 @@ TOTAL = "sum_squared_weights/total"
 DEPARTED = 0.1  # of the rise of the logarithm of the excluded loss
 
 
-def _grokked(results: Results) -> list[tuple[str, RunRecord]]:
-    """The runs that grokked, with their names."""
-    return [
-        (name_of_run(cell, record), record)
-        for cell in results.cells
-        for record, timing in zip(cell.records, cell.timings, strict=True)
-        if timing.outcome is Outcome.GROKKED
-    ]
-
-
 def _series(results: Results, *names: str) -> Iterator[tuple[str, RunRecord, dict[str, np.ndarray]]]:
     """(its name, a run, {measure: [checkpoints, ...]}) of the runs that grokked, with `epoch`."""
-    runs = _grokked(results)
+    runs = grokked_runs(results)
     if not runs:
         return
     all_series = results.measured([record for _, record in runs], names)
@@ -235,16 +225,13 @@ def two_directions(results: Results) -> Finding:
     classes: the smallest of each network's keys."""
     values, names = [], []
     for name, record, found in _last_networks(results):
-        p, keys = record.config.p, np.flatnonzero(found[KEYS]) + 1
-        weights = found["params"]
-        W_out = weights[f"blocks_{record.config.n_layers - 1}"]["mlp"]["W_out"]
-        W_L = (W_out @ weights["unembed"]["W_U"][:, :p]).T  # classes, neurons
+        W_L = all_pairs.neurons_to_logits(record.config, found["params"])
+        energies = np.asarray(fourier.transform(W_L)) ** 2  # of components over the classes, for each neuron
         shares = []
-        for k in keys:
-            chosen = (found["neuron_frequency"] == k) & (found["neuron_fve"] > fourier.CLUSTERED)
-            if chosen.any():
-                energies = np.asarray(fourier.component_norms(W_L[:, chosen])) ** 2
-                shares.append(energies[2 * k - 1 : 2 * k + 1].sum() / energies.sum())
+        for k in np.flatnonzero(found[KEYS]) + 1:
+            cluster = (found["neuron_frequency"] == k) & (found["neuron_fve"] > fourier.CLUSTERED)
+            if cluster.any():
+                shares.append(energies[2 * k - 1 : 2 * k + 1, cluster].sum() / energies[:, cluster].sum())
         values.append(min(shares, default=np.nan))
         names.append(name)
     return finding_of(values, names)
@@ -272,24 +259,21 @@ def start_on_final_directions(results: Results) -> Finding:
     return finding_of(values, names)
 
 
-MEASURES: dict[str, Callable[..., Finding]] = {
-    measure.__name__: measure
-    for measure in (
-        final,
-        n_keys,
-        keys_shared,
-        gini_gained,
-        neurons_in_clusters,
-        frequencies_with_cluster,
-        clusters_of_size,
-        circle_share,
-        norms_apart,
-        excluded_loss_departs,
-        restricted_split_apart,
-        weights_fall_twice,
-        attention_to_equals_rises,
-        linear_terms,
-        two_directions,
-        start_on_final_directions,
-    )
-}
+MEASURES = (
+    final,
+    n_keys,
+    keys_shared,
+    gini_gained,
+    neurons_in_clusters,
+    frequencies_with_cluster,
+    clusters_of_size,
+    circle_share,
+    norms_apart,
+    excluded_loss_departs,
+    restricted_split_apart,
+    weights_fall_twice,
+    attention_to_equals_rises,
+    linear_terms,
+    two_directions,
+    start_on_final_directions,
+)

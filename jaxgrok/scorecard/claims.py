@@ -14,7 +14,9 @@ from jaxgrok.scorecard import circuits, times
 from jaxgrok.scorecard.findings import Finding, Rule
 from jaxgrok.store.results import Results
 
-MEASURES: dict[str, Callable[..., Finding]] = {**times.MEASURES, **circuits.MEASURES}
+MEASURES: dict[str, Callable[..., Finding]] = {
+    measure.__name__: measure for measure in (*times.MEASURES, *circuits.MEASURES)
+}
 BOUNDS = tuple(field.name for field in fields(Rule))
 
 

@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     REPRODUCED = "reproduced"
     PARTLY = "partly"
     NOT = "not reproduced"
-    UNKNOWN = "unknown"  # it was run, and no run lets the measure be known
+    UNKNOWN = "unknown"  # it was run, and less than half of the values can be known
     NOT_RUN = "not yet run"
 
 

@@ -44,9 +44,7 @@ def read_findings(path: Path, rows: Mapping[str, Row]) -> dict[str, Row]:
         found = {}
         for name, kept in content.items():
             row = rows.get(name)
-            if row is not None and {key: kept[key] for key in _identity(row.claim, row.sweep)} == _identity(
-                row.claim, row.sweep
-            ):
+            if row is not None and all(kept[key] == x for key, x in _identity(row.claim, row.sweep).items()):
                 found[name] = Row(row.claim, row.sweep, _from_json(kept), str(kept["made_with"]), kept=True)
         return {**rows, **found}
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
@@ -69,7 +67,7 @@ def _from_json(content: Mapping[str, Any]) -> Finding:
 
 
 def _plain(value: float) -> float | str | None:
-    return None if np.isnan(value) else NEVER if np.isinf(value) else float(f"{value:.6g}")
+    return None if np.isnan(value) else NEVER if np.isinf(value) else value
 
 
 def _number(value: float | str | None) -> float:

@@ -1,7 +1,7 @@
 """Measures of claims about time: phase changes, the parts of a task, slingshots. Each gives a `Finding` of a sweep."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -31,6 +31,16 @@ def name_of_run(cell: Cell, record: RunRecord) -> str:
 
 def _all_runs(results: Results) -> list[tuple[str, RunRecord]]:
     return [(name_of_run(cell, record), record) for cell in results.cells for record in cell.records]
+
+
+def grokked_runs(results: Results) -> list[tuple[str, RunRecord]]:
+    """The runs that grokked, and have not lost it, with their names."""
+    return [
+        (name_of_run(cell, record), record)
+        for cell in results.cells
+        for record, timing in zip(cell.records, cell.timings, strict=True)
+        if timing.outcome is Outcome.GROKKED
+    ]
 
 
 def times_as_late(results: Results) -> Finding:
@@ -216,19 +226,10 @@ def spikes_before_grokking(results: Results) -> Finding:
 # --- what comes before what -------------------------------------------------------------------------------------------
 
 
-def _settled(results: Results) -> list[tuple[str, RunRecord]]:
-    """The runs that grokked, of which the falls of the losses are known."""
-    return [
-        (name, record)
-        for name, record in _all_runs(results)
-        if results.timing(record).outcome in (Outcome.GROKKED, Outcome.LEARNED)
-    ]
-
-
 def restricted_before_test(results: Results) -> Finding:
     """Epochs from a tenth of the fall of the log restricted loss to a tenth of that of the log test loss, of the runs
     that grokked."""
-    values, runs = [], _settled(results)
+    values, runs = [], grokked_runs(results)
     for _, record in runs:
         circuit, test = (results.timing(record).by(event) for event in ("restricted_10", "drop_10"))
         values.append(np.nan if circuit is None or test is None else test - circuit)
@@ -237,7 +238,7 @@ def restricted_before_test(results: Results) -> Finding:
 
 def train_loss_after_grokking(results: Results) -> Finding:
     """The train loss at the end of each run that grokked, over the train loss where the test loss begins to fall."""
-    values, runs = [], _settled(results)
+    values, runs = [], grokked_runs(results)
     for _, record in runs:
         curves, start = results.curves_of(record), results.timing(record).by("drop_10")
         loss = np.asarray(curves.train_loss, float)
@@ -251,23 +252,20 @@ def _median_at(epochs: np.ndarray, loss: Float[np.ndarray, "T"], at: float) -> f
     return float(np.median(loss[max(0, end - 10) : end]))
 
 
-MEASURES: dict[str, Callable[..., Finding]] = {
-    measure.__name__: measure
-    for measure in (
-        times_as_late,
-        falls_apart,
-        drop,
-        test_accuracy,
-        slower_at_lower_decay,
-        grokked_at_lowest_decay,
-        sudden_parts,
-        parts_apart,
-        first_parts,
-        order_of_the_others,
-        crossover,
-        spikes,
-        spikes_before_grokking,
-        restricted_before_test,
-        train_loss_after_grokking,
-    )
-}
+MEASURES = (
+    times_as_late,
+    falls_apart,
+    drop,
+    test_accuracy,
+    slower_at_lower_decay,
+    grokked_at_lowest_decay,
+    sudden_parts,
+    parts_apart,
+    first_parts,
+    order_of_the_others,
+    crossover,
+    spikes,
+    spikes_before_grokking,
+    restricted_before_test,
+    train_loss_after_grokking,
+)

@@ -284,9 +284,19 @@ def constants_line(results: Results, names: Sequence[str]) -> str:
     return ", ".join(f"{name} {text_of(name, first[name])}" for name in shared) + "." if shared else ""
 
 
+def made_with(results: Results) -> str:
+    """Versions and devices of the session that trained last: `jax 0.10.2, ..., on 1 x cpu`. Empty before the first."""
+    if not results.sessions:
+        return ""
+    session = results.sessions[-1]
+    versions = ", ".join(f"{name} {number}" for name, number in session.get("versions", {}).items())
+    devices = session.get("devices", ["?"])
+    return f"{versions}, on {len(devices)} x {devices[0]}"
+
+
 def summary_markdown(results: Results, cells: Sequence[Cell]) -> str:
     """summary.md: the table for people, what it rests on, and the comparisons of cells."""
-    session, first = results.sessions[-1], results.runs[0]
+    first = results.runs[0]
     names = AXES if first.config.modular else (*AXES, "n_train")
     sections = [f"# {results.path.name}", constants_line(results, names), waiting_line(results)]
     sections += [markdown(*readable_table(cells)), NOTE]
@@ -294,9 +304,7 @@ def summary_markdown(results: Results, cells: Sequence[Cell]) -> str:
         sections += ["## Stages", markdown(*stages_table(cells)), STAGES_NOTE]
     if comparisons := grokking_comparison_rows(cells):
         sections += ["## Which cell grokked earlier", markdown(COMPARISON_HEADER, comparisons), COMPARISON_NOTE]
-    made = ", ".join(f"{name} {number}" for name, number in session["versions"].items())
-    devices = f"{len(session['devices'])} x {session['devices'][0]}"
-    sections.append(f"Made with {made}, on {devices}, matmul precision {first.config.matmul_precision}.")
+    sections.append(f"Made with {made_with(results)}, matmul precision {first.config.matmul_precision}.")
     return "\n\n".join(section for section in sections if section) + "\n"
 
 

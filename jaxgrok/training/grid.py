@@ -43,6 +43,8 @@ MAX_CONFIGS = 10_000  # each one is compiled
 MAX_SIZES = 1000  # in one round of a search for a dataset size
 MAX_INT32 = 2**31 - 1  # seeds and intervals reach the compiled program as int32
 NOTES = ("question", "cost", "expect")  # what a sweep file says in words
+# Fields of which a file's question, and what it expects, do not depend.
+WITHOUT_EFFECT = {"seeds", "eval_every", "train_every", "checkpoint_every"}
 TORCH = "torch"  # the value of `init` that asks for the initial weights of the authors' code
 # The settings that `Sweep` holds under another name than flags, TOML files and directories use.
 _ATTRIBUTES = {"wd": "weight_decay"}
@@ -87,7 +89,7 @@ class Sweep:
         eval_every, checkpoint_every: None means at most 1 % of a run's epochs (spec: MEASURES.md, Epochs).
         train_every: the train loss is recorded at every so many epochs.
         name: begins the directory's default name. "" means that the task does.
-        question, expect: of its file, in words; "" without a file.
+        question, expect: of its file, in words; "" without one, or if its setting was changed.
     """
 
     configs: tuple[Config, ...]
@@ -445,4 +447,6 @@ def sweep_from(file: Path | None, overrides: dict[str, Any], labels: dict[str, s
         if "epochs" in overrides:
             settings.pop("until_settled", None)
     sweep = make_sweep(settings | overrides, names | ({} if labels is None else labels), Path(file).stem)
+    if not set(overrides) <= WITHOUT_EFFECT:  # another question may be asked, and something else expected
+        return sweep
     return replace(sweep, question=content.get("question", ""), expect=content.get("expect", ""))
