@@ -319,7 +319,8 @@ def test_a_note_that_cannot_be_read_is_none(measured_on, tmp_path, content):
         ),
         ("--quick --out file", "--out: got 'file'; accepted: a directory"),
         ("--quick --full", "not allowed with argument"),
-        ("", "--quick --full is required"),
+        ("", "--quick or --full: got 'neither'; accepted: one of them"),
+        ("--quik", "unrecognized arguments: --quik"),
     ],
 )
 def test_bad_input_is_one_line(arguments, complaint, tmp_path, monkeypatch, capsys):

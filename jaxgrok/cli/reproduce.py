@@ -36,7 +36,7 @@ FAILED = 1
 
 def parser(prog: str = "reproduce.py") -> Parser:
     p = Parser(prog=prog, description=__doc__, epilog=EPILOG)
-    mode = p.add_mutually_exclusive_group(required=True)
+    mode = p.add_mutually_exclusive_group()
     mode.add_argument("--quick", action="store_true", help="small networks")
     mode.add_argument("--full", action="store_true", help="the settings of the post")
     p.add_argument("--only", metavar="LIST", help="train for these claims alone, a comma list of their names")
@@ -52,6 +52,8 @@ def run(args: Namespace) -> int:
     """Train what is missing, and write the scorecard after each sweep; returns the exit status. Raises BadInput."""
     from jaxgrok.scorecard import Mode, read_claims, read_findings, rows_to_fill
 
+    if not (args.quick or args.full):  # argparse would ask for it before it names a mistyped flag
+        raise BadInput("--quick or --full", "neither", "one of them")
     mode = Mode.QUICK if args.quick else Mode.FULL
     claims = read_claims()
     chosen = claims.select(None if args.only is None else args.only.split(","))
