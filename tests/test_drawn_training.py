@@ -232,7 +232,8 @@ def test_nothing_is_dropped_in_an_evaluation_or_at_rate_zero():
     without = dataclasses.replace(WITH_DROPOUT, dropout=0.0)
     params = start(WITH_DROPOUT)[0].params
     scores = [programs(config)[2](params, test) for config in (WITH_DROPOUT, without)]
-    jax.tree.map(np.testing.assert_array_equal, *scores)
+    # Without dropout products of weights take the place of weights, which rounds differently.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *scores)
     assert scores[0].loss == pytest.approx(mean_loss(without, params, test), rel=1e-11)
     x, keys = jnp.ones((4, 5)), jax.random.split(jax.random.key(0), 4)
     np.testing.assert_array_equal(with_dropout(x, 0.0, keys, 0), x)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgrok.config import Config
+from jaxgrok.config import BadInput, Config
 from jaxgrok.nets.model import Transformer, context, make_model
 from jaxgrok.tasks import make_task
+from jaxgrok.tasks.skip_trigram import END
 from tests.reference import plain
 
 # float64 sums of at most a few hundred terms of order 1, in another order
@@ -67,7 +68,7 @@ def test_a_context_longer_than_the_sequence_has_positions_that_nothing_reads(rng
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 5), jnp.int32))["params"]
     assert shapes["pos_embed"]["W_pos"].shape == (8, 12)
     params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
-    tokens = rng.integers(22, size=(4, 5))
+    tokens = np.c_[rng.integers(22, size=(4, 4)), np.full(4, END)]
 
     def summed(params):
         logits, _ = apply(model, params, tokens)
@@ -77,6 +78,72 @@ def test_a_context_longer_than_the_sequence_has_positions_that_nothing_reads(rng
     np.testing.assert_allclose(logits, plain.transformer(params, tokens)[0][:, 4:], **TIGHT)
     slopes = slopes["pos_embed"]["W_pos"]
     assert (np.abs(slopes).sum(axis=1) > 0).tolist() == [True] * 5 + [False] * 3
+
+
+PLACES = {"transformer": {"W_O W_in", "b_in", "W_O W_U", "W_out W_U", "b_U"}, "attn_only": {"W_O W_U", "b_U"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "read_token", "n", "folded"),
+    [
+        ({}, 11, 200, PLACES["transformer"]),
+        ({"residual_factor": 2.0, "act": "gelu"}, 11, 200, PLACES["transformer"]),
+        ({}, None, 200, {"W_out W_U", "b_U"}),
+        ({"residual_factor": 0.5, "n_layers": 2}, None, 200, {"W_out W_U", "b_U"}),
+        ({"n_layers": 2}, 11, 200, {"W_out W_U", "b_U"}),  # what the second layer reads is no constant
+        ({}, 11, 40, {"W_out W_U", "b_U"}),  # too few examples for W_O W_in
+        ({}, 11, 4, set()),
+        ({"dropout": 0.5}, 11, 200, set()),
+        ({"d_model": 3, "d_mlp": 40}, 11, 200, set()),  # more classes than W_out has columns
+        ({"arch": "attn_only", "residual_factor": 2.0}, 11, 200, PLACES["attn_only"]),
+        ({"arch": "attn_only"}, None, 200, set()),
+    ],
+)
+def test_products_of_weights_change_neither_logits_nor_gradients(fields, read_token, n, folded, rng):
+    model, params = network(**fields)
+    model = model.clone(read_token=read_token)
+    tokens = np.c_[rng.integers(12, size=(9, 2)), np.full(9, 11)]
+    slope = rng.normal(size=(9, 1, 7))
+
+    def weighted(params, model, n):
+        logits, activations = model.forward(model.prepare(params, n), tokens)
+        return (slope * logits).sum(), (logits, activations)
+
+    assert set(model.prepare(params, n).folded) == folded
+    gradient, (logits, activations) = jax.grad(weighted, has_aux=True)(params, model, n)
+    plainly, (_, seen) = jax.grad(weighted, has_aux=True)(params, model.clone(read_token=None), 1)
+    assert not model.clone(read_token=None).prepare(params, 1).folded
+    factor = {"residual_factor": fields.get("residual_factor", 1)}
+    expected, _ = plain.transformer(jax.tree.map(np.asarray, params), tokens, fields.get("act", "relu"), **factor)
+    np.testing.assert_allclose(logits, expected[:, 2:], **TIGHT)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TIGHT), gradient, plainly)
+    assert activations.keys() == seen.keys()
+    for name, value in seen.items():
+        np.testing.assert_allclose(activations[name], value, err_msg=name, **TIGHT)
+
+
+def test_gradients_are_the_slopes_of_the_plain_forward(rng):
+    """Along a random direction in all parameters at once, by a central difference of the numpy network."""
+    model, params = network(residual_factor=2.0, act="gelu")
+    model = model.clone(read_token=11)
+    tokens = np.c_[rng.integers(12, size=(9, 2)), np.full(9, 11)]
+    slope, towards = rng.normal(size=(9, 1, 7)), jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    gradient = jax.grad(lambda w: (slope * model.forward(model.prepare(w, 200), tokens)[0]).sum())(params)
+
+    def plainly(step):
+        moved = jax.tree.map(lambda x, d: np.asarray(x) + step * d, params, towards)
+        return (slope * plain.transformer(moved, tokens, "gelu", 2.0)[0][:, 2:]).sum()
+
+    along = sum((g * d).sum() for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(towards)))
+    # The error of a central difference is of the order of the step squared.
+    assert float(along) == pytest.approx((plainly(1e-5) - plainly(-1e-5)) / 2e-5, rel=1e-7)
+
+
+def test_another_token_where_all_have_the_same_is_refused():
+    model, params = network()
+    model = model.clone(read_token=11)
+    with pytest.raises(BadInput, match="11 at position 2"):
+        apply(model, params, np.array([[1, 2, 11], [1, 2, 3]]))
 
 
 @pytest.mark.parametrize(("n_ctx", "positions"), [(None, 5), (5, 5), (8, 8), (0, 0)])

@@ -4,7 +4,7 @@ Shapes: P residue, M neurons, H heads, S positions, D residual, C classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrok.config import Config
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.nets.model import MLP, make_model
+from jaxgrok.nets.model import make_model, mlp
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import modular_task
 
@@ -105,16 +105,13 @@ def run_network(config: Config, params: dict) -> Network:
     """
     task, p = modular_task(config), config.p
     params = jax.tree.map(jnp.asarray, params)
-    model = make_model(config, task)
-    is_mlp = config.arch == "mlp"
-    if not is_mlp:
-        model = model.clone(d_vocab_out=params["unembed"]["W_U"].shape[1])
+    model, is_mlp = make_model(config, task), config.arch == "mlp"
+    prepared = model.prepare(params, p * p)
     last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
     kept = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
 
     def of_row(tokens):
-        # Flax's `apply` is typed as if it could return a FrozenDict of variables too.
-        logits, activations = cast(tuple, model.apply({"params": params}, tokens))
+        logits, activations = model.forward(prepared, tokens)
         pre = activations[f"{last}mlp.hook_pre"][:, 0]
         activations = [activations[last + name] for name in kept]
         # Only one position is read: drop its axis.
@@ -137,13 +134,10 @@ def run_network(config: Config, params: dict) -> Network:
 
 
 def _logits_with(config: Config, weights: dict, W_U: Float[Array, "D P"]) -> Callable:
-    mlp = MLP(config.mlp_width, config.d_model, config.act, jnp.dtype(config.dtype))
-
     @at_precision("highest")
     def logits_with(mid):
         def of_row(mid):
-            out, _ = mlp.apply({"params": weights}, mid)
-            return (mid + out) @ W_U
+            return (mid + mlp(weights, mid, config.act)) @ W_U
 
         return jax.lax.map(of_row, mid)
 

@@ -1,34 +1,45 @@
-"""The networks, as Flax modules. `init` makes the parameters; `apply` returns the logits and the activations.
+"""The networks: their parameters as Flax modules, and one forward pass, written as pure functions in two parts.
 
-The transformers and the one-hot MLP have the same interface. Parameters and activations have TransformerLens's names.
-Activations that a caller does not use cost nothing under `jit`, which prunes them.
+`prepare` computes what depends on the parameters alone. A training step calls it once, and its gradient is pulled back
+once. `forward` computes what depends on the examples, a block of them at a time. `__call__` is one after the other, so
+that `init` and `apply` work as for any Flax module. All return the logits and the activations. Parameters and
+activations have TransformerLens's names. Activations that a caller does not use cost nothing under `jit`, which prunes
+them.
 
-A training step with dropout also gives `apply` one PRNG key per example, so that what is dropped does not depend on how
-the examples are divided into blocks.
+There is no LayerNorm, so much of the network is linear, and the transformer computes only what is needed:
 
-The transformer computes only what is needed. There is no LayerNorm, so the first layer's queries, keys and values are
-linear in (token + position): the embedding tables are projected once, and rows of the result are looked up. The last
-layer computes queries, the MLP and logits only at the read positions.
+- The first layer's queries, keys and values are linear in (token + position): the tables are projected, and rows of the
+  result are looked up.
+- The last layer computes queries, the MLP and logits only at the read positions.
+- A neuron adds a fixed vector to the logits, so the last layer's neurons are read out through W_out W_U.
+- Where a network of one layer reads one token, the same in every example, the query is a constant: then attention
+  scores are rows of a table, and the output of the heads goes to neurons and logits through W_O W_in and W_O W_U.
+
+Products of weights are used where they need fewer operations. A training step with dropout also gives `forward` one
+PRNG key per example, so that what is dropped does not depend on how the examples are divided into blocks.
 
 Letters in shapes: N examples, S positions, Q positions with queries (in the last layer the read positions), D residual,
-H heads, K head width, M neurons, V vocabulary, C classes, P residue.
+H heads, K head width, M neurons, V vocabulary, C classes, P residue, A any width.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
-from jaxgrok.config import Config
+from jaxgrok.config import BadInput, Config
 from jaxgrok.tasks import Task
 
+Params = dict[str, Any]
+Stream = Callable[[slice], Array]  # positions -> the residual stream there [N, Q, D]
 Activations = dict[str, Array]  # by TransformerLens's names
 Initializer = Callable[..., Array]
-# (W [D, H*K], positions) -> the input of a block at these positions, times W: [N, Q, H*K]
-Project = Callable[[Float[Array, "D H*K"], slice], Float[Array, "N Q H*K"]]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -42,6 +53,9 @@ def context(config: Config, task: Task) -> int:
     return task.n_ctx if config.n_ctx is None else config.n_ctx
 
 
+# --- parameters -------------------------------------------------------------------------------------------------------
+
+
 def normal(scale: float | np.floating) -> Initializer:
     """An initializer that draws from N(0, scale^2). It draws in float32 for every dtype, so that a float64 run starts
     from the same weights as a float32 run."""
@@ -53,54 +67,76 @@ def normal(scale: float | np.floating) -> Initializer:
     return init
 
 
-def rows_of_tables(W_E: Float[Array, "V D"], W_pos: Float[Array, "S D"], tokens: Int[Array, "N S"]) -> Project:
-    """The projection (W_E[tokens] + W_pos) @ W of the embedded tokens, computed by looking up rows of W_E @ W."""
-
-    def project(W: Float[Array, "D H*K"], positions: slice) -> Float[Array, "N Q H*K"]:
-        return (W_E @ W)[tokens[:, positions]] + (W_pos[positions] @ W)[None]
-
-    return project
+zeros = nn.initializers.zeros
 
 
-def rows_of_stream(resid: Float[Array, "N S D"]) -> Project:
-    """The same projection of a residual stream that depends on the whole sequence."""
-    return lambda W, positions: resid[:, positions] @ W
+class Weights(nn.Module):
+    """Weights in a module of their own, so that their paths are TransformerLens's names (`embed.W_E`).
 
+    specs: the name, initializer and shape of each, in the order in which they are drawn.
+    """
 
-class Attention(nn.Module):
-    """Causal attention without biases. W_Q, W_K, W_V [H, D, K] and W_O [H, K, D]; scores are divided by sqrt(K)."""
-
-    n_heads: int
-    d_model: int
+    specs: tuple[tuple[str, Initializer, tuple[int, ...]], ...]
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, project: Project, queries: slice) -> tuple[Float[Array, "N Q D"], Activations]:
-        H, D, K = self.n_heads, self.d_model, self.d_model // self.n_heads
+    def __call__(self) -> Params:
+        return {name: self.param(name, init, shape, self.dtype) for name, init, shape in self.specs}
+
+
+class Block(nn.Module):
+    """The weights of a block: W_Q, W_K, W_V [H, D, K] and W_O [H, K, D] of its attention, and, unless it is
+    `attn_only`, W_in [D, M], b_in [M], W_out [M, D] and b_out [D] of its MLP.
+
+    All weight matrices start as N(0, 1/D), W_out too, and biases start at zero. Attention has no biases.
+    """
+
+    config: Config
+
+    @nn.compact
+    def __call__(self) -> Params:
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        H, D, K, M = c.n_heads, c.d_model, c.d_head, c.mlp_width
         init = normal(1 / np.sqrt(D))
-        W_Q, W_K, W_V = (self.param(name, init, (H, D, K), self.dtype) for name in ("W_Q", "W_K", "W_V"))
-        W_O = self.param("W_O", init, (H, K, D), self.dtype)
+        inputs = tuple((name, init, (H, D, K)) for name in ("W_Q", "W_K", "W_V"))
+        of_block = {"attn": Weights((*inputs, ("W_O", init, (H, K, D))), dtype, name="attn")()}
+        if c.arch != "attn_only":
+            specs = (("W_in", init, (D, M)), ("b_in", zeros, (M,)), ("W_out", init, (M, D)), ("b_out", zeros, (D,)))
+            of_block["mlp"] = Weights(specs, dtype, name="mlp")()
+        return of_block
 
-        def flat(W: Float[Array, "H D K"]) -> Float[Array, "D H*K"]:
-            return W.transpose(1, 0, 2).reshape(D, H * K)
 
-        def by_head(x: Float[Array, "N Q H*K"]) -> Float[Array, "N H Q K"]:
-            return x.reshape(*x.shape[:2], H, K).transpose(0, 2, 1, 3)
+# --- parts of the forward pass ----------------------------------------------------------------------------------------
 
-        q, k, v = (by_head(project(flat(W), at)) for W, at in ((W_Q, queries), (W_K, ALL), (W_V, ALL)))
-        scores = (q / np.sqrt(K).astype(self.dtype)) @ k.swapaxes(-1, -2)
-        n_ctx = k.shape[2]
-        visible = np.arange(n_ctx)[queries][:, None] >= np.arange(n_ctx)
-        if not visible.all():
-            scores = jnp.where(visible[None, None], scores, -jnp.inf)
-        # The softmax divides after the product with v: K divisions per query instead of S, faster on long sequences.
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        share = 1 / weights.sum(axis=-1, keepdims=True)
-        z = jnp.einsum("nhqk,nhq->nhqk", weights @ v, share[..., 0])
-        q, k, v, z = (x.transpose(0, 2, 1, 3) for x in (q, k, v, z))
-        out = z.reshape(*z.shape[:2], H * K) @ W_O.reshape(H * K, D)
-        seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_z": z}
-        return out, seen | {"hook_attn_scores": scores, "hook_pattern": weights * share}
+
+class Projected(NamedTuple):
+    """The embedding tables, projected: W_E @ W and W_pos @ W."""
+
+    tokens: Float[Array, "V A"]
+    positions: Float[Array, "S A"]
+
+    def rows(self, tokens: Int[Array | np.ndarray, "N S"], at: slice) -> Float[Array, "N Q A"]:
+        """(W_E[tokens] + W_pos) @ W at some positions."""
+        return self.tokens[tokens[:, at]] + self.positions[: tokens.shape[1]][None, at]
+
+
+class Prepared(NamedTuple):
+    """What depends on a transformer's parameters alone.
+
+    first: the tables as the first layer needs them: for v, and either for q and k (width H*K) or for the scores of a
+        constant query (width H).
+    folded: products of the last layer's weights, by name. What takes the place of W_out W_U is its transpose W_L
+        [C, M], and so is W_O W_U [C, H*K]: XLA multiplies these gradients nearly twice as fast.
+    """
+
+    params: Params
+    first: dict[str, Projected]
+    folded: Params
+
+
+def flat(W: Float[Array, "H D K"]) -> Float[Array, "D H*K"]:
+    """W_Q, W_K or W_V with all heads side by side."""
+    return W.transpose(1, 0, 2).reshape(W.shape[1], -1)
 
 
 def affine(x: Float[Array, "... A"], W: Float[Array, "A B"], b: Float[Array, "B"]) -> Float[Array, "... B"]:
@@ -109,27 +145,27 @@ def affine(x: Float[Array, "... A"], W: Float[Array, "A B"], b: Float[Array, "B"
     return x @ W + jnp.expand_dims(b, range(x.ndim - 1))
 
 
-class MLP(nn.Module):
-    """The MLP of a transformer block. W_in [D, M], b_in [M], W_out [M, D], b_out [D].
+def causal(scores: Float[Array, "N H Q S"], queries: slice) -> Float[Array, "N H Q S"]:
+    """Attention scores, with -inf where a query would look ahead."""
+    positions = np.arange(scores.shape[-1])
+    visible = positions[queries][:, None] >= positions
+    return scores if visible.all() else jnp.where(visible[None, None], scores, -jnp.inf)
 
-    Both weight matrices start as N(0, 1/D), W_out too, and biases start at zero.
-    """
 
-    d_mlp: int
-    d_model: int
-    act: str
-    dtype: jnp.dtype
+def attend(
+    scores: Float[Array, "N H Q S"], v: Float[Array, "N H S K"]
+) -> tuple[Float[Array, "N H Q K"], Float[Array, "N H Q S"]]:
+    """(the values, mixed by attention; the attention pattern)."""
+    # The softmax divides after the product with v: K divisions per query instead of S, faster on long sequences.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    share = 1 / weights.sum(axis=-1, keepdims=True)
+    return jnp.einsum("nhqk,nhq->nhqk", weights @ v, share[..., 0]), weights * share
 
-    @nn.compact
-    def __call__(self, resid: Float[Array, "... D"]) -> tuple[Float[Array, "... D"], Activations]:
-        init, zeros = normal(1 / np.sqrt(self.d_model)), nn.initializers.zeros
-        W_in = self.param("W_in", init, (self.d_model, self.d_mlp), self.dtype)
-        b_in = self.param("b_in", zeros, (self.d_mlp,), self.dtype)
-        W_out = self.param("W_out", init, (self.d_mlp, self.d_model), self.dtype)
-        b_out = self.param("b_out", zeros, (self.d_model,), self.dtype)
-        pre = affine(resid, W_in, b_in)
-        post = ACTIVATIONS[self.act](pre)
-        return affine(post, W_out, b_out), {"hook_pre": pre, "hook_post": post}
+
+def mlp(weights: Params, resid: Float[Array, "... D"], act: str) -> Float[Array, "... D"]:
+    """What an MLP adds to the residual stream."""
+    post = ACTIVATIONS[act](affine(resid, weights["W_in"], weights["b_in"]))
+    return affine(post, weights["W_out"], weights["b_out"])
 
 
 def with_dropout(
@@ -147,58 +183,14 @@ def with_dropout(
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-class Block(nn.Module):
-    """Attention, then the MLP if the network has MLPs. Each output is added to the residual stream."""
-
-    config: Config
-    layer: int
-
-    @nn.compact
-    def __call__(
-        self, project: Project, resid_pre: Float[Array, "N Q D"], queries: slice, keys: Key[Array, "N"] | None
-    ) -> tuple[Float[Array, "N Q D"], Activations]:
-        """The residual stream after this block at the positions `queries`, and the activations.
-
-        project: gives the block's input at any position, projected. resid_pre: the input at the positions `queries`.
-        """
-        c, dtype = self.config, jnp.dtype(self.config.dtype)
-
-        def added(resid: Float[Array, "N Q D"], out: Float[Array, "N Q D"], place: int) -> Float[Array, "N Q D"]:
-            scaled = resid if c.residual_factor == 1 else c.residual_factor * resid
-            return scaled + with_dropout(out, c.dropout, keys, 2 * self.layer + place)
-
-        attn_out, attn = Attention(c.n_heads, c.d_model, dtype, name="attn")(project, queries)
-        resid_mid = added(resid_pre, attn_out, 0)
-        activations = {"hook_resid_pre": resid_pre, **_under("attn", attn), "hook_attn_out": attn_out}
-        if c.arch == "attn_only":
-            return resid_mid, activations | {"hook_resid_post": resid_mid}
-        mlp_out, mlp = MLP(c.mlp_width, c.d_model, c.act, dtype, name="mlp")(resid_mid)
-        resid_post = added(resid_mid, mlp_out, 1)
-        activations |= {"hook_resid_mid": resid_mid, **_under("mlp", mlp)}
-        return resid_post, activations | {"hook_mlp_out": mlp_out, "hook_resid_post": resid_post}
-
-
-def _under(prefix: str, activations: Activations) -> Activations:
-    return {f"{prefix}.{name}": x for name, x in activations.items()}
-
-
-class Table(nn.Module):
-    """One weight matrix in a module of its own, so that its path is TransformerLens's name for it (`embed.W_E`)."""
-
-    weight: str
-    initializer: Initializer
-    shape: tuple[int, int]
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self) -> Float[Array, "..."]:
-        return self.param(self.weight, self.initializer, self.shape, self.dtype)
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 class Transformer(nn.Module):
     """The post's transformer: W_E [V, D], W_pos [n_ctx, D], blocks and W_U [D, C].
 
-    read: (start, stop) of the read positions.
+    read: (start, stop) of the read positions. read_token: the token there, if it is one position, and its token the
+    same in every example; else None.
     """
 
     config: Config
@@ -206,33 +198,188 @@ class Transformer(nn.Module):
     d_vocab_out: int
     n_ctx: int
     read: tuple[int, int]
+    read_token: int | None = None
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "N S"], dropout_keys: Key[Array, "N"] | None = None
+        self, tokens: Int[Array | np.ndarray, "N S"], dropout_keys: Key[Array, "N"] | None = None
     ) -> tuple[Float[Array, "N Q C"], Activations]:
         """The logits at the read positions, and all activations.
 
-        S is at most n_ctx. dropout_keys None means no dropout.
+        S is at most n_ctx. dropout_keys None means no dropout. Raises BadInput for another token where every example
+        has read_token.
         """
+        if not self.is_initializing():
+            self._check(tokens)
         c, dtype = self.config, jnp.dtype(self.config.dtype)
-        init = normal(1 / np.sqrt(c.d_model))
-        W_E = Table("W_E", init, (self.d_vocab, c.d_model), dtype, name="embed")()
-        W_pos = Table("W_pos", init, (self.n_ctx, c.d_model), dtype, name="pos_embed")()[: tokens.shape[1]]
-        activations = {"hook_embed": W_E[tokens]}
-        activations["hook_pos_embed"] = jnp.broadcast_to(W_pos, (*tokens.shape, c.d_model))
-        project = rows_of_tables(W_E, W_pos, tokens)
-        stream = None
+
+        def table(module: str, name: str, shape: tuple[int, int], scale: float) -> Params:
+            return Weights(((name, normal(scale), shape),), dtype, name=module)()
+
+        D, C = c.d_model, self.d_vocab_out
+        params = {
+            "embed": table("embed", "W_E", (self.d_vocab, D), 1 / np.sqrt(D)),
+            "pos_embed": table("pos_embed", "W_pos", (self.n_ctx, D), 1 / np.sqrt(D)),
+            **{f"blocks_{layer}": Block(c, name=f"blocks_{layer}")() for layer in range(c.n_layers)},
+            "unembed": table("unembed", "W_U", (D, C), 1 / np.sqrt(C)),
+        }
+        return self.forward(self.prepare(params, len(tokens)), tokens, dropout_keys)
+
+    def prepare(self, params: Params, n: int) -> Prepared:
+        """What depends on the parameters alone. n: for how many examples it will be used."""
+        attn = params["blocks_0"]["attn"]
+        W_E, W_pos = params["embed"]["W_E"], params["pos_embed"]["W_pos"]
+
+        def projected(W: Float[Array, "D A"]) -> Projected:
+            return Projected(W_E @ W, W_pos @ W)
+
+        first = {"v": projected(flat(attn["W_V"]))}
+        if self._query_is_constant:
+            q = self._scaled(jnp.einsum("d,hdk->hk", self._constant_stream(params), attn["W_Q"]))
+            first["scores"] = projected(jnp.einsum("hdk,hk->dh", attn["W_K"], q))
+        else:
+            first |= {"q": projected(flat(attn["W_Q"])), "k": projected(flat(attn["W_K"]))}
+        return Prepared(params, first, self._folded(params, n))
+
+    def _check(self, tokens: Int[Array | np.ndarray, "N S"]) -> None:
+        known = not isinstance(tokens, Tracer)
+        if self._query_is_constant and known and (np.asarray(tokens)[:, self.read[0]] != self.read_token).any():
+            raise BadInput("tokens", "another token", f"{self.read_token} at position {self.read[0]}")
+
+    @property
+    def _query_is_constant(self) -> bool:
+        return self.config.n_layers == 1 and self.read_token is not None
+
+    def _constant_stream(self, params: Params) -> Float[Array, "D"]:
+        """The embedding at the read position, where it is the same in every example."""
+        return params["embed"]["W_E"][self.read_token] + params["pos_embed"]["W_pos"][self.read[0]]
+
+    def _scaled(self, q: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Queries, divided by sqrt(K)."""
+        return q / np.sqrt(self.config.d_head).astype(q.dtype)
+
+    def folds(self, n: int) -> tuple[bool, bool]:
+        """Whether, for so many examples, it takes fewer operations to multiply weights first: W_out by W_U, and W_O by
+        what follows it. Dropout comes between them, so that with dropout both are false."""
+        D, M, C, rows = self.config.d_model, self.config.mlp_width, self.d_vocab_out, n * (self.read[1] - self.read[0])
+        neurons = M > 0 and (rows + D) * M * C < rows * (M + C) * D
+        heads = self._query_is_constant and rows > M + C and (neurons or not M)
+        return (neurons, heads) if self.config.dropout == 0 else (False, False)
+
+    def _folded(self, params: Params, n: int) -> Params:
+        """The products of the last layer's weights that `folds` names."""
+        block, W_U = params[f"blocks_{self.config.n_layers - 1}"], params["unembed"]["W_U"]
+        (neurons, heads), factor, folded = self.folds(n), self.config.residual_factor, {}
+        if neurons:
+            W_out, b_out = block["mlp"]["W_out"], block["mlp"]["b_out"]
+            folded = {"W_out W_U": W_U.T @ W_out.T, "b_U": b_out @ W_U}
+        if heads:
+            W_O, constant = block["attn"]["W_O"].reshape(len(W_U), len(W_U)), factor * self._constant_stream(params)
+            direct = factor * W_U if neurons else W_U
+            folded |= {"W_O W_U": direct.T @ W_O.T, "b_U": constant @ direct + folded.get("b_U", 0)}
+        if heads and neurons:
+            W_in, b_in = block["mlp"]["W_in"], block["mlp"]["b_in"]
+            folded |= {"W_O W_in": W_O @ W_in, "b_in": constant @ W_in + b_in}
+        return folded
+
+    def forward(
+        self, prepared: Any, tokens: Int[Array | np.ndarray, "N S"], dropout_keys: Key[Array, "N"] | None = None
+    ) -> tuple[Float[Array, "N Q C"], Activations]:
+        """The logits at the read positions, and all activations, from what `prepare` has computed."""
+        c, params = self.config, prepared.params
+        W_E, W_pos = params["embed"]["W_E"], params["pos_embed"]["W_pos"][: tokens.shape[1]]
+        activations = {"hook_embed": W_E[tokens], "hook_pos_embed": jnp.broadcast_to(W_pos, (*tokens.shape, c.d_model))}
+
+        def stream(at: slice) -> Float[Array, "N Q D"]:
+            return W_E[tokens[:, at]] + W_pos[None, at]
+
+        z: Any = None
+        seen: Activations = {}
         for layer in range(c.n_layers):
-            queries = slice(*self.read) if layer == c.n_layers - 1 else ALL
-            resid_pre = W_E[tokens[:, queries]] + W_pos[None, queries] if stream is None else stream[:, queries]
-            stream, block = Block(c, layer, name=f"blocks_{layer}")(project, resid_pre, queries, dropout_keys)
-            activations |= _under(f"blocks.{layer}", block)
-            project = rows_of_stream(stream)
-        assert stream is not None  # Config has at least one layer
-        init = normal(1 / np.sqrt(self.d_vocab_out))
-        W_U = Table("W_U", init, (c.d_model, self.d_vocab_out), dtype, name="unembed")()
-        return stream @ W_U, activations
+            is_last = layer == c.n_layers - 1
+            queries = slice(*self.read) if is_last else ALL
+            tables = {} if layer else prepared.first
+            z, of_attention = self._attention(params[f"blocks_{layer}"]["attn"], tables, tokens, stream, queries)
+            of_block = self._block(layer, prepared.folded if is_last else {}, params, stream(queries), z, dropout_keys)
+            seen = of_block | of_attention
+            activations |= {f"blocks.{layer}.{name}": x for name, x in seen.items()}
+            stream = functools.partial(_at, seen["hook_resid_post"])
+        return self._logits(prepared, z, seen), activations
+
+    def _attention(
+        self,
+        weights: Params,
+        tables: dict[str, Projected],
+        tokens: Int[Array | np.ndarray, "N S"],
+        stream: Stream,
+        queries: slice,
+    ) -> tuple[Float[Array, "N Q H*K"], Activations]:
+        """(what the heads of a block read, side by side; the activations). tables: of the first layer."""
+
+        def project(name: str, at: slice) -> Float[Array, "N Q H K"]:
+            table, W = tables.get(name), flat(weights[f"W_{name.upper()}"])
+            x = stream(at) @ W if table is None else table.rows(tokens, at)
+            return x.reshape(*x.shape[:2], self.config.n_heads, self.config.d_head)
+
+        q, k, v = project("q", queries), project("k", ALL), project("v", ALL)
+        if "scores" in tables:
+            scores = tables["scores"].rows(tokens, ALL).swapaxes(1, 2)[:, :, None]
+        else:
+            scores = self._scaled(q).transpose(0, 2, 1, 3) @ k.transpose(0, 2, 3, 1)
+        scores = causal(scores, queries)
+        z, pattern = attend(scores, v.swapaxes(1, 2))
+        z = z.swapaxes(1, 2)
+        seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": pattern, "hook_z": z}
+        return z.reshape(*z.shape[:2], -1), {f"attn.{name}": x for name, x in seen.items()}
+
+    def _block(
+        self,
+        layer: int,
+        folded: Params,
+        params: Params,
+        resid_pre: Float[Array, "N Q D"],
+        z: Float[Array, "N Q H*K"],
+        dropout_keys: Key[Array, "N"] | None,
+    ) -> Activations:
+        """The activations of a block from what its heads have read. Each sublayer's output is added to the stream."""
+        c, block = self.config, params[f"blocks_{layer}"]
+
+        def added(resid: Float[Array, "N Q D"], out: Float[Array, "N Q D"], place: int) -> Float[Array, "N Q D"]:
+            scaled = resid if c.residual_factor == 1 else c.residual_factor * resid
+            return scaled + with_dropout(out, c.dropout, dropout_keys, place)
+
+        attn_out = z @ block["attn"]["W_O"].reshape(-1, c.d_model)
+        resid_mid = added(resid_pre, attn_out, 2 * layer)
+        seen = {"hook_resid_pre": resid_pre, "hook_attn_out": attn_out}
+        if "mlp" not in block:
+            return seen | {"hook_resid_post": resid_mid}
+        weights = block["mlp"]
+        if "W_O W_in" in folded:
+            pre = affine(z, folded["W_O W_in"], folded["b_in"])
+        else:
+            pre = affine(resid_mid, weights["W_in"], weights["b_in"])
+        post = ACTIVATIONS[c.act](pre)
+        mlp_out = affine(post, weights["W_out"], weights["b_out"])
+        seen |= {"hook_resid_mid": resid_mid, "mlp.hook_pre": pre, "mlp.hook_post": post, "hook_mlp_out": mlp_out}
+        return seen | {"hook_resid_post": added(resid_mid, mlp_out, 2 * layer + 1)}
+
+    def _logits(self, prepared: Prepared, z: Float[Array, "N Q H*K"], seen: Activations) -> Float[Array, "N Q C"]:
+        """The logits, from the activations of the last block and from what its heads have read."""
+        folded, W_U = prepared.folded, prepared.params["unembed"]["W_U"]
+        if not folded:
+            return seen["hook_resid_post"] @ W_U
+        if "W_O W_U" in folded:
+            logits = z @ folded["W_O W_U"].T
+        else:
+            logits = self.config.residual_factor * seen["hook_resid_mid"] @ W_U
+        if "W_out W_U" in folded:
+            logits = logits + seen["mlp.hook_post"] @ folded["W_out W_U"].T
+        return logits + folded["b_U"][None, None]
+
+
+def _at(resid: Float[Array, "N S D"], at: slice) -> Float[Array, "N Q D"]:
+    """A residual stream at some positions."""
+    return resid[:, at]
 
 
 class OneHotMLP(nn.Module):
@@ -247,27 +394,41 @@ class OneHotMLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "N 3"], dropout_keys: Key[Array, "N"] | None = None
+        self, tokens: Int[Array | np.ndarray, "N 3"], dropout_keys: Key[Array, "N"] | None = None
     ) -> tuple[Float[Array, "N 1 P"], Activations]:
         """The logits and all activations. tokens: x, y and "=". The network has no dropout."""
         p, M, dtype = self.config.p, self.config.mlp_width, jnp.dtype(self.config.dtype)
-        zeros = nn.initializers.zeros
-        W_in = self.param("W_in", normal(1 / np.sqrt(p)), (p, M), dtype)
-        b_in = self.param("b_in", zeros, (M,), dtype)
-        W_out = self.param("W_out", normal(1 / np.sqrt(M)), (M, p), dtype)
-        b_out = self.param("b_out", zeros, (p,), dtype)
-        pre = W_in[tokens[:, :2]].sum(axis=1) + b_in[None]
+        params = {
+            "W_in": self.param("W_in", normal(1 / np.sqrt(p)), (p, M), dtype),
+            "b_in": self.param("b_in", zeros, (M,), dtype),
+            "W_out": self.param("W_out", normal(1 / np.sqrt(M)), (M, p), dtype),
+            "b_out": self.param("b_out", zeros, (p,), dtype),
+        }
+        return self.forward(self.prepare(params, len(tokens)), tokens)
+
+    def prepare(self, params: Params, n: int) -> Params:
+        """The parameters: no product of them saves anything."""
+        return params
+
+    def forward(
+        self, prepared: Any, tokens: Int[Array | np.ndarray, "N 3"], dropout_keys: Key[Array, "N"] | None = None
+    ) -> tuple[Float[Array, "N 1 P"], Activations]:
+        """The logits and all activations."""
+        pre = prepared["W_in"][tokens[:, :2]].sum(axis=1) + prepared["b_in"][None]
         post = ACTIVATIONS[self.config.act](pre)
-        logits = affine(post, W_out, b_out)
+        logits = affine(post, prepared["W_out"], prepared["b_out"])
         return logits[:, None], {"mlp.hook_pre": pre[:, None], "mlp.hook_post": post[:, None]}
 
 
-def make_model(config: Config, task: Task) -> nn.Module:
+Model = Transformer | OneHotMLP
+
+
+def make_model(config: Config, task: Task) -> Model:
     """The network of a config for a task.
 
-    It is pure: `model.init(key, tokens)["params"]` makes parameters, and `model.apply({"params": params}, tokens)`
-    returns (logits, activations).
+    It is pure: `model.init(key, tokens)["params"]` makes parameters, `model.apply({"params": params}, tokens)` returns
+    (logits, activations), and so does `model.forward(model.prepare(params, n), tokens)`.
     """
     if config.arch == "mlp":
         return OneHotMLP(config)
-    return Transformer(config, task.d_vocab, task.d_vocab_out, context(config, task), task.read)
+    return Transformer(config, task.d_vocab, task.d_vocab_out, context(config, task), task.read, task.read_token)

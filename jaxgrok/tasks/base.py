@@ -48,6 +48,7 @@ class Task(ABC):
 
     d_vocab: the number of input tokens. d_vocab_out: the number of classes. n_ctx: the positions S of a sequence.
     read: (start, stop) of the positions whose logits are compared with the targets, the same in every example.
+    read_token: the token at the read position, if it is one position with the same token in every example; else None.
     parts: names of the kinds of targets (digits, trigrams, ...) whose losses are reported apart; () if there are none.
     chance: the loss of the best guess that does not look at the example, for each part.
     counted: how many of the parts, from the first, the loss counts. n_counted: how many targets of one example it
@@ -59,6 +60,7 @@ class Task(ABC):
     d_vocab_out: int
     n_ctx: int
     read: tuple[int, int]
+    read_token: int | None = None
     parts: tuple[str, ...]
     chance: tuple[float, ...]
     counted: int

@@ -34,6 +34,7 @@ class ModularTask(Task):
     def __init__(self, operation: str, p: int):
         self.operation, self.p = operation, p
         self.d_vocab = self.d_vocab_out = p + 1
+        self.read_token = p
 
     def labels(self, seed: int) -> Int[np.ndarray, "P*P"]:
         """The answers of the pairs in lexicographic order. Only those of `random` depend on the seed."""

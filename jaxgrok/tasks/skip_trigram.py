@@ -27,6 +27,7 @@ class SkipTrigramTask(DrawnTask):
 
     batch_size = 256
     d_vocab, d_vocab_out = 2 * DIGITS + 2, DIGITS
+    read_token = END
     parts = tuple(f"entry {DIGITS + i}" for i in range(DIGITS))
     chance = (log(DIGITS),) * DIGITS
     counted, n_counted = DIGITS, 1

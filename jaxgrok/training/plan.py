@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.nets.model import Transformer, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.records import Status
 from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES, SEAL_STATES
@@ -76,14 +77,20 @@ def forward_flops(config: Config, n_examples: int) -> float:
     if config.arch == "mlp":
         return n_examples * 2 * M * config.p
     D, S, Q = config.d_model, task.n_ctx, task.read[1] - task.read[0]
-    per_example = 2 * Q * D * task.d_vocab_out
+    C, model = task.d_vocab_out, make_model(config, task)
+    assert isinstance(model, Transformer)
+    neurons, heads = model.folds(n_examples)
+    # The first layer's projections are rows of projected tables. A constant query needs scores alone, and no keys.
+    constant = config.n_layers == 1 and task.read_token is not None
+    once = task.d_vocab * D * (D + config.n_heads if constant else 3 * D)
+    once += neurons * M * D * C + heads * D * D * (M + C)
+    each = Q * D * C - heads * Q * D * D + neurons * Q * M * (C - D)
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
-        per_example += queries * (2 * D * D + 4 * D * M + 4 * S * D)
-        if layer:  # the first layer's projections are rows of projected tables
-            per_example += (2 * S + queries) * 2 * D * D
-    tables = 2 * task.d_vocab * D * 3 * D
-    return n_examples * per_example + tables
+        each += queries * (D * D + 2 * D * M + S * D * (1 if constant else 2))
+        if layer:
+            each += (2 * S + queries) * D * D
+    return 2 * (n_examples * each + once)
 
 
 def epoch_flops(config: Config, n_train: int | None) -> float:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxgrok.config import BadInput, Config, Hyper, Run
 from jaxgrok.nets.loss import cross_entropy, is_correct
-from jaxgrok.nets.model import make_model
+from jaxgrok.nets.model import Model, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import DrawnTask, Examples, Task, make_task, step_examples
@@ -122,7 +121,7 @@ class Program:
 
     config: Config
     task: Task
-    model: nn.Module
+    model: Model
     max_steps: int
     block: int | None
 
@@ -158,26 +157,32 @@ class Program:
 
     def evaluate(self, params: Params, examples: Examples) -> Scores:
         """How a network does on examples."""
+        n = len(examples.tokens)
 
         @at_precision(self.config.matmul_precision)
-        def sums(examples: Examples):
-            loss, right = self._losses(params, examples, None)
-            counted_right = self._counted(right, examples)
-            answers = (counted_right.sum(axis=1) == self.task.n_counted).sum(dtype=loss.dtype)
-            # [N, Q, parts]
-            part = jnp.zeros(loss.shape, jnp.int32) if examples.part is None else examples.part
-            of_part = jax.nn.one_hot(part, len(self.task.parts), dtype=bool)
-            by_part = [jnp.where(of_part, x[..., None], 0).sum((0, 1)) for x in (loss, right, jnp.ones_like(loss))]
-            return self._counted(loss, examples).sum(), counted_right.sum(), answers, *by_part
+        def sums():
+            of_block = functools.partial(self._sums, self.model.prepare(params, n))
+            return sum_over_blocks(of_block, examples, self.block)
 
-        loss, right, answers, part_loss, part_right, part_count = sum_over_blocks(sums, examples, self.block)
-        n = len(examples.tokens)
+        loss, right, answers, part_loss, part_right, part_count = sums()
         targets = n * self.task.n_counted
         return Scores(loss / targets, right / targets, answers / n, part_loss / part_count, part_right / part_count)
 
-    def _losses(self, params: Params, examples: Examples, keys: Any) -> tuple[Float[Array, "N Q"], Float[Array, "N Q"]]:
+    def _sums(self, prepared: Any, examples: Examples) -> tuple[Array, ...]:
+        """Sums over examples: of the losses, of the right answers and of the examples with all answers right; then of
+        losses, right answers and targets for each part."""
+        loss, right = self._losses(prepared, examples, None)
+        counted_right = self._counted(right, examples)
+        answers = (counted_right.sum(axis=1) == self.task.n_counted).sum(dtype=loss.dtype)
+        # [N, Q, parts]
+        part = jnp.zeros(loss.shape, jnp.int32) if examples.part is None else examples.part
+        of_part = jax.nn.one_hot(part, len(self.task.parts), dtype=bool)
+        by_part = [jnp.where(of_part, x[..., None], 0).sum((0, 1)) for x in (loss, right, jnp.ones_like(loss))]
+        return self._counted(loss, examples).sum(), counted_right.sum(), answers, *by_part
+
+    def _losses(self, prepared: Any, examples: Examples, keys: Any) -> tuple[Float[Array, "N Q"], Float[Array, "N Q"]]:
         """The cross-entropy of each target, and whether its answer is right. keys: of dropout [N]; None: no dropout."""
-        logits, _ = self.model.apply({"params": params}, examples.tokens, keys)
+        logits, _ = self.model.forward(prepared, examples.tokens, keys)
         loss = cross_entropy(logits, examples.targets, self.config.loss)
         return loss, is_correct(logits, examples.targets).astype(loss.dtype)
 
@@ -215,16 +220,18 @@ class Program:
         examples = self._examples_of(state.epoch, train, hyper)
         n = len(examples.tokens)
         keys = self._dropout_keys(state.epoch, hyper, n)
+        prepared, pull_back = jax.vjp(lambda params: self.model.prepare(params, n), state.params)
 
-        def sums(params, examples, keys):
-            loss, right = self._losses(params, examples, keys)
+        def sums(prepared, examples, keys):
+            loss, right = self._losses(prepared, examples, keys)
             return self._counted(loss, examples).sum(), self._counted(right, examples).sum()
 
         def with_gradient(block):
-            return jax.value_and_grad(sums, has_aux=True)(state.params, *block)
+            return jax.value_and_grad(sums, has_aux=True)(prepared, *block)
 
         total = sum_over_blocks(with_gradient, (examples, keys), self.block)
-        (loss, accuracy), grads = jax.tree.map(lambda x: x / (n * self.task.n_counted), total)
+        (loss, accuracy), slopes = jax.tree.map(lambda x: x / (n * self.task.n_counted), total)
+        (grads,) = pull_back(slopes)
         # Optax's Adam computes float ** integer, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, state.params)
