@@ -15,6 +15,7 @@ from jaxgrok.config import BadInput, Config
 from jaxgrok.figures.write import OF_ONE_NETWORK
 from jaxgrok.measures import checkpoints as analysis
 from jaxgrok.measures import fourier, subjects
+from jaxgrok.measures.ablations import DRAWS
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import make_model
 from jaxgrok.store.batches import SavedBatch
@@ -108,12 +109,29 @@ def test_every_checkpoint_has_what_measure_says_of_its_network_with_the_final_ke
         assert (series["key_frequencies"]["keys"] == keys).all()
         for i in (0, len(epochs) - 1):
             split = measures.split_of(CONFIG, 0.4, seed)
-            alone = measures.all(CONFIG, results.params(epochs[i], seed=seed), split, keys, seed)
+            draws = DRAWS if i else 0  # the controls are measured at the last checkpoint
+            alone = measures.all(CONFIG, results.params(epochs[i], seed=seed), split, keys, seed, draws)
             for name, x in subjects.flatten(alone).items():
                 here = series
                 for part in name.split("/"):
                     here = here[part]
                 np.testing.assert_array_equal(here[i], x, err_msg=name)
+
+
+def test_controls_are_measured_at_the_last_checkpoint_or_at_all(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    before = jaxgrok.load(path).measures(seed=1)
+    of_controls = before["controls"]["logit_fve"]["median"]
+    assert np.isnan(of_controls[:-1]).all()
+    assert np.isfinite(of_controls[-1])
+    n = len(epochs_of(jaxgrok.load(path)))
+    assert counted(path, all_controls=True) == (2 * n, 2 * (n - 1), 2)
+    after = jaxgrok.load(path).measures(seed=1)
+    assert np.isfinite(after["controls"]["ablation_loss"]["mlp_on_W_L_key_directions"]["min"]).all()
+    assert after["controls"]["logit_fve"]["median"][-1] == of_controls[-1]
+    # Nothing else depends on whether there are controls, but by rounding: it is another program.
+    np.testing.assert_allclose(after["excluded_loss"]["train"], before["excluded_loss"]["train"], rtol=1e-4)
+    assert counted(path) == (2 * n, 0, 2 * n)  # more than is asked for is as good
 
 
 def test_an_interrupted_analysis_resumes_and_measures_nothing_twice(path, analysed):
@@ -382,7 +400,8 @@ def halfway(trained, tmp_path):
 
 
 def test_measures_of_superseded_steps_are_reused_and_their_files_removed(halfway, trained, analysed):
-    assert jaxgrok.load(halfway).runs[0].last_epoch < 10
+    stopped = jaxgrok.load(halfway).runs[0].last_epoch
+    assert stopped < 10
     early = counted(halfway)
     assert early[1] == early[0] > 2
     files = SweepFiles(halfway)
@@ -394,8 +413,12 @@ def test_measures_of_superseded_steps_are_reused_and_their_files_removed(halfway
     assert counted(halfway) == (total, 0, total)
     theirs = {(record.number, epoch): found for record, epoch, found in jaxgrok.load(analysed).analysed()}
     for record, epoch, mine in jaxgrok.load(halfway).analysed():
+        other = theirs[record.number, epoch]
+        if epoch == stopped:  # the last when it was measured, so it has controls, and another program measured it
+            assert (mine["draws"], other["draws"]) == (DRAWS, 0)
+            continue
         for name in mine.keys() - {"step"}:
-            np.testing.assert_array_equal(mine[name], theirs[record.number, epoch][name], err_msg=name)
+            np.testing.assert_array_equal(mine[name], other[name], err_msg=name)
 
 
 def test_an_interruption_after_training_on_measures_nothing_twice(halfway, trained):
@@ -553,7 +576,8 @@ def test_tables_hold_what_was_measured(analysed):
         "attention_to_equals_mean_1": series["attention_to_equals_mean"][:, 1],
         "sum_squared_weights_total": series["sum_squared_weights"]["total"],
     }.items():
-        np.testing.assert_allclose([float(row[column]) for row in mine], values, rtol=1e-6, err_msg=column)
+        found = [float(row[column] or "nan") for row in mine]
+        np.testing.assert_allclose(found, values, rtol=1e-6, err_msg=column)
     keys = fourier.frequencies_of(series["key_frequencies"]["keys"][0])
     per_key = [row for row in rows_of(analysed / "tables" / "keys.csv") if row["seed"] == "1"]
     assert [int(row["k"]) for row in per_key] == list(keys) * n

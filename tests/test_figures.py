@@ -121,7 +121,7 @@ def network_of(config, keys) -> Drawn:
             "neuron_fve": fits.fve,
             "neuron_clusters": fourier.cluster_sizes(fits, config.p // 2),
             "neurons_unclustered": (fits.fve <= fourier.CLUSTERED).sum(),
-            "neurons_never_active": net.never_active,
+            "neurons_never_active": (net.neurons <= 0).all(axis=(0, 1)).sum(),
             **with_keys(keys, config.p // 2),
             "attention_score_frequency": measures.circuits.attention_measures(net.stream)["attention_score_frequency"],
             "principal_components": measures.circuits.principal_components(net.W_E),

@@ -177,7 +177,7 @@ def test_functions_called_by_themselves_have_full_precision_too():
 
     def skips(params):
         net = circuits.run_network(config, params)
-        return ablations.ablations_of_skips(net, net.logits, labels)
+        return ablations.ablations_of_skips(net, labels)
 
     alone = [
         (fourier.transform, net.W_L),
@@ -192,11 +192,11 @@ def test_functions_called_by_themselves_have_full_precision_too():
         (lambda logits: circuits.waves_of(logits, s)._replace(s=jnp.asarray(s)), net.logits),
         (lambda logits, waves: circuits.excluded_loss_of_each(logits, waves._replace(s=s), split), net.logits, waves),
         (lambda waves: circuits.wave_fit(waves._replace(s=s), keys), waves),
-        (lambda neurons, W_L: circuits.mlp_readout_fve(neurons, W_L, s), net.neurons, net.W_L),
+        (lambda logits: circuits.mlp_readout_fve(logits, s), net.logits),
         (ablations.row_space, net.W_L, jnp.ones(5, bool)),
-        (ablations.losses_without_each_block, net, net.logits, labels, keys),
+        (ablations.losses_without_each_block, net, labels, keys),
         (ablations.losses_with_polynomials, net, of_neurons, fits, stand_ins, labels),
-        (ablations.losses_on_directions, net, net.logits, directions, rank, labels),
+        (ablations.losses_on_directions, net, directions, rank, labels),
         (skips, params),
     ]
     for f, *arguments in alone:

@@ -43,6 +43,8 @@ def parser(prog: str = "analyze.py") -> Parser:
     target = "a directory that a sweep made, or a file of weights: .pth .pt .safetensors .npz"
     p.add_argument("target", type=Path, help=target)
     p.add_argument("--dtype", metavar="NAME", help=f"{' '.join(CHOICES['dtype'])} of the analysis (default float32)")
+    everywhere = "measure random controls at every checkpoint, not only in each run's last (twice the time)"
+    p.add_argument("--all-controls", action="store_true", default=None, help=everywhere)
     add_tables_flag(p, "tables and figures")
     one = p.add_argument_group("one network; with any of these flags nothing else is done")
     one.add_argument("--json", metavar="FILE", type=Path, help="write its measures")
@@ -120,7 +122,7 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
         if given.get("task", MODULAR[0]) not in MODULAR:
             _refuse(given, ("frac", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
     if is_one or not is_directory:
-        _refuse(given, ("tables",), "with a directory, and without --json, --export or --figures")
+        _refuse(given, ("tables", "all_controls"), "with a directory, and without --json, --export or --figures")
 
 
 def analyze_directory(given: dict[str, Any]) -> int:
@@ -137,7 +139,8 @@ def analyze_directory(given: dict[str, Any]) -> int:
 
     tables = given.get("tables")
     with live.AnalysisWatch() as watch:
-        found = analyze(given["target"], dtype=given.get("dtype", "float32"), watch=watch)
+        dtype, everywhere = given.get("dtype", "float32"), given.get("all_controls", False)
+        found = analyze(given["target"], dtype=dtype, all_controls=everywhere, watch=watch)
     results = found.results
 
     def write() -> None:

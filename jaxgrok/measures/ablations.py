@@ -16,7 +16,7 @@ from jaxgrok.measures import fourier
 from jaxgrok.measures.all_pairs import Network, mean_loss
 from jaxgrok.nets.precision import at_precision
 
-DRAWS = 10  # of each random control
+DRAWS = 10  # of each random control, unless the caller says otherwise
 NARROW = 16  # directions, which is what up to eight keys span
 
 
@@ -24,7 +24,7 @@ NARROW = 16  # directions, which is what up to eight keys span
 
 
 class Controls(NamedTuple):
-    """The random choices that are compared with the keys: DRAWS of each, the same for every checkpoint of a run.
+    """The random choices that are compared with the keys: n of each, the same for every checkpoint of a run.
 
     Attributes:
         sets: as many random non-key frequencies as there are keys; empty if there are too few.
@@ -41,17 +41,19 @@ class Controls(NamedTuple):
     normals_key: Key[Array, ""]
 
 
-def draw_controls(seed: int | Int[Array, ""], keys: Bool[Array, "K"], clusters: Int[Array, "K"]) -> Controls:
+def draw_controls(
+    seed: int | Int[Array, ""], keys: Bool[Array, "K"], clusters: Int[Array, "K"], draws: int = DRAWS
+) -> Controls:
     """The controls for these keys and cluster sizes. seed may be traced."""
     sets_key, singles_key, stand_ins_key, normals_key = jax.random.split(jax.random.key(seed), 4)
     has_cluster = clusters > 0
     free = ~keys & ~has_cluster
     # float32 in every dtype, for the reason given in fourier.random_sets.
-    score = jnp.where(free[None], jax.random.uniform(stand_ins_key, (DRAWS, len(keys)), jnp.float32), jnp.inf)
+    score = jnp.where(free[None], jax.random.uniform(stand_ins_key, (draws, len(keys)), jnp.float32), jnp.inf)
     stand_ins = score.argsort(axis=1)[:, jnp.where(has_cluster, has_cluster.cumsum() - 1, 0)]
     return Controls(
-        fourier.random_sets(sets_key, ~keys, keys.sum(), DRAWS),
-        fourier.random_sets(singles_key, ~keys, 1, DRAWS),
+        fourier.random_sets(sets_key, ~keys, keys.sum(), draws),
+        fourier.random_sets(singles_key, ~keys, 1, draws),
         stand_ins,
         has_cluster.any() & (has_cluster.sum() <= free.sum()),
         normals_key,
@@ -69,7 +71,9 @@ def where_known(condition: Bool[Array, ""], tree: PyTree[Float[Array, "..."]]) -
 
 
 def median_and_range(draws: Float[Array, "n ..."]) -> dict[str, Float[Array, "..."]]:
-    """The median, minimum and maximum over the draws."""
+    """The median, minimum and maximum over the draws; NaN if there are none."""
+    if not len(draws):
+        return dict.fromkeys(("median", "min", "max"), jnp.full(draws.shape[1:], jnp.nan, draws.dtype))
     return {"median": jnp.median(draws, axis=0), "min": draws.min(axis=0), "max": draws.max(axis=0)}
 
 
@@ -90,17 +94,16 @@ def row_space(rows: Float[Array, "F M"], chosen: Bool[Array, "F"]) -> Float[Arra
 @at_precision("highest")
 def losses_without_each_block(
     net: Network,
-    mlp_logits: Float[Array, "P P P"],
     labels: Int[Array | np.ndarray, "P P"],
     wanted: Bool[Array, "K"],
 ) -> Float[Array, "K"]:
     """The loss when every neuron loses the 3x3 block of one frequency and keeps its mean; NaN if it is not wanted.
 
-    mlp_logits are the logits that the neurons write. Projecting over pairs commutes with reading out over neurons, so
-    the block is taken from those logits.
+    Projecting over pairs commutes with reading out over neurons, so the block is taken from the logits that the neurons
+    write.
     """
     waves = jnp.asarray(fourier.block_waves(len(labels)), net.logits.dtype)
-    blocks = fourier.blocks(fourier.transform2(mlp_logits))
+    blocks = fourier.blocks(fourier.transform2(net.mlp_logits))
 
     def without(wave, block):
         return mean_loss(net.logits - jnp.einsum("ia,ijc,jb->abc", wave, block, wave), labels)
@@ -141,15 +144,13 @@ def losses_with_polynomials(
 @at_precision("highest")
 def losses_on_directions(
     net: Network,
-    mlp_logits: Float[Array, "P P P"],
     directions: Float[Array, "M R"],
     rank: Int[Array, ""],
     labels: Int[Array | np.ndarray, "P P"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss with the neurons projected on these directions, and the loss with that projection taken away.
 
-    rank is the number of columns in use. mlp_logits are the logits that the neurons write. The residual stream and the
-    output bias stay as they are.
+    rank is the number of columns in use. The residual stream and the output bias stay as they are.
     """
 
     def leading(n: int) -> Callable:
@@ -157,12 +158,10 @@ def losses_on_directions(
 
     # A few keys span only a few directions, and projecting on those alone is several times cheaper.
     kept = jax.lax.cond(rank <= NARROW, leading(NARROW), leading(directions.shape[1]), directions)
-    return mean_loss(net.logits - mlp_logits + kept, labels), mean_loss(net.logits - kept, labels)
+    return mean_loss(net.logits - net.mlp_logits + kept, labels), mean_loss(net.logits - kept, labels)
 
 
-def ablations_of_skips(
-    net: Network, mlp_logits: Float[Array, "P P P"], labels: Int[Array | np.ndarray, "P P"]
-) -> dict[str, Float[Array, ""] | None]:
+def ablations_of_skips(net: Network, labels: Int[Array | np.ndarray, "P P"]) -> dict[str, Float[Array, ""] | None]:
     """The losses of the ablations that need a residual stream; None for each if the network has none.
 
     They have no random controls, because nothing in them has a size that a control could match. With several layers
@@ -173,7 +172,7 @@ def ablations_of_skips(
     if net.stream is None:
         return dict.fromkeys(names)
     stream = net.stream
-    mlp_alone = mlp_logits + net.bias[None, None]
+    mlp_alone = net.logits - stream.direct
     mean_direct = stream.direct.mean(axis=1).mean(axis=0)[None, None]
     without_attention = jnp.broadcast_to(stream.logits_with(stream.before), net.logits.shape)
     attention_alone = stream.logits_with(stream.mid - stream.before)
@@ -192,7 +191,6 @@ def ablations(
 ) -> tuple[dict, dict]:
     """The loss of every ablation, and the losses of each draw of their controls."""
     p, M = net.W_L.shape
-    mlp_logits = net.neurons @ net.W_L.T
     logit_components = fourier.transform2(net.logits)
     logit_blocks, mean = fourier.blocks(logit_components), logit_components[0, 0] / p
 
@@ -200,14 +198,14 @@ def ablations(
         kept = fourier.from_blocks(jnp.where(mask[:, None, None, None], logit_blocks, 0), p)
         return mean_loss(mean[None, None] + kept, labels)
 
-    without_each = losses_without_each_block(net, mlp_logits, labels, keys | controls.singles.any(axis=0))
+    without_each = losses_without_each_block(net, labels, keys | controls.singles.any(axis=0))
     itself = jnp.arange(p // 2)[None]
     stand_ins = jnp.concatenate([itself, controls.stand_ins])
     polynomials = losses_with_polynomials(net, of_neurons, fits, stand_ins, labels)
     key_rows = fourier.rows_of(keys, p)
 
     def on_rows(rows):
-        return losses_on_directions(net, mlp_logits, row_space(rows, key_rows), key_rows.sum(), labels)
+        return losses_on_directions(net, row_space(rows, key_rows), key_rows.sum(), labels)
 
     def on_random_rows(key):
         return on_rows(jax.random.normal(key, (p, M), jnp.float32).astype(net.W_L.dtype))
@@ -221,9 +219,9 @@ def ablations(
     measured = where_known(keys.any(), needs_keys) | {
         "remove_key_from_neurons": without_each,
         "clustered_neurons_as_polynomials": polynomials[0],
-        **ablations_of_skips(net, mlp_logits, labels),
+        **ablations_of_skips(net, labels),
     }
-    random_keys = jax.random.split(controls.normals_key, DRAWS)
+    random_keys = jax.random.split(controls.normals_key, len(controls.sets))
     on_random, off_random = where_known(keys.any(), jax.lax.map(on_random_rows, random_keys))
     draws = {
         "keep_key_blocks": where_known(controls.sets.any(), jax.lax.map(keep_blocks, controls.sets)),

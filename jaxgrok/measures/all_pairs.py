@@ -4,16 +4,16 @@ Shapes: P residue, M neurons, H heads, S positions, D residual, C classes.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxgrok.config import Config
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.nets.model import make_model, mlp
+from jaxgrok.nets.model import ACTIVATIONS, affine, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import modular_task
 
@@ -70,8 +70,6 @@ class Network(NamedTuple):
         all_logits: the logits, with the class of "=" if the network has it.
         logits: the logits of the p number classes.
         neurons: the activations of the MLP.
-        always_active: the number of neurons that are positive before the activation function on every pair.
-        never_active: the number of neurons that are positive on none.
         bias: the contribution of the output bias to the logits.
         stream: the residual stream and the attention; None for the MLP network.
     """
@@ -81,12 +79,17 @@ class Network(NamedTuple):
     all_logits: Float[Array, "P P C"]
     logits: Float[Array, "P P P"]
     neurons: Float[Array, "P P M"]
-    always_active: Int[Array, ""]
-    never_active: Int[Array, ""]
     bias: Float[Array, "P"]
     stream: Stream | None
 
+    @property
+    def mlp_logits(self) -> Float[Array, "P P P"]:
+        """The logits that the neurons write, without the output bias."""
+        others = self.bias[None, None]
+        return self.logits - (others if self.stream is None else self.stream.direct + others)
 
+
+BLOCK = 1024  # pairs that pass through the network at once
 STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "attn.hook_pattern")
 
 
@@ -108,40 +111,54 @@ def run_network(config: Config, params: dict) -> Network:
     model, is_mlp = make_model(config, task), config.arch == "mlp"
     prepared = model.prepare(params, p * p)
     last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
-    kept = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
+    W_U = None if is_mlp else params["unembed"]["W_U"][:, :p]
+    hooks = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
 
-    def of_row(tokens):
+    def of_pairs(tokens):
         logits, activations = model.forward(prepared, tokens)
-        pre = activations[f"{last}mlp.hook_pre"][:, 0]
-        activations = [activations[last + name] for name in kept]
         # Only one position is read: drop its axis.
-        activations = [x[:, :, 0] if x.ndim == 4 else x[:, 0] for x in activations]
-        return logits[:, 0], ((pre > 0).all(axis=0), (pre <= 0).all(axis=0)), *activations
+        kept = [x[:, :, 0] if x.ndim == 4 else x[:, 0] for x in (activations[last + name] for name in hooks)]
+        direct = [] if W_U is None else [kept[1] @ W_U]
+        return logits[:, 0], *kept, *direct
 
-    # One value of a at a time: its activations stay in cache, and only what is kept exists for all pairs at once.
-    tokens = task.pairs(np.arange(p * p), 0).tokens.reshape(p, p, -1)
-    all_logits, activity, neurons, *of_stream = jax.lax.map(of_row, tokens)
-    always, never = (x.all(axis=0).sum() for x in activity)
-    if is_mlp:
-        W_E, W_L, bias = params["W_in"], params["W_out"].T, params["b_out"]
-        return Network(W_E, W_L, all_logits, all_logits, neurons, always, never, bias, None)
-    mid, before, scores, pattern = of_stream
+    outputs = in_blocks(of_pairs, jnp.asarray(task.pairs(np.arange(p * p), 0).tokens))
+    all_logits, neurons, *of_stream = (x.reshape(p, p, *x.shape[1:]) for x in outputs)
+    if W_U is None:
+        return Network(params["W_in"], params["W_out"].T, all_logits, all_logits, neurons, params["b_out"], None)
+    mid, before, scores, pattern, direct = of_stream
     before = before[:1, :1] if config.n_layers == 1 else before
-    weights, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"], params["unembed"]["W_U"][:, :p]
+    weights = params[f"blocks_{config.n_layers - 1}"]["mlp"]
     W_E, W_L, bias = params["embed"]["W_E"][:p], neurons_to_logits(config, params), weights["b_out"] @ W_U
-    stream = Stream(before, mid, mid @ W_U, _logits_with(config, weights, W_U), scores, pattern)
-    return Network(W_E, W_L, all_logits, all_logits[..., :p], neurons, always, never, bias, stream)
 
-
-def _logits_with(config: Config, weights: dict, W_U: Float[Array, "D P"]) -> Callable:
     @at_precision("highest")
     def logits_with(mid):
-        def of_row(mid):
-            return (mid + mlp(weights, mid, config.act)) @ W_U
+        def of_pairs(mid):
+            post = ACTIVATIONS[config.act](affine(mid, weights["W_in"], weights["b_in"]))
+            return affine(mid, W_U, bias) + post @ W_L.T
 
-        return jax.lax.map(of_row, mid)
+        return in_blocks(of_pairs, mid.reshape(-1, config.d_model)).reshape(*mid.shape[:2], p)
 
-    return logits_with
+    stream = Stream(before, mid, direct, logits_with, scores, pattern)
+    return Network(W_E, W_L, all_logits, all_logits[..., :p], neurons, bias, stream)
+
+
+def in_blocks(f: Callable[[Array], Any], pairs: Shaped[Array, "N ..."]) -> Any:
+    """f(pairs), computed for at most BLOCK pairs at a time, whose activations stay in a CPU's cache.
+
+    f: a function that returns a pytree of arrays [N, ...]. The last block overlaps the one before it, so that all have
+    the same size.
+    """
+    n = len(pairs)
+    size = -(-n // -(-n // BLOCK))
+
+    def body(i, out):
+        start = jnp.minimum(i * size, n - size)
+        block = f(jax.lax.dynamic_slice_in_dim(pairs, start, size))
+        return jax.tree.map(lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, start, 0), out, block)
+
+    shapes = jax.eval_shape(f, pairs[:size])
+    out = jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), shapes)
+    return jax.lax.fori_loop(0, -(-n // size), body, out)
 
 
 def _mean(per_pair: Float[Array, "P P"]) -> Float[Array, ""]:

@@ -1,18 +1,19 @@
 """The measures of every checkpoint of a sweep directory, one checkpoint at a time.
 
-The key frequencies are found in each run's last checkpoint, and they hold for all its checkpoints.
+The key frequencies are found in each run's last checkpoint, and they hold for all its checkpoints. Random controls,
+which take most of the time, are measured in the last checkpoint alone, where the tables show them, unless every one is
+asked for.
 
 The measures of the networks in a step are written beside it as soon as they are known (`SweepFiles.save_measures`). So
 memory does not grow with the number of runs or checkpoints, and an interrupted analysis resumes. A network is measured
-again only if it is another one, if its run has trained on and its keys have changed, if another dtype is asked for, or
-if the saved measures are of another version (their `schema`, or their names).
+again only if it is another one, if its run has trained on and its keys have changed, if another dtype or controls that
+it lacks are asked for, or if the saved measures are of another version (their `schema`, or their names).
 """
 
 import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from jaxgrok.atomic import bad_place
 from jaxgrok.config import BadInput
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import heads
+from jaxgrok.measures.ablations import DRAWS
 from jaxgrok.measures.subjects import (
     CIRCUITS,
     HEADS,
@@ -85,8 +87,16 @@ class Analysis(NamedTuple):
     mended: list[str]
 
 
-def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatcher = SilentAnalysis()) -> Analysis:
+def analyze(
+    run_dir: str | Path,
+    *,
+    dtype: str = "float32",
+    all_controls: bool = False,
+    watch: AnalysisWatcher = SilentAnalysis(),
+) -> Analysis:
     """Measure, in this dtype, every network of a sweep directory that has no valid measures yet.
+
+    all_controls: measure the random controls at every checkpoint, not only in the last one of each run.
 
     Runs without measures for their kind of network are left out (see `left_out`). A sweep may be training in the
     directory: what it has saved is measured, and `pending` describes what is not measured yet. If every measure is
@@ -109,7 +119,7 @@ def analyze(run_dir: str | Path, *, dtype: str = "float32", watch: AnalysisWatch
         watch.started(total)
     skipped, pending, mended = [damage.line for damage in results.damage], _pending(measurable), []
     for number, records in batches.items():
-        batch = _Batch(results, number, records, dtype)
+        batch = _Batch(results, number, records, dtype, all_controls)
         batch.analyze(watch)
         skipped += batch.skipped
         pending += batch.pending
@@ -128,20 +138,22 @@ class _Measurer(NamedTuple):
     """How the networks of a batch are measured.
 
     Attributes:
-        measure: computes the measures of one run's network from its parameters.
+        measure: computes the measures of one run's network from its parameters, with so many draws of each control.
         schema: the version of what it computes.
         names: the names of the saved arrays.
         keys: for circuits, the keys of each run by its number.
     """
 
-    measure: Callable[[RunRecord, Params], Measures]
+    measure: Callable[[RunRecord, Params, int], Measures]
     schema: int
     names: set[str]
     keys: dict[int, Bool[np.ndarray, "K"]]
 
-    def is_valid(self, run: int, found: dict[str, np.ndarray], dtype: str) -> bool:
-        """Whether saved measures of a run are what would be computed now."""
+    def is_valid(self, run: int, found: dict[str, np.ndarray], dtype: str, draws: int) -> bool:
+        """Whether saved measures of a run are what would be computed now, with at least so many draws."""
         if set(found) != self.names or found["schema"] != self.schema or found["dtype"] != dtype:
+            return False
+        if found["draws"] < draws:
             return False
         return not self.keys or np.array_equal(found[KEYS], self.keys[run])
 
@@ -150,8 +162,9 @@ class _Batch:
     """The networks of one batch while they are analysed. `skipped` collects lines on those that cannot be read,
     `pending` on those whose step a running sweep has replaced, and `mended` on measures that were damaged."""
 
-    def __init__(self, results: Results, number: int, records: list[RunRecord], dtype: str):
+    def __init__(self, results: Results, number: int, records: list[RunRecord], dtype: str, all_controls: bool):
         self.results, self.files, self.number, self.dtype = results, results.files, number, dtype
+        self.all_controls = all_controls
         results.refresh(number)
         self.batch = results.batches[number]
         self.records = {record.number: results.runs[record.number] for record in records}
@@ -188,7 +201,7 @@ class _Batch:
         measurer = self._heads(last) if kind_of(self.config) is HEADS else self._circuits(last)
         before = self._superseded()
         for step in self.batch.networks():
-            self._analyze_step(step, set(last), measurer, before, watch)
+            self._analyze_step(step, last, measurer, before, watch)
         self._forget_superseded()
 
     # --- what holds for the whole batch -------------------------------------------------------------------------------
@@ -226,32 +239,32 @@ class _Batch:
             params = cast(self.network(*place), self.dtype)
             keys[run] = np.asarray(measures.find_keys(self.config, params))
 
-        def measure(record: RunRecord, params: Params) -> Measures:
+        def measure(record: RunRecord, params: Params, draws: int) -> Measures:
             run = record.run
             assert run.frac is not None  # modular tasks have one
             split = measures.split_of(self.config, run.frac, run.seed, run.split_seed)
-            return measures.all(self.config, params, split, keys[record.number], run.seed)
+            return measures.all(self.config, params, split, keys[record.number], run.seed, draws)
 
         return self._measurer(measure, measures.SCHEMA, last, keys)
 
     def _heads(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         sequences = heads.sequences(self.config)
 
-        def measure(record: RunRecord, params: Params) -> Measures:
+        def measure(record: RunRecord, params: Params, draws: int) -> Measures:
             return heads.scores(self.config, params, *sequences)
 
         return self._measurer(measure, heads.SCHEMA, last, {})
 
     def _measurer(
         self,
-        measure: Callable[[RunRecord, Params], Measures],
+        measure: Callable[[RunRecord, Params, int], Measures],
         schema: int,
         last: dict[int, tuple[int, int]],
         keys: dict[int, np.ndarray],
     ) -> _Measurer:
         run, place = next(iter(last.items()))
         params = cast(self.network(*place), self.dtype)
-        shapes = jax.eval_shape(partial(measure, self.records[run]), params)
+        shapes = jax.eval_shape(lambda params: measure(self.records[run], params, 0), params)
         names = {name for name, x in flatten_dict(shapes, sep="/").items() if x is not None}
         return _Measurer(measure, schema, NOT_MEASURES | names, keys)
 
@@ -291,17 +304,21 @@ class _Batch:
     def _analyze_step(
         self,
         step: int,
-        runs: set[int],
+        last: dict[int, tuple[int, int]],
         measurer: _Measurer,
         before: dict[tuple[int, int], dict[str, np.ndarray]],
         watch: AnalysisWatcher,
     ) -> None:
-        wanted = {network: i for i, network in enumerate(self.batch.networks()[step]) if network[1] in runs}
+        wanted = {network: i for i, network in enumerate(self.batch.networks()[step]) if network[1] in last}
+        draws = {}
+        for network, index in wanted.items():
+            is_last = last[network[1]] == (step, index)
+            draws[network] = DRAWS if is_last or self.all_controls else 0
         here, digest = self._saved(step), self.batch.digest_of_step(step)
         done = {}
         for network, index in wanted.items():
             found = here.get(network, before.get(network))
-            if found is None or not measurer.is_valid(network[1], found, self.dtype):
+            if found is None or not measurer.is_valid(network[1], found, self.dtype, draws[network]):
                 continue
             if found["step"] == digest or self._is_the_same(found, step, index):
                 done[network] = {**found, "step": np.array(digest)}
@@ -324,9 +341,11 @@ class _Batch:
         try:
             for network in todo:
                 params = self.network(step, wanted[network])
-                found = flatten(measurer.measure(self.records[network[1]], cast(params, self.dtype)))
+                record, params_cast = self.records[network[1]], cast(params, self.dtype)
+                found = flatten(measurer.measure(record, params_cast, draws[network]))
                 origin = {"step": np.array(digest), "network": np.array(_digest_of_network(params))}
                 version = {"dtype": np.array(self.dtype), "schema": np.int64(measurer.schema)}
+                version["draws"] = np.int64(draws[network])
                 place = {"run": np.int64(network[1]), "epoch": np.int64(network[0])}
                 done[network] = {**place, **origin, **version, **found}
                 watch.advanced(1, 0)

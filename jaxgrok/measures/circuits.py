@@ -29,7 +29,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrok.config import Config
 from jaxgrok.measures import fourier
-from jaxgrok.measures.ablations import Controls, ablations, at_singles, draw_controls, median_and_range, where_known
+from jaxgrok.measures.ablations import (
+    DRAWS,
+    Controls,
+    ablations,
+    at_singles,
+    draw_controls,
+    median_and_range,
+    where_known,
+)
 from jaxgrok.measures.all_pairs import Network, Split, Stream, losses, over_splits, run_network, split_of
 from jaxgrok.nets import interop
 from jaxgrok.nets.loss import cross_entropy, is_correct
@@ -40,7 +48,7 @@ __all__ = ["SCHEMA", "Split", "all", "find_keys", "measure", "plain", "split_of"
 
 # The version of what `measure` returns. Raise it whenever a measure is added, removed or defined anew: saved measures
 # of another version are then computed again.
-SCHEMA = 1
+SCHEMA = 2
 
 # --- progress measures, from the logits alone -------------------------------------------------------------------------
 
@@ -142,12 +150,13 @@ def wave_fit(waves: Waves, keys: Bool[Array | np.ndarray, "K"]) -> dict[str, Flo
 
 
 @at_precision("highest")
-def mlp_readout_fve(
-    neurons: Float[Array, "P P M"], W_L: Float[Array, "P M"], s: Int[np.ndarray, "P P"]
-) -> Float[Array, "F-1"]:
-    """The fraction of the variance of (F W_L)_r . MLP(a, b) that the matching wave of s explains, for each r > 0."""
+def mlp_readout_fve(mlp_logits: Float[Array, "P P P"], s: Int[np.ndarray, "P P"]) -> Float[Array, "F-1"]:
+    """The fraction of the variance of (F W_L)_r . MLP(a, b) that the matching wave of s explains, for each r > 0.
+
+    It is the r-th component of the logits that the neurons write, over classes.
+    """
     p = len(s)
-    readout = neurons @ fourier.transform(W_L)[1:].T
+    readout = mlp_logits @ jnp.asarray(fourier.basis(p)[1:], mlp_logits.dtype).T
     on_wave = fourier.transform(fourier.average_over_levels(readout, s))[1:].diagonal() * math.sqrt(p)
     total = ((readout - readout.mean(axis=1).mean(axis=0)[None, None]) ** 2).sum(axis=1).sum(axis=0)
     return on_wave**2 / total
@@ -219,7 +228,7 @@ def _wave_measures(net: Network, split: Split, is_train, keys, controls: Control
         "excluded_loss_per_key": each,
         "excluded_loss_max_over_frequencies": each.max(),
         "alpha": waves.alpha,
-        "mlp_readout_fve": mlp_readout_fve(net.neurons, net.W_L, s),
+        "mlp_readout_fve": mlp_readout_fve(net.mlp_logits, s),
     }
     draws = where_known(controls.sets.any(), jax.lax.map(of_set, controls.sets))
     return measured, draws | {"excluded_loss_per_key": at_singles(each, controls.singles)}
@@ -252,6 +261,7 @@ def measure(
     split: Split,
     keys: Bool[Array | np.ndarray, "K"] | None = None,
     seed: int | Int[Array, ""] = 0,
+    draws: int = DRAWS,
 ) -> dict[str, Any]:
     """Every measure of one network, in the form that the module's docstring describes.
 
@@ -259,7 +269,8 @@ def measure(
 
     keys: the key frequencies to use, for instance those of the run's last checkpoint. None means those found in this
     network. The result holds both, as masks: key_frequencies `keys` and `found`.
-    seed: of the random controls. The result holds the median and range of their 10 draws under `controls`.
+    seed: of the random controls. The result holds the median and range of their draws under `controls`.
+    draws: of each control. They take three quarters of the time; with 0 there are none, and `controls` is NaN.
 
     Raises BadInput if the task is not modular.
     """
@@ -272,12 +283,12 @@ def measure(
     clusters = fourier.cluster_sizes(fits, p // 2)
     rules = _rules(net, fits)
     keys = rules.keys if keys is None else jnp.asarray(keys)
-    controls = draw_controls(seed, keys, clusters)
+    controls = draw_controls(seed, keys, clusters, draws)
     losses_ablated, ablation_draws = ablations(net, of_neurons, fits, labels, keys, controls)
     if fourier.has_waves(task):
-        of_waves, draws = _wave_measures(net, split, is_train, keys, controls, fourier.wave_argument(task))
+        of_waves, wave_draws = _wave_measures(net, split, is_train, keys, controls, fourier.wave_argument(task))
     else:
-        of_waves, draws = _without_waves(net, split, is_train, keys, controls)
+        of_waves, wave_draws = _without_waves(net, split, is_train, keys, controls)
     accuracies = over_splits(is_correct(net.logits, labels).astype(net.logits.dtype), is_train)
     components = fourier.transform(net.W_L)
     outside = jnp.where(fourier.rows_of(keys, p)[:, None], 0, components)
@@ -292,8 +303,8 @@ def measure(
         "neuron_fve": fits.fve,
         "neuron_clusters": clusters,
         "neurons_unclustered": (fits.fve <= fourier.CLUSTERED).sum(),
-        "neurons_always_active": net.always_active,
-        "neurons_never_active": net.never_active,
+        "neurons_always_active": (net.neurons.min(axis=1).min(axis=0) > 0).sum(),
+        "neurons_never_active": (net.neurons.max(axis=1).max(axis=0) <= 0).sum(),
         "neuron_fve_median": jnp.median(fits.fve),
         "key_frequencies": rules._asdict() | {"keys": keys, "found": rules.keys},
         "no_keys": ~keys.any(),
@@ -301,15 +312,16 @@ def measure(
         "W_L_residual": where_known(keys.any(), jnp.linalg.norm(outside) / jnp.linalg.norm(components)),
         "gini": {name: fourier.gini(fourier.component_norms(x)) for name, x in (("W_E", net.W_E), ("W_L", net.W_L))},
         "ablation_loss": losses_ablated,
-        "controls": jax.tree.map(median_and_range, draws | {"ablation_loss": ablation_draws}),
+        "controls": jax.tree.map(median_and_range, wave_draws | {"ablation_loss": ablation_draws}),
         **attention_measures(net.stream),
         "principal_components": principal_components(net.W_E),
         "sum_squared_weights": sum_squared_weights(params),
     }
 
 
-# `measure`, compiled once per config. It shadows a builtin, so that callers can write `jaxgrok.measures.all`.
-all = functools.partial(jax.jit, static_argnums=0)(measure)
+# `measure`, compiled once per config and number of draws. It shadows a builtin, so that callers can write
+# `jaxgrok.measures.all`.
+all = functools.partial(jax.jit, static_argnums=(0, 5))(measure)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

@@ -195,24 +195,15 @@ class NeuronBlocks(NamedTuple):
 def neuron_blocks(neurons: Float[Array | np.ndarray, "P P M"]) -> NeuronBlocks:
     """The blocks of activations over all pairs.
 
-    It computes one row of components at a time, so that the [F, F, M] components never exist in memory together.
+    Of the 2D components it computes only those in a block: along the second axis each row needs three waves.
     """
     p = neurons.shape[0]
-    half, F = transform(neurons), _basis_like(neurons)
-    columns = _block_rows(p)[frequency_of_row(p)[1:] - 1]
-
-    def of_row(x):
-        row, columns = x
-        components = F @ row
-        return components.at[columns].get(mode="fill", fill_value=0), (components**2).sum(axis=0)
-
-    first = F @ half[0]
-    others, energies = jax.lax.map(of_row, (half[1:], columns))
-    constant_row = jnp.concatenate([jnp.zeros_like(first[:1]), first[1:]])
-    top = jnp.concatenate([jnp.zeros_like(others[: p // 2, :1]), by_frequency(constant_row)], axis=1)
-    below = by_frequency(jnp.concatenate([jnp.zeros_like(others[:1]), others]))
-    energy = energies.sum(axis=0) + (constant_row**2).sum(axis=0)
-    return NeuronBlocks(jnp.concatenate([top[:, None], below], axis=1), first[0] / p, energy)
+    half, waves = transform(neurons), jnp.asarray(block_waves(p), neurons.dtype)
+    top = jnp.tensordot(waves, half[0], axes=1)
+    mean = top[0, 0] / p
+    below = jnp.einsum("kjb,kibm->kijm", waves, by_frequency(half))
+    energy = ((neurons - mean[None, None]) ** 2).sum(axis=1).sum(axis=0)
+    return NeuronBlocks(jnp.concatenate([top.at[:, 0].set(0)[:, None], below], axis=1), mean, energy)
 
 
 class NeuronFits(NamedTuple):

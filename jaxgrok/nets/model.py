@@ -162,12 +162,6 @@ def attend(
     return jnp.einsum("nhqk,nhq->nhqk", weights @ v, share[..., 0]), weights * share
 
 
-def mlp(weights: Params, resid: Float[Array, "... D"], act: str) -> Float[Array, "... D"]:
-    """What an MLP adds to the residual stream."""
-    post = ACTIVATIONS[act](affine(resid, weights["W_in"], weights["b_in"]))
-    return affine(post, weights["W_out"], weights["b_out"])
-
-
 def with_dropout(
     x: Float[Array | np.ndarray, "N ..."], rate: float, keys: Key[Array, "N"] | None, place: int
 ) -> Float[Array | np.ndarray, "N ..."]:

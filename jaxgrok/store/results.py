@@ -458,7 +458,7 @@ class Results:
 
 
 # What stands beside the measures of a network.
-NOT_MEASURES = {"run", "epoch", "dtype", "schema", "step", "network"}
+NOT_MEASURES = {"run", "epoch", "dtype", "schema", "draws", "step", "network"}
 
 
 def check_part(part: str | None, config: Config, label: str = "part") -> None:
