@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "2000000000"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    # Commands that are started without these have a cache of their own, in the user's: not here.
+    os.environ["XDG_CACHE_HOME"] = str(Path(_compiled) / "user")
 
 # XLA of jaxlib 0.10 compiles small programs in half the time with its older emitters of fused loops. Later releases
 # have but one kind, and end the process at a flag that they do not know.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgrok.cli.parser import Parser, add_tables_flag, flag_of, status_of, write_tables
+from jaxgrok.cli.parser import Parser, add_cache_flag, add_tables_flag, flag_of, status_of, write_tables
 from jaxgrok.config import CHOICES, MODULAR, BadInput, digits_of
 
 EPILOG = """\
@@ -46,6 +46,7 @@ def parser(prog: str = "analyze.py") -> Parser:
     everywhere = "measure random controls at every checkpoint, not only in each run's last (twice the time)"
     p.add_argument("--all-controls", action="store_true", default=None, help=everywhere)
     add_tables_flag(p, "tables and figures")
+    add_cache_flag(p)
     one = p.add_argument_group("one network; with any of these flags nothing else is done")
     one.add_argument("--json", metavar="FILE", type=Path, help="write its measures")
     one.add_argument("--export", metavar="FILE", type=Path, help="write its weights: .pth .safetensors .npz")

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgrok import stopping
-from jaxgrok.cli.parser import Parser, add_run_flags, flag_of, status_of
+from jaxgrok.cli import machine
+from jaxgrok.cli.parser import Parser, add_cache_flag, add_run_flags, flag_of, status_of
 from jaxgrok.config import BadInput
 
 EPILOG = """\
@@ -46,6 +47,7 @@ def parser(prog: str = "crossover.py") -> Parser:
     running = p.add_argument_group("running")
     running.add_argument("--out", metavar="DIR", help="the directory (default: runs/crossover- and a name of its own)")
     running.add_argument("--batch-runs", metavar="N", help="runs to train at once (default: what suits the device)")
+    add_cache_flag(running)
     return p
 
 
@@ -85,6 +87,7 @@ def run(args: dict[str, Any]) -> int:
 
     if "float64" in (args["dtype"], args["loss"]):
         jax.config.update("jax_enable_x64", True)
+    machine.spread_over_cores()
     from jaxgrok import figures
     from jaxgrok.cli import live, show
     from jaxgrok.search import search

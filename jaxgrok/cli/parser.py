@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jaxgrok import stopping
 from jaxgrok.atomic import DISK_FAILS
+from jaxgrok.cli import machine
 from jaxgrok.config import CHOICES, MODULAR, BadInput, printable
 
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
@@ -103,6 +104,12 @@ def add_run_flags(p: Parser) -> None:
     numerics.add_argument("--matmul-precision", metavar="P", help=f"{precisions} (default highest: no TF32 on GPUs)")
 
 
+def add_cache_flag(p: Any) -> None:
+    """Add `--no-compilation-cache` to a command that compiles, or to a group of its flags (see `cli/machine.py`)."""
+    what = "compile anew (default: take what was compiled before from ~/.cache/jaxgrok, which keeps at most 1 GB)"
+    p.add_argument("--no-compilation-cache", action="store_true", default=None, help=what)
+
+
 def add_tables_flag(p: Parser, what: str) -> None:
     """Add `--tables`, for directories that cannot be written. what: what is written there."""
     p.add_argument("--tables", metavar="DIR", type=Path, help=f"write {what} here, not into the run directory")
@@ -151,6 +158,8 @@ def status_of(
         try:
             try:
                 p.parse_args(argv, args)
+                if "no_compilation_cache" in args:
+                    machine.keep_compiled(not args.no_compilation_cache)
                 return run(args)
             finally:
                 sys.stdout.flush()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from jaxgrok import stopping
-from jaxgrok.cli.parser import Parser, status_of
+from jaxgrok.cli.parser import Parser, add_cache_flag, status_of
 from jaxgrok.config import BadInput
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def parser(prog: str = "reproduce.py") -> Parser:
     p.add_argument("--out", metavar="DIR", type=Path, help=out)
     kept = "a scorecard.json of another machine: what it found stands where a sweep is not trained here"
     p.add_argument("--kept", metavar="FILE", type=Path, help=kept)
+    add_cache_flag(p)
     p.add_argument("--plan", action="store_true", help="list claims, sweeps and times; train nothing")
     return p
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import jaxgrok
 from jaxgrok import stopping
-from jaxgrok.cli.parser import Parser, add_run_flags, flag_of, status_of
+from jaxgrok.cli import machine
+from jaxgrok.cli.parser import Parser, add_cache_flag, add_run_flags, flag_of, status_of
 from jaxgrok.config import BadInput
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def parser(prog: str = "sweep.py") -> Parser:
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help=elsewhere)
     hosts.add_argument("--num-processes", metavar="N", help="how many processes there are")
     hosts.add_argument("--process-id", metavar="I", help="which of them this one is, from 0")
+    add_cache_flag(running)
     running.add_argument("--plan", action="store_true", help="print batches, FLOPs, time and disk space; train nothing")
     return p
 
@@ -141,6 +143,7 @@ def run(sweep: "Sweep", args: dict[str, Any]) -> int:
 
     if any(config.needs_x64 for config in sweep.configs):
         jax.config.update("jax_enable_x64", True)
+    machine.spread_over_cores()
     from jaxgrok.cli import live, show
     from jaxgrok.figures import write_figures
     from jaxgrok.report import write_page

@@ -106,13 +106,13 @@ class LiveBatch:
     def __init__(self, plan: Plan, number: int, saved: SavedBatch, groups: int = 1):
         self.plan, self.number, self.batch, self.n_groups = plan, number, plan.batches[number], groups
         self.task = make_task(self.batch.config)
-        self.compiled = compiled(self.batch.config, plan.eval_every, plan.devices)
         self.evaluations = set(schedule(self.batch.epochs, plan.eval_every))
         self.checkpoints = set(plan.checkpoints(self.batch))
         self._marks = np.array(sorted(self.evaluations | self.checkpoints))
         self.cycle = cycle_of(self.batch.config, self.batch.n_train)
         self.split_hashes = [split_hash(plan.records[run].run) for run in self.batch.runs]
         if saved.last is None:
+            self._take_devices(len(self.batch.runs))
             self.epoch, self.run = 0, _padded(self.batch.runs, self._rows_for(len(self.batch.runs)))
             self._place()
             for group in self.groups:
@@ -120,15 +120,24 @@ class LiveBatch:
         else:
             self._resume(saved, saved.last)
 
+    def _take_devices(self, count: int) -> None:
+        """Use the devices that suit so many runs: all, or half of them for as long as half would hold a run each."""
+        n = len(self.plan.devices)
+        while n > 1 and count <= n // 2:
+            n //= 2
+        self.devices = self.plan.devices[:n]
+        self.compiled = compiled(self.batch.config, self.plan.eval_every, self.devices)
+
     def _rows_for(self, count: int) -> int:
         """The fewest rows that hold so many runs and divide evenly over groups and devices."""
-        even = len(self.plan.devices) * self.n_groups
+        even = len(self.devices) * self.n_groups
         return -(-count // even) * even
 
     def _resume(self, saved: SavedBatch, last: StepRecord) -> None:
         leaves = saved.state(last)
         self._check(saved, last, leaves)
         # The number of devices may have changed since the state was saved, and with it the number of rows.
+        self._take_devices(sum(run != PADDING for run in last.rows))
         rows = self._rows_for(len(last.rows))
         keep = np.r_[np.arange(len(last.rows)), np.zeros(rows - len(last.rows), int)]
         self.epoch, self.run = last.epoch, _padded(last.rows, rows)
@@ -252,6 +261,8 @@ class LiveBatch:
         """Turn the rows of ended runs into padding rows, and halve the batch for as long as half the rows would do."""
         self.run = np.where(np.isin(self.run, runs), PADDING, self.run)
         size, live = len(self.run), self.live_rows
+        if len(live):
+            self._take_devices(len(live))
         while len(live) and len(live) <= (half := self._rows_for(-(-size // 2))) < size:
             size = half
         if size < len(self.run):

@@ -32,10 +32,10 @@ Devices = Sequence[Any]  # of jax.Device, to which jaxlib gives no type
 # Read positions that pass through the network at once on a CPU (`sum_over_blocks` in training/run.py). Elsewhere all
 # positions do.
 CPU_BLOCK = 1024
-# A batch on a CPU has as many runs as keep their activations in cache. Measured on two cores: at p = 113 a step takes
-# 38.5 ms for a run alone and 44 ms for each of two or four together. Small networks take the same time either way, and
-# together they are saved and dispatched at once.
-CPU_CACHE_BYTES = 16e6
+# A batch on a CPU has as many runs for each device as keep their activations in cache. Measured on two cores, which the
+# commands make two devices: at p = 113 a step takes 22.7 ms for a run alone, 21.3 ms for each of two on a device each,
+# and 24.1 ms for each of four; at p = 31, d_model 32, it takes 0.51, 0.26 and 0.26 ms, and 0.30 ms for each of eight.
+CPU_CACHE_BYTES = 8e6
 COMPILER_BYTES = 1e9  # that a process maps to compile and to start its threads: 0.5 GB at p = 113 on two cores
 DEVICE_MEMORY_SHARE = 0.8  # of an accelerator's memory that a batch may fill
 UNKNOWN_DEVICE_BYTES = 16e9  # the memory of an accelerator that does not tell
@@ -46,7 +46,7 @@ NEGLIGIBLE_POSITIONS = 3  # the attention patterns of sequences so short take no
 INT32_BYTES = 4
 FILES_IN_STEP = 16  # at most, of orbax
 
-EFFICIENCY = 0.5  # of the matmul rate that a step reaches (scripts/benchmark.py); for the estimate of time alone
+EFFICIENCY = 0.6  # of the matmul rate that a step reaches (scripts/benchmark.py); for the estimate of time alone
 BACKWARD_FLOPS = 2  # the gradient costs so many forward passes
 # The product that is timed is no larger than this, so that a plan takes seconds for any network. Above it the rate
 # hardly depends on the size.
@@ -290,8 +290,9 @@ def make_batches(
 ) -> list[Batch]:
     """Lay runs {number: Run}, with their planned epochs {number: epochs}, into batches.
 
-    Within a bucket the sizes of batches differ by at most one. batch_runs: the most runs in a batch; None means
-    `batch_size`. shards: so many batches there are at least, if there are runs enough.
+    Within a bucket the sizes of batches are about equal, and multiples of the number of devices where that is possible.
+    batch_runs: the most runs in a batch; None means `batch_size`. shards: so many batches there are at least, if there
+    are runs enough.
     """
     buckets: dict[tuple[Config, int | None, int], list[int]] = {}
     for number, run in runs.items():
@@ -300,8 +301,10 @@ def make_batches(
     for (config, n_train, length), members in buckets.items():
         size = batch_size(config, n_train, devices) if batch_runs is None else batch_runs
         size = min(size, -(-len(runs) // shards))
-        parts = np.array_split(members, -(-len(members) // size))
-        batches.extend(Batch(tuple(map(int, part)), config, n_train, length) for part in parts)
+        n = len(devices) if size % len(devices) == 0 else 1
+        units = [members[start : start + n] for start in range(0, len(members), n)]
+        for part in np.array_split(np.arange(len(units)), -(-len(members) // size)):
+            batches.append(Batch(tuple(run for unit in part for run in units[unit]), config, n_train, length))
     return batches
 
 
@@ -409,7 +412,9 @@ def _cost(plan: "Plan", batches: list[Batch]) -> Cost:
     evaluation = forward_flops(config, n_test(config, n_train))
     flops = left * (epoch_flops(config, n_train) + evaluation / plan.eval_every)
     size = max(len(batch.runs) for batch in batches)
-    rate = EFFICIENCY * len(plan.devices) * matmul_rate(config, n_train, size, plan.devices)
+    # The cores of a CPU are devices that share one rate.
+    n_devices = 1 if plan.devices[0].platform == "cpu" else len(plan.devices)
+    rate = EFFICIENCY * n_devices * matmul_rate(config, n_train, size, plan.devices)
     disk, files = zip(*(_on_disk(plan, batch) for batch in batches))
     return Cost(
         config,

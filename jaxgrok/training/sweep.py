@@ -462,7 +462,7 @@ class _Training:
             last_epoch=self.curves.last_epoch.tolist(),
             ended=self.curves.ended.tolist(),
             rows=batch.run.tolist(),
-            devices=len(self.plan.devices),
+            devices=len(batch.devices),
             saved=list(self.networks),
             session=_session(self.plan),
             arrays={},
