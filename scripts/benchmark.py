@@ -1,9 +1,11 @@
-"""Time a training step of each task, and an analysis, against plain PyTorch versions of the authors' loops.
+"""Time a training step of each task, and an analysis, against plain PyTorch versions of the authors' loops, and the
+mainline against other programs.
 
 Training: both programs run with the same number of threads and in turn, so that other load on the machine slows both;
 medians are printed. Fresh data are made within the step. FLOPs are of matrix products alone: for ours as pruned, for
 theirs with every position through every layer. `share of best` is the FLOP rate of a step relative to the best rate
-that any of the step's own dense products reaches by itself, here and now. Analysis: every measure of one p = 113
+that any of the step's own dense products reaches by itself, here and now. Others: the mainline as it is written
+elsewhere (tests/reference/others.py), in milliseconds for an epoch of one run. Analysis: every measure of one p = 113
 network, and the search for each neuron's frequency. The PyTorch versions need the extra `torch`.
 """
 
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 OUR_STEPS, THEIR_STEPS, PRODUCTS = 20, 4, 10  # in one timing
+SIDE_BY_SIDE = 2  # runs, where programs train several at once
 ADVANCE_STEPS = 10  # of one call of our program without evaluations
 
 
@@ -74,7 +78,7 @@ CASES = {
     "skip_trigram": Case({"task": "skip_trigram"}, batch="skip_trigram_batch"),
     "addition5-700": Case({"task": "addition5"}, 700),
 }
-NAMES = (*CASES, "analysis")
+NAMES = (*CASES, "others", "analysis")
 MOST = 1_000_000  # of threads or rounds
 
 
@@ -101,8 +105,9 @@ def unpruned_flops(config: "Config", n_examples: int) -> float:
     return n_examples * task.n_ctx * (config.n_layers * layer + 2 * D * task.d_vocab_out)
 
 
-def our_steps(case: Case, evaluate_every: int | None) -> Callable[[], None]:
-    """A function that trains OUR_STEPS steps of one run, with the sweep's own compiled functions."""
+def our_steps(case: Case, evaluate_every: int | None, runs: int = 1) -> Callable[[], None]:
+    """A function that trains OUR_STEPS steps of each run, with the sweep's own compiled functions: a run alone, or
+    several on as many devices as there are."""
     import jax
     import numpy as np
 
@@ -110,9 +115,9 @@ def our_steps(case: Case, evaluate_every: int | None) -> Callable[[], None]:
     from jaxgrok.training.batch import compiled
 
     length = ADVANCE_STEPS if evaluate_every is None else evaluate_every
-    functions = compiled(case.config, length, tuple(jax.local_devices()[:1]))
-    rows = (*case.task.split(case.size, 0), Run(case.config).hyper())
-    train, test, hyper = jax.device_put(jax.tree.map(lambda x: np.asarray(x)[None], rows), functions.sharding)
+    functions = compiled(case.config, length, tuple(jax.local_devices()[:runs]))
+    rows = [(*case.task.split(case.size, seed), Run(case.config, seed).hyper()) for seed in range(runs)]
+    train, test, hyper = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), functions.sharding)
     state = functions.init(hyper)
 
     def steps() -> None:
@@ -180,7 +185,7 @@ def products(case: Case) -> dict[tuple[int, int, int], Callable[[], Any]]:
     positions = task.n_ctx if config.n_layers > 1 else task.read[1] - task.read[0]
     product, functions = jax.jit(jnp.matmul), {}
     for examples in {n, -(-n // -(-n // block_of(config)))}:
-        for a, b in {(D, D), (D, V), *([(D, M), (M, D)] if M else [])}:
+        for a, b in {(D, D), (D, V), *([(D, M), (M, D), (M, V)] if M else [])}:
             for shape in ((examples * positions, a, b), (a, examples * positions, b)):
                 x, y = jnp.ones(shape[:2]), jnp.ones(shape[1:])
                 functions[shape] = lambda x=x, y=y: jax.block_until_ready([product(x, y) for _ in range(PRODUCTS)])
@@ -230,6 +235,41 @@ def table_rows(name: str, rounds: int, threads: int) -> tuple[list[list[str]], s
 def _step_cells(seconds_per_step: float, flops: float, best: float) -> list[str]:
     """A step's milliseconds, its GFLOP, and its share of the best rate."""
     return [f"{1e3 * seconds_per_step:.2f}", f"{flops / 1e9:.3f}", f"{flops / seconds_per_step / best:.2f}"]
+
+
+def other_programs(threads: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """{label: (function, the run-epochs that one call of it trains)}: ours, and the mainline of others."""
+    from jaxgrok.config import Config
+    from tests.reference.others import Nnx, PlainJax
+
+    add, config, many = CASES["add"], Config(), SIDE_BY_SIDE
+    programs: dict[str, tuple[Callable[[], Any], int]] = {}
+    for every in (1, 10):
+        programs[f"ours, a run alone, test every {every}"] = our_steps(add, every), OUR_STEPS
+        programs[f"ours, {many} runs, test every {every}"] = our_steps(add, every, many), many * OUR_STEPS
+    plain, nnx = PlainJax(config, many, with_test=True), Nnx(config)
+    programs[f"plain JAX, {many} runs by vmap, test every 1"] = partial(plain.epochs, THEIR_STEPS), many * THEIR_STEPS
+    programs["Flax NNX, a run alone, test every 1"] = partial(nnx.epochs, THEIR_STEPS), THEIR_STEPS
+    if has_torch():
+        from tests.reference.torch_fast import FastTorch
+
+        programs["authors' loop, a run alone, test every 1"] = their_steps(add, threads), THEIR_STEPS
+        for runs, label in ((1, "a run alone"), (many, f"{many} runs by torch.func")):
+            fast = partial(FastTorch(config, runs, with_test=True).epochs, THEIR_STEPS)
+            programs[f"PyTorch, compiled, {label}, test every 1"] = fast, runs * THEIR_STEPS
+    return programs
+
+
+def print_others(rounds: int, threads: int) -> None:
+    """Print the time of a run-epoch of each program, and how many times as fast ours is."""
+    from jaxgrok.cli.show import print_table
+
+    programs = other_programs(threads)
+    times = medians({label: f for label, (f, _) in programs.items()}, rounds)
+    each = {label: times[label] / programs[label][1] for label in programs}
+    ours = [min(each[x] for x in each if x.startswith("ours") and x.endswith(f" {every}")) for every in (1, 10)]
+    rows = [[label, f"{1e3 * time:.1f}", *(f"{time / best:.2f}" for best in ours)] for label, time in each.items()]
+    print_table(["program", "ms per run-epoch", "ours, test every 1", "ours, test every 10"], rows)
 
 
 def analyses() -> dict[str, Callable[[], Any]]:
@@ -292,8 +332,10 @@ def main() -> int:
 
     import jax
 
+    from jaxgrok.cli.machine import spread_over_cores
     from jaxgrok.cli.show import print_table
 
+    spread_over_cores()
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, {args.threads} threads, medians of {args.rounds}")
     if not has_torch():
         print("torch is not installed: pip install -e '.[torch]' to compare", file=sys.stderr)
@@ -304,6 +346,8 @@ def main() -> int:
             [*header, "fewer FLOPs", "times as fast", "faster / fewer"], [row for rows, _ in timed for row in rows]
         )
         print(*(line for _, line in timed), sep="\n")
+    if "others" in args.task:
+        print_others(args.rounds, args.threads)
     if "analysis" in args.task:
         for label, f in analyses().items():
             print(f"{label}: {1e3 * medians({label: f}, args.rounds)[label]:.0f} ms")
