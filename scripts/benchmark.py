@@ -207,7 +207,8 @@ def table_rows(name: str, rounds: int, threads: int) -> tuple[list[list[str]], s
     case = CASES[name]
     config, n_train, n_test = case.config, case.task.n_train(case.size), case.task.n_test(case.size)
     shapes = products(case)
-    programs: dict[Any, Callable[[], Any]] = {every: our_steps(case, every) for every in case.evaluate_every}
+    ours = [(runs, every) for runs in (1, SIDE_BY_SIDE) for every in case.evaluate_every]
+    programs: dict[Any, Callable[[], Any]] = {(runs, every): our_steps(case, every, runs) for runs, every in ours}
     if has_torch():
         programs["torch"] = their_steps(case, threads)
     times = medians(programs | shapes, rounds)
@@ -216,15 +217,16 @@ def table_rows(name: str, rounds: int, threads: int) -> tuple[list[list[str]], s
     their_flops = 3 * unpruned_flops(config, case.n_examples)
     their_flops += unpruned_flops(config, n_test) if config.modular else 0  # their loop evaluates at every step
     rows = []
-    for every in case.evaluate_every:
-        step, flops = times[every] / OUR_STEPS, epoch_flops(config, n_train)
+    for runs, every in ours:
+        step, flops = times[runs, every] / (runs * OUR_STEPS), epoch_flops(config, n_train)
         flops += 0 if every is None else forward_flops(config, n_test) / every
         fewer = their_flops / flops
         speed = ["-", "-"]
         if their_time is not None:
             faster = their_time / step
             speed = [f"{faster:.2f}", f"{faster / fewer:.2f}"]
-        label = f"ours, test every {'-' if every is None else every}"
+        together = "alone" if runs == 1 else f"{runs} runs"
+        label = f"ours, {together}, test every {'-' if every is None else every}"
         rows.append([name, label, *_step_cells(step, flops, best), f"{fewer:.2f}", *speed])
     if their_time is not None:
         label = "PyTorch, test every 1" if config.modular else "PyTorch, test every -"
@@ -291,7 +293,10 @@ def analyses() -> dict[str, Callable[[], Any]]:
     neurons = jax.jit(lambda params: run_network(config, params).neurons)(params)
     search = jax.jit(lambda neurons: fourier.fit_neurons(fourier.neuron_blocks(neurons)))
     functions = {
-        "ours, every measure of one network": lambda: jax.block_until_ready(measures.all(config, params, split, keys)),
+        "ours, every measure of one network": lambda: jax.block_until_ready(
+            measures.all(config, params, split, keys, 0, 0)
+        ),
+        "the same with random controls": lambda: jax.block_until_ready(measures.all(config, params, split, keys)),
         "ours, the frequency of each neuron": lambda: jax.block_until_ready(search(neurons)),
     }
     try:
@@ -341,7 +346,7 @@ def main() -> int:
         print("torch is not installed: pip install -e '.[torch]' to compare", file=sys.stderr)
     timed = [table_rows(name, args.rounds, args.threads) for name in args.task if name in CASES]
     if timed:
-        header = ["task", "program", "ms per step", "GFLOP", "share of best"]
+        header = ["task", "program", "ms per run-step", "GFLOP", "share of best"]
         print_table(
             [*header, "fewer FLOPs", "times as fast", "faster / fewer"], [row for rows, _ in timed for row in rows]
         )
