@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its idle threads spin beside those of jax
 
 import argparse
+import json
 import resource
 import statistics
 import sys
@@ -324,6 +325,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def measure_gpu(path: Path, toy: bool) -> int:
+    """Write what scripts/benchmark_gpu.py measures."""
+    from jaxgrok.atomic import replace_text
+    from scripts import benchmark_gpu
+
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        print(
+            f"benchmark.py: error: --gpu: got {str(path)!r}; accepted: a file in a directory that exists",
+            file=sys.stderr,
+        )
+        return 2
+    replace_text(
+        path, json.dumps(benchmark_gpu.measure(benchmark_gpu.TOY if toy else benchmark_gpu.Sizes()), indent=1) + "\n"
+    )
+    print(f"written: {path}")
+    return 0
+
+
 def main() -> int:
     from jaxgrok.cli.parser import Parser
 
@@ -332,7 +351,14 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--threads", type=positive, default=cores, help="of each program (default: all cores)")
     parser.add_argument("--rounds", type=positive, default=7, help="timings of each program, in turn (default 7)")
+    gpu = "time the mainline on this machine's accelerator instead (scripts/benchmark_gpu.py), and write FILE, a JSON"
+    parser.add_argument("--gpu", type=Path, metavar="FILE", help=gpu)
+    parser.add_argument("--toy", action="store_true", help="with --gpu: tiny sizes, to see that it runs")
     args = parser.parse_args()
+    if args.toy and args.gpu is None:
+        parser.error("argument --toy: accepted: with --gpu")
+    if args.gpu is not None:
+        return measure_gpu(args.gpu, args.toy)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # before jax counts the cores
 
     import jax

@@ -36,9 +36,9 @@ class FastTorch:
     """R runs at once. `epochs(n)` trains n epochs; returns the train losses [n, R] before each step, and the last test
     losses [R] if they are asked for at every epoch."""
 
-    def __init__(self, config: Config, runs: int, with_test: bool, compiled: bool = True):
-        self.weights = {name: torch.from_numpy(x) for name, x in initial_weights(config, runs).items()}
-        (train, test) = [[torch.from_numpy(x).long() for x in part] for part in splits(config, runs)]
+    def __init__(self, config: Config, runs: int, with_test: bool, compiled: bool = True, device: str = "cpu"):
+        self.weights = {name: torch.from_numpy(x).to(device) for name, x in initial_weights(config, runs).items()}
+        (train, test) = [[torch.from_numpy(x).long().to(device) for x in part] for part in splits(config, runs)]
         self.train, self.test, self.with_test = train, test, with_test
         slope = torch.func.vmap(torch.func.grad_and_value(loss))
         tested = torch.func.vmap(loss)

@@ -1,0 +1,225 @@
+"""Time the mainline on an accelerator: the floor of its step, our step by number of runs and precision, a whole sweep,
+an analysis, and other programs. `scripts/benchmark.py --gpu FILE` calls `measure` and writes what it returns.
+
+The floor is what no program of the same operations can beat on this machine: its products at the best rate that a
+product of their shapes reaches by itself, or its activations once through memory at the rate of a plain copy, whichever
+takes longer. Everything is timed here and now, as a median; `share_of_floor` is the floor's time over the step's.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxgrok.config import Config
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is timed.
+
+    p: the modulus. runs: how many train at once. steps: of one timing. copied: numbers in the copy that gives the rate
+    of memory. networks: of an analysis at once. sweep: (runs, epochs) of the sweep whose time is stated.
+    """
+
+    p: int = 113
+    runs: tuple[int, ...] = (1, 8, 64, 256, 1024)
+    steps: int = 50
+    copied: int = 2**28
+    networks: tuple[int, ...] = (1, 16)
+    sweep: tuple[int, int] = (64, 40_000)
+    rounds: int = 5
+
+
+TOY = Sizes(p=7, runs=(1, 2), steps=10, copied=2**16, networks=(1, 2), sweep=(2, 100), rounds=2)
+PRECISIONS = {"float32": "highest", "tf32": "default"}
+FRAC, EVAL_EVERY = 0.3, 10
+SAVES = 400  # checkpoints of a sweep
+
+
+def median_seconds(f: Callable[[], Any], rounds: int) -> float:
+    """The median seconds of a call that returns arrays, after a first call."""
+    import jax
+
+    jax.block_until_ready(f())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(f())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def memory_rate(sizes: Sizes) -> float:
+    """Bytes per second that a plain copy reads and writes."""
+    import jax
+    import jax.numpy as jnp
+
+    x, copy = jnp.zeros(sizes.copied, jnp.float32), jax.jit(lambda x: x + 1)
+    return 2 * x.nbytes / median_seconds(lambda: copy(x), sizes.rounds)
+
+
+def product_rate(config: "Config", runs: int, n: int, rounds: int) -> float:
+    """The best FLOP/s of the step's large products, forward and back, for so many runs at once."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxgrok.nets.precision import at_precision
+
+    D, M, C = config.d_model, config.mlp_width, config.p + 1
+    product, rates = jax.jit(at_precision(config.matmul_precision)(jnp.matmul)), []
+    for a, b, c in ((n, D, M), (n, M, C), (n, M, D), (D, n, M), (C, n, M)):
+        x, y = jnp.ones((runs, a, b)), jnp.ones((runs, b, c))
+        rates.append(2 * runs * a * b * c / median_seconds(lambda x=x, y=y: product(x, y), rounds))
+    return max(rates)
+
+
+def floor_seconds(config: "Config", runs: int, sizes: Sizes, bytes_per_second: float) -> dict[str, float]:
+    """The least seconds of an epoch of one run among so many, and the rates from which they follow."""
+    from jaxgrok.tasks import make_task
+    from jaxgrok.training.plan import PARAMS_IN_TRAINING, epoch_flops, n_params
+
+    n = make_task(config).n_train(FRAC)
+    assert n is not None  # a modular task
+    rate = product_rate(config, runs, n, sizes.rounds)
+    # Neurons, heads and logits are written forward and read back; parameters, moments and gradients once a step.
+    numbers = n * 4 * (config.mlp_width + config.d_model + config.p) + PARAMS_IN_TRAINING * n_params(config)
+    of_products, of_memory = epoch_flops(config, n) / rate, 4 * numbers / bytes_per_second
+    return {"seconds": max(of_products, of_memory), "flop_per_second": rate, "of_memory": of_memory}
+
+
+def trainer(config: "Config", runs: int, every: int | None, steps: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """(a function that trains so many steps of all runs and returns the last losses, one that copies the parameters to
+    the host)."""
+    import jax
+    import numpy as np
+
+    from jaxgrok.config import Run
+    from jaxgrok.tasks import make_task
+    from jaxgrok.training.batch import compiled
+
+    task, length = make_task(config), EVAL_EVERY if every is None else every
+    functions = compiled(config, length, tuple(jax.local_devices()[:1]))
+    rows = [(*task.split(FRAC, seed), Run(config, seed).hyper()) for seed in range(runs)]
+    train, test, hyper = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), functions.sharding)
+    state = functions.init(hyper)
+
+    def advance() -> Any:
+        nonlocal state
+        scores = loss = None
+        for _ in range(steps // length):
+            scores = None if every is None else functions.evaluate(state.params, test)
+            state, loss, _ = functions.advance(state, train, hyper, length)
+        return scores, loss
+
+    return advance, lambda: jax.tree.map(np.asarray, state.params)
+
+
+def step_rows(config: "Config", sizes: Sizes, bytes_per_second: float) -> Iterator[dict[str, Any]]:
+    """A row for each precision, number of runs and cadence of evaluations. A size that does not fit says so."""
+    import jax
+
+    for name, precision in PRECISIONS.items():
+        of_precision = replace(config, matmul_precision=precision)
+        for runs in sizes.runs:
+            row: dict[str, Any] = {"precision": name, "runs": runs}
+            try:
+                floor = floor_seconds(of_precision, runs, sizes, bytes_per_second)
+                for every in (None, EVAL_EVERY, 1):
+                    advance, to_host = trainer(of_precision, runs, every, sizes.steps)
+                    seconds = median_seconds(advance, sizes.rounds) / (runs * sizes.steps)
+                    row |= {f"ms_per_run_epoch_test_every_{every or 'never'}": 1e3 * seconds}
+                    if every is None:
+                        row |= {"share_of_floor": floor["seconds"] / seconds, "floor": floor}
+                    if every == EVAL_EVERY:
+                        row |= {"seconds_of_a_checkpoint": median_seconds(to_host, sizes.rounds)}
+            except jax.errors.JaxRuntimeError as error:
+                row["failed"] = str(error).splitlines()[0][:200]
+            yield row
+
+
+def analysis_rows(config: "Config", sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """The seconds of every measure of a network, with and without controls, for some networks at once."""
+    import jax
+
+    from jaxgrok import measures
+    from jaxgrok.config import Run
+    from jaxgrok.measures import fourier
+    from jaxgrok.measures.ablations import DRAWS
+    from jaxgrok.training.run import make_program
+
+    program, keys = make_program(config), fourier.mask_of([1, 2], config.p)
+    split = measures.split_of(config, FRAC, 0)
+    for networks in sizes.networks:
+        hyper = jax.tree.map(lambda *x: jax.numpy.stack(x), *(Run(config, s).hyper() for s in range(networks)))
+        params = jax.jit(jax.vmap(program.init))(hyper).params
+        for draws in (0, DRAWS):
+
+            def of_one(params: Any, draws: int = draws) -> Any:
+                return measures.measure(config, params, split, keys, 0, draws)
+
+            f = jax.jit(jax.vmap(of_one))
+            seconds = median_seconds(lambda f=f, params=params: f(params), sizes.rounds)
+            yield {"networks": networks, "draws": draws, "seconds_per_network": seconds / networks}
+
+
+def other_rows(config: "Config", sizes: Sizes) -> Iterator[dict[str, Any]]:
+    """Milliseconds of a run-epoch of other programs (tests/reference), the test loss included."""
+    from tests.reference.others import Nnx, PlainJax
+
+    many, n = min(64, sizes.runs[-1]), sizes.steps
+    programs: list[tuple[str, int, Callable[[], Any]]] = [
+        ("plain JAX by vmap", many, lambda: PlainJax(config, many, with_test=True)),
+        ("Flax NNX", 1, lambda: Nnx(config)),
+    ]
+    try:
+        import torch
+
+        from tests.reference.torch_fast import FastTorch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        compiled = device == "cuda"
+        for runs in (1, many):
+            programs.append(("PyTorch", runs, lambda r=runs: FastTorch(config, r, True, compiled, device)))
+    except ModuleNotFoundError:
+        pass
+    for name, runs, make in programs:
+        program = make()
+        seconds = median_seconds(lambda program=program: _ready(program.epochs(n)), sizes.rounds)
+        yield {"program": name, "runs": runs, "ms_per_run_epoch_test_every_1": 1e3 * seconds / (runs * n)}
+
+
+def _ready(losses: Any) -> Any:
+    """Losses on the host, whichever program they come from: so what computes them is done."""
+    return [None if x is None else x.tolist() for x in losses]
+
+
+def sweep_seconds(row: dict[str, Any], sizes: Sizes) -> float:
+    """How long the whole sweep takes with its evaluations and checkpoints, at the speed of this row of steps."""
+    runs, epochs = sizes.sweep
+    training = 1e-3 * row[f"ms_per_run_epoch_test_every_{EVAL_EVERY}"] * runs * epochs
+    return training + SAVES * row["seconds_of_a_checkpoint"] * runs / row["runs"]
+
+
+def measure(sizes: Sizes) -> dict[str, Any]:
+    """Everything, as plain values."""
+    import jax
+
+    from jaxgrok.config import Config
+
+    config = Config(p=sizes.p, d_model=128 if sizes.p > 50 else 8)
+    bytes_per_second = memory_rate(sizes)
+    steps = list(step_rows(config, sizes, bytes_per_second))
+    runs, epochs = sizes.sweep
+    whole = [row for row in steps if row["runs"] == runs and "failed" not in row]
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "bytes_per_second": bytes_per_second,
+        "steps": steps,
+        f"seconds_of_{runs}_runs_of_{epochs}_epochs": {row["precision"]: sweep_seconds(row, sizes) for row in whole},
+        "analysis": list(analysis_rows(config, sizes)),
+        "others": list(other_rows(config, sizes)),
+    }
