@@ -148,6 +148,20 @@ def test_a_run_that_fits_is_not_refused():
         check_memory(make_batches(numbered, epochs, [device]), [device])
 
 
+def test_a_run_that_fits_into_all_memory_but_not_beside_another_trains_alone(monkeypatch):
+    """The cores of a CPU are devices that share its memory."""
+    cpus, (numbered, epochs) = jax.devices("cpu")[:1] * 8, runs(seeds=4)
+    needed = plan_module.run_memory(Config(), 3830, cpus)
+    for share, sizes in ((1.5, [1, 1, 1, 1]), (3.5, [2, 2]), (8.5, [4])):
+        monkeypatch.setattr(plan_module, "device_memory", lambda of, share=share: int(share * needed) // len(of))
+        batches = make_batches(numbered, epochs, cpus)
+        assert [len(batch.runs) for batch in batches] == sizes
+        check_memory(batches, cpus)
+    monkeypatch.setattr(plan_module, "device_memory", lambda of: int(0.9 * needed) // len(of))
+    with pytest.raises(BadInput, match="a run fits into memory"):
+        check_memory(batches, cpus)
+
+
 def test_too_little_memory_under_ulimit_is_refused_before_the_compiler_aborts(monkeypatch):
     numbered, epochs = runs(seeds=1)
     for device in (jax.devices("cpu")[0], FakeGPU()):

@@ -204,7 +204,7 @@ def _address_space_left() -> int | None:
 
 def fits(config: Config, n_train: int | None, devices: Devices) -> bool | None:
     """Whether one run fits into the memory of a device; None if that memory is unknown."""
-    available = device_memory(devices)
+    available = device_memory(devices[:1])  # a run alone has one device, and of a CPU all memory
     return None if available is None else run_memory(config, n_train, devices) <= available
 
 
@@ -213,7 +213,7 @@ def check_memory(batches: Iterable["Batch"], devices: Devices) -> None:
 
     It names the size that exceeds its published value by the largest factor, or `ulimit -v` if that is in the way.
     """
-    available, left = device_memory(devices), _address_space_left()
+    available, left = device_memory(devices[:1]), _address_space_left()
     for config, n_train in dict.fromkeys((batch.config, batch.n_train) for batch in batches):
         needed = run_memory(config, n_train, devices)
         on_host = COMPILER_BYTES + (needed if devices[0].platform == "cpu" else 0)
@@ -271,8 +271,11 @@ class Batch:
 
 
 def batch_size(config: Config, n_train: int | None, devices: Devices) -> int:
-    """How many runs share a batch, over all devices: as many as fit into memory, or on a CPU into its cache."""
+    """How many runs share a batch, over all devices: as many as fit into memory, and on a CPU into its cache."""
     if devices[0].platform == "cpu":
+        memory, needed = device_memory(devices[:1]), run_memory(config, n_train, devices)
+        if memory is not None and needed * len(devices) > memory:
+            return max(1, memory // needed)
         each = CPU_CACHE_BYTES // run_bytes(config, n_train, block_of(config))
     else:
         available = device_memory(devices)
