@@ -416,6 +416,9 @@ def test_measures_of_superseded_steps_are_reused_and_their_files_removed(halfway
         other = theirs[record.number, epoch]
         if epoch == stopped:  # the last when it was measured, so it has controls, and another program measured it
             assert (mine["draws"], other["draws"]) == (DRAWS, 0)
+            assert np.isfinite(mine["controls/logit_fve/median"])
+            for name in ("loss/all", "excluded_loss/train", "W_L_frequency_norms"):
+                np.testing.assert_allclose(mine[name], other[name], rtol=1e-4, err_msg=name)
             continue
         for name in mine.keys() - {"step"}:
             np.testing.assert_array_equal(mine[name], other[name], err_msg=name)

@@ -448,3 +448,13 @@ def test_a_diverged_network_has_no_keys_and_is_plain_json(three):
     assert out["no_keys"]
     assert out["loss"]["all"] is None
     json.dumps(out, allow_nan=False)
+
+
+def test_what_dead_neurons_read_out_is_unknown():
+    """They write exactly nothing: not the rounding noise of a difference between logits."""
+    config = Config(p=13, d_model=16, n_heads=2)
+    params = make_model(config, modular_task(config)).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    params["blocks_0"]["mlp"]["b_in"] = params["blocks_0"]["mlp"]["b_in"] - 100
+    out = measures.measure(config, params, measures.split_of(config, 0.3, 0), draws=0)
+    assert out["neurons_never_active"] == config.mlp_width
+    assert np.isnan(out["mlp_readout_fve"]).all()

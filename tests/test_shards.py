@@ -177,6 +177,7 @@ def test_what_eight_devices_began_three_and_one_go_on_with(tmp_path):
         subprocess.run([sys.executable, "-c", program, tmp_path / "runs", str(epochs)], check=True, env=environment)
     results = jaxgrok.load(tmp_path / "runs")
     assert results.batches[0].last.devices == 1
+    assert len(results.batches[0].last.rows) == 11  # the padding of eight devices is left behind
     one = jaxgrok.load(sweep(small(seeds=11), tmp_path / "one", batch_runs=16))
     for seed in range(11):  # float32, in batches of another size
         ours, theirs = results.curves(seed=seed).train_loss, one.curves(seed=seed).train_loss

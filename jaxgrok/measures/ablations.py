@@ -172,7 +172,7 @@ def ablations_of_skips(net: Network, labels: Int[Array | np.ndarray, "P P"]) -> 
     if net.stream is None:
         return dict.fromkeys(names)
     stream = net.stream
-    mlp_alone = net.logits - stream.direct
+    mlp_alone = net.mlp_logits + net.bias[None, None]
     mean_direct = stream.direct.mean(axis=1).mean(axis=0)[None, None]
     without_attention = jnp.broadcast_to(stream.logits_with(stream.before), net.logits.shape)
     attention_alone = stream.logits_with(stream.mid - stream.before)

@@ -83,10 +83,10 @@ class Network(NamedTuple):
     stream: Stream | None
 
     @property
+    @at_precision("highest")
     def mlp_logits(self) -> Float[Array, "P P P"]:
-        """The logits that the neurons write, without the output bias."""
-        others = self.bias[None, None]
-        return self.logits - (others if self.stream is None else self.stream.direct + others)
+        """The logits that the neurons write, without the output bias. They are exactly zero where no neuron fires."""
+        return self.neurons @ self.W_L.T
 
 
 BLOCK = 1024  # pairs that pass through the network at once

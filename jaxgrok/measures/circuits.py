@@ -270,7 +270,7 @@ def measure(
     keys: the key frequencies to use, for instance those of the run's last checkpoint. None means those found in this
     network. The result holds both, as masks: key_frequencies `keys` and `found`.
     seed: of the random controls. The result holds the median and range of their draws under `controls`.
-    draws: of each control. They take three quarters of the time; with 0 there are none, and `controls` is NaN.
+    draws: of each control. They take half of the time; with 0 there are none, and `controls` is NaN.
 
     Raises BadInput if the task is not modular.
     """

@@ -201,7 +201,7 @@ class Transformer(nn.Module):
         """The logits at the read positions, and all activations.
 
         S is at most n_ctx. dropout_keys None means no dropout. Raises BadInput for another token where every example
-        has read_token.
+        has read_token, unless the tokens are traced.
         """
         if not self.is_initializing():
             self._check(tokens)
@@ -279,7 +279,12 @@ class Transformer(nn.Module):
     def forward(
         self, prepared: Any, tokens: Int[Array | np.ndarray, "N S"], dropout_keys: Key[Array, "N"] | None = None
     ) -> tuple[Float[Array, "N Q C"], Activations]:
-        """The logits at the read positions, and all activations, from what `prepare` has computed."""
+        """The logits at the read positions, and all activations, from what `prepare` has computed.
+
+        Raises BadInput for another token where every example has read_token, unless the tokens are traced.
+        """
+        if self.scope is None:
+            self._check(tokens)
         c, params = self.config, prepared.params
         W_E, W_pos = params["embed"]["W_E"], params["pos_embed"]["W_pos"][: tokens.shape[1]]
         activations = {"hook_embed": W_E[tokens], "hook_pos_embed": jnp.broadcast_to(W_pos, (*tokens.shape, c.d_model))}

@@ -136,11 +136,15 @@ class LiveBatch:
     def _resume(self, saved: SavedBatch, last: StepRecord) -> None:
         leaves = saved.state(last)
         self._check(saved, last, leaves)
-        # The number of devices may have changed since the state was saved, and with it the number of rows.
-        self._take_devices(sum(run != PADDING for run in last.rows))
-        rows = self._rows_for(len(last.rows))
-        keep = np.r_[np.arange(len(last.rows)), np.zeros(rows - len(last.rows), int)]
-        self.epoch, self.run = last.epoch, _padded(last.rows, rows)
+        kept = np.arange(len(last.rows))
+        live = kept[np.array(last.rows) != PADDING]
+        self._take_devices(len(live))
+        # The number of devices may have changed since the state was saved. Then the rows are laid anew, without those
+        # of ended runs; otherwise they stay, so that the same numbers follow bit for bit.
+        kept = live if len(self.devices) != last.devices and len(live) else kept
+        rows = self._rows_for(len(kept))
+        keep = np.r_[kept, np.full(rows - len(kept), kept[0])]
+        self.epoch, self.run = last.epoch, _padded([last.rows[row] for row in kept], rows)
         self._place()
         self._put_state(jax.tree.unflatten(self._structure(), [leaf[keep] for leaf in leaves]))
 

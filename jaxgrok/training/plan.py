@@ -275,7 +275,10 @@ def batch_size(config: Config, n_train: int | None, devices: Devices) -> int:
     if devices[0].platform == "cpu":
         memory, needed = device_memory(devices[:1]), run_memory(config, n_train, devices)
         if memory is not None and needed * len(devices) > memory:
-            return max(1, memory // needed)
+            n = len(devices)  # halved, as a batch takes its devices: so no row of padding is added
+            while n > 1 and n * needed > memory:
+                n //= 2
+            return n
         each = CPU_CACHE_BYTES // run_bytes(config, n_train, block_of(config))
     else:
         available = device_memory(devices)
