@@ -121,11 +121,9 @@ class Config:
     batch_size: examples per step. None means all train examples, or the task's own number on unlimited data.
     n_test: test examples of a task that draws them. None means the task's own number.
     optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 are terms of the loss. The run's `weight_decay`
-    is
-        the strength of whichever regulariser there is.
+        is the strength of whichever regulariser there is.
     loss: `exact` works in the parameters' own dtype, `float64` casts the logits and takes log_softmax as the authors
-    do,
-        `float32` takes log_softmax in float32.
+        do, `float32` takes log_softmax in float32.
     dtype: of parameters and activations.
     matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU.
     b1, b2, eps, warmup_steps: of AdamW; b1 is the momentum of sgd. The learning rate is multiplied by

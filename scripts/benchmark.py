@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 OUR_STEPS, THEIR_STEPS, PRODUCTS = 20, 4, 10  # in one timing
 SIDE_BY_SIDE = 2  # runs, where programs train several at once
-ADVANCE_STEPS = 10  # of one call of our program without evaluations
 
 
 @dataclass(frozen=True)
@@ -106,31 +105,14 @@ def unpruned_flops(config: "Config", n_examples: int) -> float:
     return n_examples * task.n_ctx * (config.n_layers * layer + 2 * D * task.d_vocab_out)
 
 
-def our_steps(case: Case, evaluate_every: int | None, runs: int = 1) -> Callable[[], None]:
-    """A function that trains OUR_STEPS steps of each run, with the sweep's own compiled functions: a run alone, or
-    several on as many devices as there are."""
+def our_steps(case: Case, evaluate_every: int | None, runs: int = 1) -> Callable[[], Any]:
+    """A function that trains OUR_STEPS steps of each run: one alone, or several on as many devices as there are."""
     import jax
-    import numpy as np
 
-    from jaxgrok.config import Run
-    from jaxgrok.training.batch import compiled
+    from scripts.benchmark_gpu import trainer
 
-    length = ADVANCE_STEPS if evaluate_every is None else evaluate_every
-    functions = compiled(case.config, length, tuple(jax.local_devices()[:runs]))
-    rows = [(*case.task.split(case.size, seed), Run(case.config, seed).hyper()) for seed in range(runs)]
-    train, test, hyper = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), functions.sharding)
-    state = functions.init(hyper)
-
-    def steps() -> None:
-        nonlocal state
-        result = loss = None
-        for _ in range(OUR_STEPS // length):
-            if evaluate_every is not None:
-                result = functions.evaluate(state.params, test)
-            state, loss, _ = functions.advance(state, train, hyper, length)
-        jax.block_until_ready((result, loss))
-
-    return steps
+    advance, _ = trainer(case.config, case.size, runs, evaluate_every, OUR_STEPS, jax.local_devices()[:runs])
+    return lambda: jax.block_until_ready(advance())
 
 
 def their_steps(case: Case, threads: int) -> Callable[[], Any]:
@@ -328,17 +310,9 @@ def positive(text: str) -> int:
 def measure_gpu(path: Path, toy: bool) -> int:
     """Write what scripts/benchmark_gpu.py measures."""
     from jaxgrok.atomic import replace_text
-    from scripts import benchmark_gpu
+    from scripts.benchmark_gpu import TOY, Sizes, measure
 
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        print(
-            f"benchmark.py: error: --gpu: got {str(path)!r}; accepted: a file in a directory that exists",
-            file=sys.stderr,
-        )
-        return 2
-    replace_text(
-        path, json.dumps(benchmark_gpu.measure(benchmark_gpu.TOY if toy else benchmark_gpu.Sizes()), indent=1) + "\n"
-    )
+    replace_text(path, json.dumps(measure(TOY if toy else Sizes()), indent=1) + "\n")
     print(f"written: {path}")
     return 0
 
@@ -358,6 +332,8 @@ def main() -> int:
     if args.toy and args.gpu is None:
         parser.error("argument --toy: accepted: with --gpu")
     if args.gpu is not None:
+        if not args.gpu.absolute().parent.is_dir() or args.gpu.is_dir():
+            parser.error(f"argument --gpu: got {str(args.gpu)!r}; accepted: a file in a directory that exists")
         return measure_gpu(args.gpu, args.toy)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # before jax counts the cores
 

@@ -1,14 +1,14 @@
 """Time the mainline on an accelerator: the floor of its step, our step by number of runs and precision, a whole sweep,
 an analysis, and other programs. `scripts/benchmark.py --gpu FILE` calls `measure` and writes what it returns.
 
-The floor is what no program of the same operations can beat on this machine: its products at the best rate that a
-product of their shapes reaches by itself, or its activations once through memory at the rate of a plain copy, whichever
-takes longer. Everything is timed here and now, as a median; `share_of_floor` is the floor's time over the step's.
+The floor is what no program of the same operations can beat by much on this machine: its products at the rate that the
+widest of them reaches by itself, or its activations once through memory at the rate of a plain copy, whichever takes
+longer. Everything is timed here and now, as a median; `share_of_floor` is the floor's time over the step's.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,38 +61,30 @@ def memory_rate(sizes: Sizes) -> float:
     return 2 * x.nbytes / median_seconds(lambda: copy(x), sizes.rounds)
 
 
-def product_rate(config: "Config", runs: int, n: int, rounds: int) -> float:
-    """The best FLOP/s of the step's large products, forward and back, for so many runs at once."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxgrok.nets.precision import at_precision
-
-    D, M, C = config.d_model, config.mlp_width, config.p + 1
-    product, rates = jax.jit(at_precision(config.matmul_precision)(jnp.matmul)), []
-    for a, b, c in ((n, D, M), (n, M, C), (n, M, D), (D, n, M), (C, n, M)):
-        x, y = jnp.ones((runs, a, b)), jnp.ones((runs, b, c))
-        rates.append(2 * runs * a * b * c / median_seconds(lambda x=x, y=y: product(x, y), rounds))
-    return max(rates)
-
-
-def floor_seconds(config: "Config", runs: int, sizes: Sizes, bytes_per_second: float) -> dict[str, float]:
+def floor_seconds(config: "Config", runs: int, bytes_per_second: float) -> dict[str, float]:
     """The least seconds of an epoch of one run among so many, and the rates from which they follow."""
+    import jax
+
     from jaxgrok.tasks import make_task
-    from jaxgrok.training.plan import PARAMS_IN_TRAINING, epoch_flops, n_params
+    from jaxgrok.training.plan import PARAMS_IN_TRAINING, epoch_flops, matmul_rate, n_params
 
     n = make_task(config).n_train(FRAC)
     assert n is not None  # a modular task
-    rate = product_rate(config, runs, n, sizes.rounds)
+    rate = matmul_rate(config, n, runs, jax.local_devices()[:1])
     # Neurons, heads and logits are written forward and read back; parameters, moments and gradients once a step.
     numbers = n * 4 * (config.mlp_width + config.d_model + config.p) + PARAMS_IN_TRAINING * n_params(config)
     of_products, of_memory = epoch_flops(config, n) / rate, 4 * numbers / bytes_per_second
     return {"seconds": max(of_products, of_memory), "flop_per_second": rate, "of_memory": of_memory}
 
 
-def trainer(config: "Config", runs: int, every: int | None, steps: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(a function that trains so many steps of all runs and returns the last losses, one that copies the parameters to
-    the host)."""
+def trainer(
+    config: "Config", size: float | None, runs: int, every: int | None, steps: int, devices: Sequence[Any]
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """(a function that trains so many steps of each run and returns the last losses, one that copies the parameters to
+    the host), with the sweep's own compiled functions.
+
+    size: of the train set; None means unlimited data. every: steps between evaluations; None means none.
+    """
     import jax
     import numpy as np
 
@@ -101,8 +93,8 @@ def trainer(config: "Config", runs: int, every: int | None, steps: int) -> tuple
     from jaxgrok.training.batch import compiled
 
     task, length = make_task(config), EVAL_EVERY if every is None else every
-    functions = compiled(config, length, tuple(jax.local_devices()[:1]))
-    rows = [(*task.split(FRAC, seed), Run(config, seed).hyper()) for seed in range(runs)]
+    functions = compiled(config, length, tuple(devices))
+    rows = [(*task.split(size, seed), Run(config, seed).hyper()) for seed in range(runs)]
     train, test, hyper = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), functions.sharding)
     state = functions.init(hyper)
 
@@ -126,9 +118,10 @@ def step_rows(config: "Config", sizes: Sizes, bytes_per_second: float) -> Iterat
         for runs in sizes.runs:
             row: dict[str, Any] = {"precision": name, "runs": runs}
             try:
-                floor = floor_seconds(of_precision, runs, sizes, bytes_per_second)
+                floor = floor_seconds(of_precision, runs, bytes_per_second)
                 for every in (None, EVAL_EVERY, 1):
-                    advance, to_host = trainer(of_precision, runs, every, sizes.steps)
+                    device = jax.local_devices()[:1]
+                    advance, to_host = trainer(of_precision, FRAC, runs, every, sizes.steps, device)
                     seconds = median_seconds(advance, sizes.rounds) / (runs * sizes.steps)
                     row |= {f"ms_per_run_epoch_test_every_{every or 'never'}": 1e3 * seconds}
                     if every is None:

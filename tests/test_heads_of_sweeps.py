@@ -82,6 +82,13 @@ def test_an_interrupted_analysis_resumes(trained, analysed, tmp_path):
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
+def test_heads_have_no_controls_for_which_they_would_be_measured_again(analysed, tmp_path):
+    path = shutil.copytree(analysed, tmp_path / "runs")
+    watch = Count()
+    analysis.analyze(path, all_controls=True, watch=watch)
+    assert (watch.measured, watch.found) == (0, watch.total)
+
+
 def test_heads_of_another_schema_are_measured_again(analysed, tmp_path, monkeypatch):
     path = shutil.copytree(analysed, tmp_path / "runs")
     monkeypatch.setattr(heads, "SCHEMA", heads.SCHEMA + 1)

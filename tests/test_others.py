@@ -31,7 +31,6 @@ def ours():
 CLOSE = {"rtol": 2e-4}
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_plain_jax_trains_as_ours_does(ours):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         train_loss, _ = others.PlainJax(SMALL, RUNS, with_test=True).epochs(EPOCHS)
@@ -49,7 +48,7 @@ def test_fast_torch_trains_as_ours_does(ours):
         np.testing.assert_allclose(test_loss.numpy()[row], curves.test_loss[-1], **CLOSE)
 
 
-def test_the_nnx_program_learns_and_loses_nothing_by_its_scan():
+def test_the_nnx_program_memorises():
     """It has no biases and weights of its own, so its losses are not ours: they begin near chance, and fall."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         train_loss, test_loss = others.Nnx(SMALL).epochs(200)

@@ -75,7 +75,7 @@ def spread_over_cores() -> None:
     named = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if named or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    with suppress(RuntimeError, AttributeError):
+    with suppress(RuntimeError):  # JAX has started
         jax.config.update("jax_num_cpu_devices", n_cores())
 
 

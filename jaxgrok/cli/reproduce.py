@@ -1,8 +1,8 @@
 """Reproduce the claims of the post: train what they are measured on, and write each beside what was found.
 
 --quick measures a part of the claims on small networks, in about a quarter of an hour on two CPU cores. --full measures
-all of them in the settings of the post, which takes days there; --only chooses claims. What has been
-trained is used again. The scorecard lists every claim, with a verdict by the rule that stands beside it.
+all of them in the settings of the post, which takes days there; --only chooses claims. What has been trained is used
+again. The scorecard lists every claim, with a verdict by the rule that stands beside it.
 """
 
 import shlex

@@ -34,6 +34,7 @@ from jaxgrok.figures.style import (
 )
 from jaxgrok.measures import fourier
 from jaxgrok.measures.all_pairs import run_network
+from jaxgrok.nets.model import Params
 from jaxgrok.nets.precision import at_precision
 
 UPRIGHT: dict[str, Any] = {"rotation": 90, "ha": "center", "fontsize": 8}  # numbers above bars, so that none overlap
@@ -43,7 +44,6 @@ MOST_ROWS_NAMED = 20  # runs named beside the rows of a heat map
 CHARACTER, LINE = 0.022, 0.08
 
 Measures = dict[str, Any]
-Params = dict[str, Any]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,7 +1,7 @@
 """The measures of every checkpoint of a sweep directory, one checkpoint at a time.
 
 The key frequencies are found in each run's last checkpoint, and they hold for all its checkpoints. Random controls,
-which take most of the time, are measured in the last checkpoint alone, where the tables show them, unless every one is
+which take half of the time, are measured in the last checkpoint alone, where the tables show them, unless every one is
 asked for.
 
 The measures of the networks in a step are written beside it as soon as they are known (`SweepFiles.save_measures`). So
@@ -142,12 +142,14 @@ class _Measurer(NamedTuple):
         schema: the version of what it computes.
         names: the names of the saved arrays.
         keys: for circuits, the keys of each run by its number.
+        draws: of each random control, where controls are measured; 0 for heads, which have none.
     """
 
     measure: Callable[[RunRecord, Params, int], Measures]
     schema: int
     names: set[str]
     keys: dict[int, Bool[np.ndarray, "K"]]
+    draws: int
 
     def is_valid(self, run: int, found: dict[str, np.ndarray], dtype: str, draws: int) -> bool:
         """Whether saved measures of a run are what would be computed now, with at least so many draws."""
@@ -245,7 +247,7 @@ class _Batch:
             split = measures.split_of(self.config, run.frac, run.seed, run.split_seed)
             return measures.all(self.config, params, split, keys[record.number], run.seed, draws)
 
-        return self._measurer(measure, measures.SCHEMA, last, keys)
+        return self._measurer(measure, measures.SCHEMA, last, keys, DRAWS)
 
     def _heads(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         sequences = heads.sequences(self.config)
@@ -253,7 +255,7 @@ class _Batch:
         def measure(record: RunRecord, params: Params, draws: int) -> Measures:
             return heads.scores(self.config, params, *sequences)
 
-        return self._measurer(measure, heads.SCHEMA, last, {})
+        return self._measurer(measure, heads.SCHEMA, last, {}, 0)
 
     def _measurer(
         self,
@@ -261,12 +263,13 @@ class _Batch:
         schema: int,
         last: dict[int, tuple[int, int]],
         keys: dict[int, np.ndarray],
+        draws: int,
     ) -> _Measurer:
         run, place = next(iter(last.items()))
         params = cast(self.network(*place), self.dtype)
         shapes = jax.eval_shape(lambda params: measure(self.records[run], params, 0), params)
         names = {name for name, x in flatten_dict(shapes, sep="/").items() if x is not None}
-        return _Measurer(measure, schema, NOT_MEASURES | names, keys)
+        return _Measurer(measure, schema, NOT_MEASURES | names, keys, draws)
 
     def _superseded(self) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """{(epoch, run): its measures} of the networks that were measured in steps that newer ones have replaced."""
@@ -310,10 +313,10 @@ class _Batch:
         watch: AnalysisWatcher,
     ) -> None:
         wanted = {network: i for i, network in enumerate(self.batch.networks()[step]) if network[1] in last}
-        draws = {}
-        for network, index in wanted.items():
-            is_last = last[network[1]] == (step, index)
-            draws[network] = DRAWS if is_last or self.all_controls else 0
+        draws = {
+            network: measurer.draws if self.all_controls or last[network[1]] == (step, index) else 0
+            for network, index in wanted.items()
+        }
         here, digest = self._saved(step), self.batch.digest_of_step(step)
         done = {}
         for network, index in wanted.items():
@@ -341,11 +344,11 @@ class _Batch:
         try:
             for network in todo:
                 params = self.network(step, wanted[network])
-                record, params_cast = self.records[network[1]], cast(params, self.dtype)
-                found = flatten(measurer.measure(record, params_cast, draws[network]))
+                record, n_draws = self.records[network[1]], draws[network]
+                found = flatten(measurer.measure(record, cast(params, self.dtype), n_draws))
                 origin = {"step": np.array(digest), "network": np.array(_digest_of_network(params))}
-                version = {"dtype": np.array(self.dtype), "schema": np.int64(measurer.schema)}
-                version["draws"] = np.int64(draws[network])
+                numbers = {"schema": np.int64(measurer.schema), "draws": np.int64(n_draws)}
+                version = {"dtype": np.array(self.dtype), **numbers}
                 place = {"run": np.int64(network[1]), "epoch": np.int64(network[0])}
                 done[network] = {**place, **origin, **version, **found}
                 watch.advanced(1, 0)

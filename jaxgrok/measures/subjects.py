@@ -19,9 +19,9 @@ from jaxgrok.config import BadInput, Config
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import fourier, heads
 from jaxgrok.nets import interop
+from jaxgrok.nets.model import Params
 from jaxgrok.store.results import Cell, Results
 
-Params = dict[str, Any]
 Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
 
 

@@ -22,11 +22,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import MODULAR, BadInput, Config
-from jaxgrok.nets.model import context, make_model
+from jaxgrok.nets.model import Params, context, make_model
 from jaxgrok.nets.weight_files import State, optional, read, write
 from jaxgrok.tasks import make_task
 
-Params = dict[str, Any]  # a tree of arrays, nested as Flax has it
 Sizes = dict[str, int]  # the size of each letter
 
 

@@ -36,7 +36,7 @@ from jaxtyping import Array, Float, Int, Key
 from jaxgrok.config import BadInput, Config
 from jaxgrok.tasks import Task
 
-Params = dict[str, Any]
+Params = dict[str, Any]  # a tree of arrays, nested as Flax has it
 Stream = Callable[[slice], Array]  # positions -> the residual stream there [N, Q, D]
 Activations = dict[str, Array]  # by TransformerLens's names
 Initializer = Callable[..., Array]

@@ -21,12 +21,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxgrok.config import BadInput, Config, Hyper, Run
 from jaxgrok.nets.loss import cross_entropy, is_correct
-from jaxgrok.nets.model import Model, make_model
+from jaxgrok.nets.model import Model, Params, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import DrawnTask, Examples, Task, make_task, step_examples
-
-Params = dict[str, Any]
 
 # The fold_in constants of a seed's PRNG streams. A new consumer takes 5: examples that are drawn once have 2
 # (tasks/drawn.py), and the sequences on which heads are measured have 4.
