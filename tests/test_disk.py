@@ -441,6 +441,20 @@ def test_a_folder_made_anew_with_the_inode_of_the_old_one_is_noticed(tmp_path, m
         sweep(small(epochs=4000), path, batch_runs=2, watch=Then(20, lambda: shutil.rmtree(path, ignore_errors=True)))
 
 
+def test_a_directory_that_is_being_removed_is_said_to_be(tmp_path, monkeypatch):
+    """`rm -r` takes the steps before the manifest, so a save may fail while all that tells the directory is there."""
+    often(monkeypatch)
+    monkeypatch.setattr(sweeping._Saver, "_is_home", lambda saver: True)
+    path = tmp_path / "runs"
+
+    def gone(steps, step):
+        raise FileNotFoundError(2, "No such file or directory", str(path / "checkpoints"))
+
+    monkeypatch.setattr(BatchSteps, "save", gone)
+    with pytest.raises(SaveFailed, match="removed or renamed during training"):
+        sweep(small(), path, batch_runs=2)
+
+
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
 def test_a_directory_that_vanishes_is_noticed_and_not_made_anew(tmp_path, monkeypatch, how):
     often(monkeypatch)

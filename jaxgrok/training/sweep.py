@@ -45,7 +45,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # wh
 STARTED = time.strftime("%Y-%m-%dT%H:%M:%S%z")  # of this process
 CANNOT_WRITE = {*DISK_FAILS, errno.EROFS, errno.ENOENT, errno.EACCES}
 
-GONE = "the directory was removed or renamed during training"
+GONE = "the directory, or a part of it, was removed or renamed during training"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -268,6 +268,8 @@ def _cause(error: BaseException, path: Path, needed: int) -> str:
     """Why a save has failed, in one line. Orbax wraps the file system's errors, or repeats their text alone."""
     found: BaseException | None = error
     while found is not None:
+        if isinstance(found, FileNotFoundError):
+            return GONE  # in part, or while it is being removed: what tells a whole one was still there
         if isinstance(found, OSError) and found.errno in CANNOT_WRITE:
             return found.strerror or str(found)
         found = found.__cause__ or found.__context__
