@@ -39,7 +39,7 @@ MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # the tasks whose
 CHOICES = {
     "task": (*MODULAR, "addition<N>", "induction", "skip_trigram"),
     "arch": ("transformer", "attn_only", "mlp"),
-    "act": ("relu", "gelu"),
+    "act": ("relu", "gelu", "square"),
     "optimizer": ("adam", "sgd"),
     "regulariser": ("weight_decay", "l2", "l1", "none"),
     "loss": ("exact", "float64", "float32"),
@@ -111,7 +111,7 @@ class Config:
     arch: `transformer` (no LayerNorm, learned positions, untied embeddings), `attn_only` (the same without MLPs), or
         `mlp` (p -> d_mlp -> p on the sum of two one-hots; modular tasks only).
     d_mlp: the hidden width. None means 4 d_model for the transformer and 256 for the MLP.
-    act: relu, or gelu in its exact erf form.
+    act: relu, gelu in its exact erf form, or square, x^2.
     residual_factor: every sublayer turns x into residual_factor * x + sublayer(x). It is 2 in the released induction
         networks.
     dropout: the share of each sublayer's output that a training step drops.

@@ -173,7 +173,7 @@ def test_the_released_network(shared):
     assert config == Config(d_mlp=512)
     assert recorded["config"]["frac_train"] == 0.3
     assert recorded["train_loss"] == pytest.approx(9.2e-9, rel=1e-2)
-    state, _ = interop.read(shared / RELEASED)
+    state = interop.read(shared / RELEASED).state
     exported = interop.to_state(config, params)
     assert exported.keys() == state.keys()
     for name, x in state.items():
@@ -204,7 +204,7 @@ def broken(change):
     ("change", "said"),
     [
         (lambda s: s.pop("embed.W_E"), "no embed.W_E"),
-        (lambda s: s.pop("blocks.1.mlp.b_in"), "no blocks.1.mlp.b_in"),
+        (lambda s: s.pop("blocks.1.mlp.W_in"), "no blocks.1.mlp.W_in"),
         (lambda s: s.update({"blocks.0.ln1.w": np.ones(6, np.float32)}), "blocks.0.ln1.w"),
         (lambda s: s.update({"blocks.3.mlp.b_in": np.ones(5, np.float32)}), "layers"),
         (lambda s: s.update({"embed.W_E": np.ones((12, 7), np.float32)}), "embed.W_E|pos_embed.W_pos"),

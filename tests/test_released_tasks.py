@@ -34,7 +34,7 @@ def load(shared, name, **given):
     """(config, params, train losses) of a released file."""
     path = shared / f"{PUBLISHED}/{name}.pth"
     config, params, _ = interop.load(path, **given)
-    return config, params, np.array(weight_files.read(path)[1]["train_losses"])
+    return config, params, np.array(weight_files.read(path).beside["train_losses"])
 
 
 def fresh(task, n, seed=0):
@@ -70,7 +70,7 @@ def told(name, ours, recorded):
 
 def assert_computes_as_the_file_says(shared, config, params, name, examples):
     """Our logits at the read positions against a plain float64 forward pass of the file's own weights."""
-    weights = {key: x.astype(float) for key, x in weight_files.read(shared / f"{PUBLISHED}/{name}.pth")[0].items()}
+    weights = {key: x.astype(float) for key, x in weight_files.read(shared / f"{PUBLISHED}/{name}.pth").state.items()}
     theirs, _ = plain.transformer(
         plain.from_authors(weights, config.n_heads), examples.tokens, residual_factor=config.residual_factor
     )
@@ -121,7 +121,7 @@ def test_each_digit_has_the_loss_of_a_network_in_torch_on_sums_drawn_there(share
 
     _, _, _, _, scores = addition
     weights = {
-        key: torch.from_numpy(x) for key, x in weight_files.read(shared / f"{PUBLISHED}/{ADDITION}.pth")[0].items()
+        key: torch.from_numpy(x) for key, x in weight_files.read(shared / f"{PUBLISHED}/{ADDITION}.pth").state.items()
     }
     weights["blocks.0.attn.W_O"] = torch.stack(weights["blocks.0.attn.W_O"].split(32, dim=1))  # heads lie side by side
     weights["mask"] = weights.pop("blocks.0.attn.mask")

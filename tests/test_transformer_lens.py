@@ -43,7 +43,7 @@ def their_network(state, **settings):
 
 def their_logits(path, config, tokens):
     """Logits [N, C] at the last position, of their network with the weights of a file."""
-    state, _ = weight_files.read(path)
+    state = weight_files.read(path).state
     shape = {"n_layers": config.n_layers, "n_heads": config.n_heads, "d_model": config.d_model, "d_head": config.d_head}
     network = their_network(
         {name: torch.from_numpy(x) for name, x in state.items()},

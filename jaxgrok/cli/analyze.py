@@ -25,23 +25,31 @@ examples:
   %(prog)s runs/frac --run 7 --epoch 8000 --export net.pth --names transformer_lens
   %(prog)s weights.pth --frac 0.3 --split-seed 1 --json out.json --figures circuits
   %(prog)s weights.pth --task induction --residual-factor 2
+  %(prog)s demo.pth --entry checkpoints[-1] --split torch:598   one network of several, on a split drawn by torch
+  %(prog)s demo.pth --entry checkpoints --json out.json    every network of a list, with the keys of the last
+  %(prog)s weights.safetensors --names names.toml          weights under names of another program
+  %(prog)s --logits logits.npy --frac 0.3                  logits [p, p, classes] of any network
 
 Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save and end an analysis within half a minute; a second one ends it at once.
 The same command resumes an interrupted analysis. The exit status is 1 if a checkpoint had to be skipped, because it is
 missing or damaged. A file of weights is read as data; nothing in it is executed.
 """
+OF_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")  # what the folder of an orbax checkpoint holds
 SKIPPED = 1  # the exit status if a checkpoint could not be read
 NAMES = ("authors", "transformer_lens")
+READ_NAMES = (*NAMES, "transposed")
 OF_ONE_NETWORK = ("json", "export", "figures")  # flags that ask for one network
 COORDINATES = ("run", "seed", "frac", "wd", "lr")
 SEQUENCES = ("seq_len", "repeat_len", "n_repeats", "n_tokens")
-OF_A_FILE = ("split_seed", "task", "act", "residual_factor", *SEQUENCES)
+OF_A_FILE = ("entry", "split", "split_seed", "task", "act", "residual_factor", *SEQUENCES)
+OF_LOGITS = ("logits", "p", "task", "frac", "split", "split_seed", "seed", "dtype", "json")
 
 
 def parser(prog: str = "analyze.py") -> Parser:
     p = Parser(prog=prog, description=__doc__, epilog=EPILOG)
-    target = "a directory that a sweep made, or a file of weights: .pth .pt .safetensors .npz"
-    p.add_argument("target", type=Path, help=target)
+    formats = ".pth .pt .ckpt .bin .safetensors .npz .msgpack, or the folder of an orbax checkpoint"
+    target = f"a directory that a sweep made, or a file of weights: {formats}"
+    p.add_argument("target", type=Path, nargs="?", help=target)
     p.add_argument("--dtype", metavar="NAME", help=f"{' '.join(CHOICES['dtype'])} of the analysis (default float32)")
     everywhere = "measure random controls at every checkpoint, not only in each run's last (twice the time)"
     p.add_argument("--all-controls", action="store_true", default=None, help=everywhere)
@@ -51,8 +59,8 @@ def parser(prog: str = "analyze.py") -> Parser:
     one.add_argument("--json", metavar="FILE", type=Path, help="write its measures")
     one.add_argument("--export", metavar="FILE", type=Path, help="write its weights: .pth .safetensors .npz")
     one.add_argument("--figures", metavar="DIR", type=Path, help="draw its circuits into a folder")
-    names = "names of the weights (default: authors when written; when read, what fits)"
-    p.add_argument("--names", metavar="NAME", help=f"{' '.join(NAMES)}: {names}")
+    names = "names of the weights (default: authors when written; when read, what fits); FILE.toml maps other names"
+    p.add_argument("--names", metavar="NAME|FILE", help=f"{' '.join(NAMES)}: {names}")
     run = p.add_argument_group("which network of a directory")
     run.add_argument("--run", metavar="N", help="its number in timings.csv; or give its coordinates:")
     run.add_argument("--seed", metavar="N", help="its seed; for a file: seed of random labels (default: the split's)")
@@ -60,15 +68,34 @@ def parser(prog: str = "analyze.py") -> Parser:
     run.add_argument("--lr", metavar="X", help="its learning rate")
     run.add_argument("--epoch", metavar="N", help="a saved epoch (default: the last)")
     file = p.add_argument_group("what the network in a file was trained on")
-    file.add_argument("--frac", metavar="X", help="fraction of the pairs (default 0.3); or which run of a directory")
+    entry = "which network, if the file holds several: ema; checkpoints[400] of a list; checkpoints for all of it"
+    file.add_argument("--entry", metavar="KEY", help=entry)
+    frac = "fraction of the pairs (default 0.3), 1 for all of them; or which run of a directory"
+    file.add_argument("--frac", metavar="X", help=frac)
+    split = "another split: torch:SEED (its randperm), or FILE[:KEY] of pairs (default: what the file has recorded)"
+    file.add_argument("--split", metavar="SPLIT", help=split)
     file.add_argument("--split-seed", metavar="N", help="seed of the train/test split (default 0)")
     file.add_argument("--task", metavar="NAME", help=f"{' '.join(CHOICES['task'])} (default add)")
-    file.add_argument("--act", metavar="NAME", help=f"{' '.join(CHOICES['act'])} (default relu)")
+    act = "default: what the file has recorded, or relu"
+    file.add_argument("--act", metavar="NAME", help=f"{' '.join(CHOICES['act'])} ({act})")
     residual = "factor f in f x + sublayer(x) (default 1; the released induction networks have 2)"
     file.add_argument("--residual-factor", metavar="X", help=residual)
     for name in SEQUENCES:
         file.add_argument(flag_of(name), metavar="N", help="of induction or skip_trigram, as for a sweep")
+    logits = p.add_argument_group("logits alone, of any network")
+    of_logits = "logits on all pairs (a, b), .npy of shape (p, p, p) or (p, p, p + 1); no other target"
+    logits.add_argument("--logits", metavar="FILE", type=Path, help=of_logits)
+    logits.add_argument("--p", metavar="N", help="their modulus (default: the file's first axis)")
     return p
+
+
+def _fraction(flag: str, value: str) -> tuple[float, ...]:
+    from jaxgrok.training.grid import parse_list
+
+    found = parse_list(flag, value, float, "a fraction > 0, at most 1")
+    if not all(0 < x <= 1 for x in found):
+        raise BadInput(flag, value, "a fraction > 0, at most 1")
+    return found
 
 
 def _factor(flag: str, value: str) -> tuple[float, ...]:
@@ -82,17 +109,20 @@ def checked(args: dict[str, Any]) -> dict[str, Any]:
     from jaxgrok.training.grid import GRID_FIELDS, whole
 
     given = {name: value for name, value in args.items() if value is not None}
-    for name in ("run", "seed", "epoch", "split_seed", *SEQUENCES):
+    for name in ("run", "seed", "epoch", "split_seed", "p", *SEQUENCES):
         if name in given:
             given[name] = whole(flag_of(name), given[name], 0)
-    numbers: dict[str, Any] = {name: GRID_FIELDS[name] for name in ("frac", "wd", "lr")} | {"residual_factor": _factor}
+    numbers: dict[str, Any] = {name: GRID_FIELDS[name] for name in ("wd", "lr")}
+    numbers |= {"frac": _fraction, "residual_factor": _factor}
     for name, parse in numbers.items():
         if name in given:
             values = parse(flag_of(name), given[name])
             if len(values) > 1:
                 raise BadInput(flag_of(name), given[name], "one number")
             given[name] = values[0]
-    choices = {name: CHOICES[name] for name in ("dtype", "task", "act")} | {"names": NAMES}
+    choices = {name: CHOICES[name] for name in ("dtype", "task", "act")}
+    if not given.get("names", "").endswith(".toml"):
+        choices["names"] = NAMES if "export" in given else READ_NAMES
     for name, accepted in choices.items():
         is_addition = name == "task" and name in given and digits_of(given[name]) is not None
         if name in given and given[name] not in accepted and not is_addition:
@@ -121,7 +151,9 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
     else:
         _refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
         if given.get("task", MODULAR[0]) not in MODULAR:
-            _refuse(given, ("frac", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
+            _refuse(given, ("frac", "split", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
+        if "split" in given:
+            _refuse(given, ("split_seed",), "without --split, which says it all")
     if is_one or not is_directory:
         _refuse(given, ("tables", "all_controls"), "with a directory, and without --json, --export or --figures")
 
@@ -178,8 +210,7 @@ def analyze_one(given: dict[str, Any]) -> int:
         coordinates = {name: given[name] for name in COORDINATES if name in given}
         subject = subjects.subject_of_run(load(given["target"]), given.get("epoch"), **coordinates)
     else:
-        names = ("frac", "seed", *OF_A_FILE, *(() if "export" in given else ("names",)))
-        subject = subjects.subject_of_file(given["target"], **{name: given[name] for name in names if name in given})
+        subject = subjects.subject_of_file(given["target"], **_of_file(given))
     if "export" in given:
         interop.save(given["export"], subject.config, subject.params, given.get("names", NAMES[0]))
         if (factor := subject.config.residual_factor) != 1:
@@ -197,17 +228,66 @@ def analyze_one(given: dict[str, Any]) -> int:
     return 0
 
 
+def _of_file(given: dict[str, Any]) -> dict[str, Any]:
+    """The flags that say what a file holds."""
+    names = ("frac", "seed", *OF_A_FILE, *(() if "export" in given else ("names",)))
+    return {name: given[name] for name in names if name in given}
+
+
+def analyze_list(given: dict[str, Any]) -> int | None:
+    """Measure every network in a list of a file; None if --entry names no list."""
+    from jaxgrok.atomic import replace_text
+    from jaxgrok.cli import show
+    from jaxgrok.measures import subjects
+
+    of_list = subjects.subjects_of_list(given["target"], **_of_file(given))
+    if not of_list:
+        return None
+    _refuse(given, ("export", "figures"), "with one network of the list: --entry NAME[N]")
+    measured = [subjects.measure_subject(subject, given.get("dtype", "float32")) for subject in of_list]
+    if "json" in given:
+        plain = [subjects.subject_to_json(*pair) for pair in zip(of_list, measured, strict=True)]
+        replace_text(given["json"], json.dumps(plain, indent=1) + "\n")
+    show.print_list(of_list, measured)
+    return 0
+
+
+def analyze_logits(given: dict[str, Any]) -> int:
+    """Measure the logits in a file."""
+    from jaxgrok.atomic import replace_text
+    from jaxgrok.cli import show
+    from jaxgrok.measures import subjects
+
+    names = ("p", "task", "frac", "split", "split_seed", "seed", "dtype")
+    found = subjects.measure_logits(given["logits"], **{name: given[name] for name in names if name in given})
+    if "json" in given:
+        replace_text(given["json"], json.dumps(found.json, indent=1) + "\n")
+    show.print_logits(found)
+    return 0
+
+
 def run(args: dict[str, Any]) -> int:
-    """Analyse a directory or one network, as the flags say; returns the exit status. Raises BadInput."""
+    """Analyse a directory, one network or logits, as the flags say; returns the exit status. Raises BadInput."""
     given = checked(args)
-    if not os.path.exists(given["target"]):
-        raise BadInput("run directory or file", str(given["target"]), "one that exists")
-    is_directory, is_one = given["target"].is_dir(), bool(set(given) & set(OF_ONE_NETWORK))
-    _check_combination(given, is_directory, is_one)
+    if ("target" in given) == ("logits" in given):
+        both = f"{given['target']} and --logits" if "target" in given else "nothing"
+        raise BadInput("run directory or file", both, "a directory, a file of weights, or --logits FILE")
+    target = given["target" if "target" in given else "logits"]
+    if not os.path.exists(target):
+        raise BadInput("run directory or file", str(target), "one that exists")
     if given.get("dtype") == "float64":
         import jax
 
         jax.config.update("jax_enable_x64", True)
+    if "logits" in given:
+        _refuse(given, set(given) - set(OF_LOGITS), "without --logits")
+        return analyze_logits(given)
+    _refuse(given, ("p",), "with --logits")
+    is_checkpoint = any((target / name).exists() for name in OF_ORBAX)
+    is_directory, is_one = target.is_dir() and not is_checkpoint, bool(set(given) & set(OF_ONE_NETWORK))
+    _check_combination(given, is_directory, is_one)
+    if "entry" in given and "[" not in given["entry"] and (status := analyze_list(given)) is not None:
+        return status
     return analyze_one(given) if is_one or not is_directory else analyze_directory(given)
 
 

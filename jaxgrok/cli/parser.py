@@ -75,9 +75,8 @@ def add_run_flags(p: Parser) -> None:
     model.add_argument("--n-heads", metavar="N", help="attention heads; must divide d_model (default 4)")
     model.add_argument("--d-model", metavar="N", help="width of the residual stream (default 128; induction: 48)")
     model.add_argument("--d-mlp", metavar="N", help="hidden width of the MLP (default 4 d_model; arch mlp: 256)")
-    model.add_argument(
-        "--act", metavar="NAME", help=f"{' '.join(CHOICES['act'])} (default relu; gelu is the exact erf form)"
-    )
+    acts = f"{' '.join(CHOICES['act'])} (default relu; gelu is the exact erf form, square is x^2)"
+    model.add_argument("--act", metavar="NAME", help=acts)
     model.add_argument("--n-ctx", metavar="N", help="positions of the network (default: the sequence length)")
     residual = "factor f in f x + sublayer(x) (default 1; the released induction networks have 2)"
     model.add_argument("--residual-factor", metavar="X", help=residual)

@@ -129,7 +129,41 @@ def print_network(found: dict[str, np.ndarray], remarks: Sequence[str]) -> None:
         return
     print_table(*circuit_tables.keys_table([("", found)]))
     print_table(*circuit_tables.networks_table([found]))
-    print("\n".join([circuit_tables.NETWORKS_NOTE, *remarks]))
+    print("\n".join([circuit_tables.NETWORK_NOTE, *remarks]))
+
+
+OVER_TRAINING = (
+    ("train loss", "loss/train"),
+    ("test loss", "loss/test"),
+    ("restricted loss", "restricted_loss/all"),
+    ("excluded loss (train)", "excluded_loss/train"),
+    ("Gini of W_E", "gini/W_E"),
+    ("squared weights", "sum_squared_weights/total"),
+)
+
+
+def print_list(of_list: Sequence[subjects.Subject], measured: Sequence[subjects.Measures]) -> None:
+    """Print the measures of the networks of a list, a row each, and the last one in full."""
+    rows = []
+    for subject, measures in zip(of_list, measured, strict=True):
+        found, about = subjects.flatten(measures), subject.about
+        numbers = [f"{float(found[name]):.4g}" if name in found else "-" for _, name in OVER_TRAINING]
+        rows.append([about["entry"], f"{about['epoch']:,}" if "epoch" in about else "-", *numbers])
+    print_table(["network", "epoch", *(label for label, _ in OVER_TRAINING)], rows)
+    if subjects.all_the_same(of_list):
+        print(f"all {len(of_list)} networks are the same: the program may have saved them without a copy")
+    print_network(subjects.flatten(measured[-1]), subjects.remarks(of_list[-1], measured[-1]))
+
+
+def print_logits(found: subjects.MeasuredLogits) -> None:
+    """Print what logits alone say of a network, and remarks about it."""
+    header, rows = circuit_tables.networks_table([subjects.flatten(found.measured)])
+    print_table(header, [row for row in rows if row[1] != "-"])
+    keys = ", ".join(map(str, found.json["key_frequencies"]["keys"])) or "none"
+    accuracies = found.measured["accuracies"]
+    print(f"keys, by the size of alpha: {keys}")
+    print(f"accuracy: train {accuracies['train']:.4f}, test {accuracies['test']:.4f}")
+    print("\n".join([circuit_tables.NETWORK_NOTE, *found.remarks]))
 
 
 def print_networks(found: Analysis) -> None:

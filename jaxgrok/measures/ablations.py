@@ -92,6 +92,27 @@ def row_space(rows: Float[Array, "F M"], chosen: Bool[Array, "F"]) -> Float[Arra
 
 
 @at_precision("highest")
+def losses_of_key_blocks(
+    logits: Float[Array, "P P P"],
+    labels: Int[Array | np.ndarray, "P P"],
+    keys: Bool[Array, "K"],
+    controls: Controls,
+) -> tuple[Float[Array, ""], Float[Array, "n"]]:
+    """The loss of the logits' mean and their 3x3 blocks of the keys alone, and that of each random set in their place;
+    NaN without keys, or without enough other frequencies."""
+    p = len(labels)
+    components = fourier.transform2(logits)
+    blocks, mean = fourier.blocks(components), components[0, 0] / p
+
+    def keep(mask):
+        kept = fourier.from_blocks(jnp.where(mask[:, None, None, None], blocks, 0), p)
+        return mean_loss(mean[None, None] + kept, labels)
+
+    of_keys, of_sets = keep(keys), jax.lax.map(keep, controls.sets)
+    return where_known(keys.any(), of_keys), where_known(controls.sets.any(), of_sets)
+
+
+@at_precision("highest")
 def losses_without_each_block(
     net: Network,
     labels: Int[Array | np.ndarray, "P P"],
@@ -191,13 +212,7 @@ def ablations(
 ) -> tuple[dict, dict]:
     """The loss of every ablation, and the losses of each draw of their controls."""
     p, M = net.W_L.shape
-    logit_components = fourier.transform2(net.logits)
-    logit_blocks, mean = fourier.blocks(logit_components), logit_components[0, 0] / p
-
-    def keep_blocks(mask):
-        kept = fourier.from_blocks(jnp.where(mask[:, None, None, None], logit_blocks, 0), p)
-        return mean_loss(mean[None, None] + kept, labels)
-
+    key_blocks, draws_of_blocks = losses_of_key_blocks(net.logits, labels, keys, controls)
     without_each = losses_without_each_block(net, labels, keys | controls.singles.any(axis=0))
     itself = jnp.arange(p // 2)[None]
     stand_ins = jnp.concatenate([itself, controls.stand_ins])
@@ -212,7 +227,7 @@ def ablations(
 
     on_keys, on_null_space = on_rows(fourier.transform(net.W_L))
     needs_keys = {
-        "keep_key_blocks": keep_blocks(keys),
+        "keep_key_blocks": key_blocks,
         "mlp_on_W_L_key_directions": on_keys,
         "mlp_on_their_null_space": on_null_space,
     }
@@ -224,7 +239,7 @@ def ablations(
     random_keys = jax.random.split(controls.normals_key, len(controls.sets))
     on_random, off_random = where_known(keys.any(), jax.lax.map(on_random_rows, random_keys))
     draws = {
-        "keep_key_blocks": where_known(controls.sets.any(), jax.lax.map(keep_blocks, controls.sets)),
+        "keep_key_blocks": draws_of_blocks,
         "remove_key_from_neurons": at_singles(without_each, controls.singles),
         "clustered_neurons_as_polynomials": where_known(controls.enough_stand_ins, polynomials[1:]),
         "mlp_on_W_L_key_directions": on_random,

@@ -20,6 +20,7 @@ Shapes: P residue, F Fourier row, K frequency, M neurons, H heads, S positions, 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from jaxgrok.measures.ablations import (
     ablations,
     at_singles,
     draw_controls,
+    losses_of_key_blocks,
     median_and_range,
     where_known,
 )
@@ -42,7 +44,7 @@ from jaxgrok.measures.all_pairs import Network, Split, Stream, losses, over_spli
 from jaxgrok.nets import interop
 from jaxgrok.nets.loss import cross_entropy, is_correct
 from jaxgrok.nets.precision import at_precision
-from jaxgrok.tasks import modular_task
+from jaxgrok.tasks import ModularTask, modular_task
 
 __all__ = ["SCHEMA", "Split", "all", "find_keys", "measure", "plain", "split_of", "to_json"]
 
@@ -210,14 +212,15 @@ def sum_squared_weights(params: dict) -> dict[str, Float[Array, ""]]:
 # --- everything -------------------------------------------------------------------------------------------------------
 
 
-def _wave_measures(net: Network, split: Split, is_train, keys, controls: Controls, s) -> tuple[dict, dict]:
-    """The progress measures that need the wave argument s, and the draws of their controls."""
+def _wave_measures(
+    logits: Float[Array, "P P P"], waves: Waves, split: Split, is_train, keys, controls: Controls
+) -> tuple[dict, dict]:
+    """The progress measures that need the wave argument, and the draws of their controls."""
     labels = split.labels.reshape(is_train.shape)
-    waves = waves_of(net.logits, s)
-    each = excluded_loss_of_each(net.logits, waves, split)
+    each = excluded_loss_of_each(logits, waves, split)
 
     def of_set(mask):
-        excluded = excluded_loss(net.logits, waves, labels, is_train, mask)
+        excluded = excluded_loss(logits, waves, labels, is_train, mask)
         return {
             "restricted_loss": restricted_loss(waves, is_train, mask),
             "excluded_loss": {part: excluded[part] for part in ("train", "all")},
@@ -228,22 +231,34 @@ def _wave_measures(net: Network, split: Split, is_train, keys, controls: Control
         "excluded_loss_per_key": each,
         "excluded_loss_max_over_frequencies": each.max(),
         "alpha": waves.alpha,
-        "mlp_readout_fve": mlp_readout_fve(net.mlp_logits, s),
     }
     draws = where_known(controls.sets.any(), jax.lax.map(of_set, controls.sets))
     return measured, draws | {"excluded_loss_per_key": at_singles(each, controls.singles)}
 
 
-def _without_waves(net: Network, split: Split, is_train, keys, controls: Controls) -> tuple[dict, dict]:
-    """The structure of `_wave_measures`, with NaN for every number. Any argument gives the shapes."""
-    any_argument = np.indices(is_train.shape).sum(axis=0) % len(is_train)
-    shapes = jax.eval_shape(lambda: _wave_measures(net, split, is_train, keys, controls, any_argument))
+def _of_network(net: Network, split: Split, is_train, keys, controls: Controls, s) -> tuple[dict, dict]:
+    """`_wave_measures` of a network, and the share of its MLP's readout that the waves explain."""
+    of_logits, draws = _wave_measures(net.logits, waves_of(net.logits, s), split, is_train, keys, controls)
+    return of_logits | {"mlp_readout_fve": mlp_readout_fve(net.mlp_logits, s)}, draws
+
+
+def _where_waves(task: ModularTask, of_argument: Callable[[np.ndarray], Any]) -> Any:
+    """What of_argument returns for the task's wave argument, with NaN for every number if the task has none."""
+    if fourier.has_waves(task):
+        return of_argument(fourier.wave_argument(task))
+    any_argument = np.indices((task.p, task.p)).sum(axis=0) % task.p  # any gives the shapes
+    shapes = jax.eval_shape(lambda: of_argument(any_argument))
     return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
 
 def _rules(net: Network, fits: fourier.NeuronFits) -> fourier.KeyRules:
     W_L_norms, W_E_norms = fourier.frequency_norms(net.W_L), fourier.frequency_norms(net.W_E)
     return fourier.key_frequencies(W_L_norms, W_E_norms, fourier.cluster_sizes(fits, len(W_L_norms)))
+
+
+def _mask(split: Split, p: int) -> Bool[Array, "P P"]:
+    """Whether each pair is a train pair."""
+    return jnp.zeros(p * p, bool).at[split.train].set(True).reshape(p, p)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -277,7 +292,7 @@ def measure(
     task, p = modular_task(config), config.p
     net = run_network(config, params)
     labels = split.labels.reshape(p, p)
-    is_train = jnp.zeros(p * p, bool).at[split.train].set(True).reshape(p, p)
+    is_train = _mask(split, p)
     of_neurons = fourier.neuron_blocks(net.neurons)
     fits = fourier.fit_neurons(of_neurons)
     clusters = fourier.cluster_sizes(fits, p // 2)
@@ -285,10 +300,7 @@ def measure(
     keys = rules.keys if keys is None else jnp.asarray(keys)
     controls = draw_controls(seed, keys, clusters, draws)
     losses_ablated, ablation_draws = ablations(net, of_neurons, fits, labels, keys, controls)
-    if fourier.has_waves(task):
-        of_waves, wave_draws = _wave_measures(net, split, is_train, keys, controls, fourier.wave_argument(task))
-    else:
-        of_waves, wave_draws = _without_waves(net, split, is_train, keys, controls)
+    of_waves, wave_draws = _where_waves(task, lambda s: _of_network(net, split, is_train, keys, controls, s))
     accuracies = over_splits(is_correct(net.logits, labels).astype(net.logits.dtype), is_train)
     components = fourier.transform(net.W_L)
     outside = jnp.where(fourier.rows_of(keys, p)[:, None], 0, components)
@@ -324,6 +336,48 @@ def measure(
 all = functools.partial(jax.jit, static_argnums=(0, 5))(measure)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+@at_precision("highest")
+def of_logits(
+    config: Config, logits: Float[Array | np.ndarray, "P P C"], split: Split, seed: int | Int[Array, ""] = 0
+) -> dict[str, Any]:
+    """Every measure that needs the logits alone, of any architecture, with the names that `measure` gives them.
+
+    logits: on all pairs (a, b), for the p number classes, or for p + 1 with "=" last. seed: of the random controls.
+
+    Without weights the keys are found by the rule of W_L, applied to the square root of |alpha|: at least a quarter of
+    the largest, and 3 times the median. The root, because a key's logits are a product of activations and of W_L, which
+    both grow with the key.
+
+    Raises BadInput if the task is not modular.
+    """
+    task, p = modular_task(config), config.p
+    numbers, labels, is_train = jnp.asarray(logits)[..., :p], split.labels.reshape(p, p), _mask(split, p)
+    no_clusters = jnp.zeros(p // 2, int)
+
+    def of_argument(s):
+        waves = waves_of(numbers, s)
+        size = jnp.sqrt(jnp.abs(waves.alpha))
+        keys = fourier.key_frequencies(size, size, no_clusters).keys
+        controls = draw_controls(seed, keys, no_clusters)
+        measured, draws = _wave_measures(numbers, waves, split, is_train, keys, controls)
+        kept, kept_draws = losses_of_key_blocks(numbers, labels, keys, controls)
+        ablated = {"ablation_loss": {"keep_key_blocks": kept}}
+        controlled = jax.tree.map(median_and_range, draws | {"ablation_loss": {"keep_key_blocks": kept_draws}})
+        return measured | ablated | {"controls": controlled}, keys.astype(numbers.dtype)
+
+    measured, keys = _where_waves(task, of_argument)
+    accuracies = over_splits(is_correct(numbers, labels).astype(numbers.dtype), is_train)
+    return measured | {
+        "accuracy": accuracies["all"],
+        "accuracies": accuracies,
+        "loss": losses(numbers, labels, is_train),
+        "loss_all_classes": losses(jnp.asarray(logits), labels, is_train),
+        "key_frequencies": {"keys": keys > 0},
+        "no_keys": ~(keys > 0).any(),
+    }
+
+
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -348,16 +402,11 @@ def to_json(config: Config, measures: dict[str, Any]) -> dict[str, Any]:
     The caller adds `split`.
     """
     m, p = jax.tree.map(np.asarray, measures), config.p
-    keys = fourier.frequencies_of(m["key_frequencies"]["keys"])
-
-    def per_key(x):
-        return {str(k): plain(x[k - 1]) for k in keys}
-
+    per_key, keys = _by_key(m)
     rows = [(row, name) for row, name in enumerate(fourier.row_names(p)) if fourier.frequency_of_row(p)[row] in keys]
     out = m | {
         "neuron_clusters": {str(k + 1): int(n) for k, n in enumerate(m["neuron_clusters"]) if n},
-        "key_frequencies": {rule: fourier.frequencies_of(mask) for rule, mask in m["key_frequencies"].items()},
-        **{name: per_key(m[name]) for name in ("excluded_loss_per_key", "alpha")},
+        **_key_measures(m),
         "mlp_readout_fve": {name: m["mlp_readout_fve"][row - 1] for row, name in rows},
         "ablation_loss": {name: x for name, x in m["ablation_loss"].items() if x is not None},
     }
@@ -366,6 +415,30 @@ def to_json(config: Config, measures: dict[str, Any]) -> dict[str, Any]:
     if by_head is not None:
         heads = zip(by_head["frequency"], by_head["fve"], strict=True)
         out["attention_score_frequency"] = {str(h): {"frequency": k, "fve": fve} for h, (k, fve) in enumerate(heads)}
+    return _with_waves(config, out)
+
+
+def logits_to_json(config: Config, measures: dict[str, Any]) -> dict[str, Any]:
+    """What `of_logits` returns as plain values, in the form of `to_json`."""
+    m = jax.tree.map(np.asarray, measures)
+    return _with_waves(config, m | _key_measures(m))
+
+
+def _by_key(m: dict[str, Any]) -> tuple[Callable[[np.ndarray], dict[str, Any]], list[int]]:
+    """(what makes an array over frequencies a dictionary over keys, the keys)."""
+    keys = fourier.frequencies_of(m["key_frequencies"]["keys"])
+    return lambda x: {str(k): plain(x[k - 1]) for k in keys}, keys
+
+
+def _key_measures(m: dict[str, Any]) -> dict[str, Any]:
+    """The sets of frequencies as lists, and the measures that exist for each key as dictionaries."""
+    per_key, _ = _by_key(m)
+    sets = {rule: fourier.frequencies_of(mask) for rule, mask in m["key_frequencies"].items()}
+    return {"key_frequencies": sets, **{name: per_key(m[name]) for name in ("excluded_loss_per_key", "alpha")}}
+
+
+def _with_waves(config: Config, out: dict[str, Any]) -> dict[str, Any]:
+    """Plain values, with the argument of the task's waves."""
     task = modular_task(config)
     out["waves"] = fourier.WAVE_ARGUMENTS[task.operation][0] if fourier.has_waves(task) else None
     return {name: x if x is None or isinstance(x, str) else plain(x) for name, x in out.items()}

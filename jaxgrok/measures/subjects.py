@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from jaxgrok.config import BadInput, Config
 from jaxgrok.measures import circuits as measures
-from jaxgrok.measures import fourier, heads
+from jaxgrok.measures import fourier, heads, splits
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import Params
 from jaxgrok.store.results import Cell, Results
@@ -34,6 +34,8 @@ class MeasureSet(StrEnum):
 
 CIRCUITS, HEADS = MeasureSet.CIRCUITS, MeasureSet.HEADS
 MEASURABLE = "induction, or a modular task with an MLP and residual factor 1"
+LEARNED = 0.9  # a network that was trained answers more of its train pairs than this
+SAME_LOSS = 0.1  # halves whose losses differ by a smaller share are drawn from the same pairs, as far as one can see
 # The fields of a config that decide what is measured; all others are at their defaults, so that one compilation serves
 # all configs that differ in them alone.
 _SHAPES = (
@@ -129,22 +131,94 @@ def _split_of(
     return split, {"seed": seed if split_seed is None else split_seed, "frac_train": frac}
 
 
-def subject_of_file(
-    path: str | Path, *, frac: float = 0.3, split_seed: int = 0, seed: int | None = None, **options: Any
-) -> Subject:
-    """The network in a file of weights, on the split of `split_seed`.
+EPOCHS = ("checkpoint_epochs", "epochs", "epoch", "steps")  # how programs name the epochs of a list of networks
 
+
+def subjects_of_list(path: str | Path, entry: str, **options: Any) -> list[Subject]:
+    """The networks of a list in a file, in its order, to be measured with the keys of the last.
+
+    options: as `subject_of_file` takes them. Empty if the file has no such list. `about` has the entry of each, and its
+    epoch if the file has recorded as many epochs as the list is long.
+
+    Raises BadInput, and names what is wrong.
+    """
+    of_split = {name: options.pop(name) for name in ("frac", "split_seed", "split", "seed") if name in options}
+    networks = interop.load_list(path, entry, **options)
+    if not networks:
+        return []
+    last, subjects = list(networks.values())[-1].params, []
+    for number, (where, network) in enumerate(networks.items()):
+        subject = _subject(network, **of_split)
+        recorded = (np.asarray(network.recorded.get(name, 0)) for name in EPOCHS)
+        epochs = next((x for x in recorded if x.shape == (len(networks),)), None)
+        about = {**subject.about, "entry": where} | ({} if epochs is None else {"epoch": int(epochs[number])})
+        subjects.append(subject._replace(about=about, params_of_keys=last))
+    return subjects
+
+
+def all_the_same(of_list: Sequence[Subject]) -> bool:
+    """Whether a list has several networks with equal weights, as where `state_dict()` was appended without a copy."""
+    first = jax.tree.leaves(of_list[0].params)
+    others = (zip(first, jax.tree.leaves(subject.params), strict=True) for subject in of_list[1:])
+    return len(of_list) > 1 and all(np.array_equal(x, y) for pairs in others for x, y in pairs)
+
+
+def subject_of_file(
+    path: str | Path,
+    *,
+    frac: float | None = None,
+    split_seed: int | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> Subject:
+    """The network in a file of weights, on the pairs that it was trained on.
+
+    frac, split_seed: the fraction of the pairs (0.3 if None) and the seed of the authors' shuffle (0 if None). A
+        fraction of 1 is every pair.
+    split: another split, as `splits.chosen_pairs` takes it: `torch:SEED`, or a file of pairs. None means the pairs that
+        the file itself has recorded, and the authors' shuffle if it has none, or if split_seed is given.
     seed: of the labels of task `random` and of the random controls. None means the split's.
     options: as `interop.load` takes them.
 
     Raises BadInput, and names what is wrong.
     """
-    config, params, recorded = interop.load(path, **options)
-    seed = split_seed if seed is None else seed
-    split, about = _split_of(config, frac, seed, split_seed)
-    losses = {name: recorded.get(name) for name in ("train_loss", "test_loss")}
-    about |= {f"recorded_{name}": x for name, x in losses.items() if isinstance(x, int | float) and math.isfinite(x)}
-    return Subject(config, params, split, params, seed, about)
+    network = interop.load(path, **options)
+    subject = _subject(network, frac, split_seed, split, seed)
+    about = subject.about
+    if "[" not in (options.get("entry") or ""):  # what is recorded beside a list is not of one of its networks
+        about = about | _recorded_losses(network.recorded)
+    if "other_entries" in network.recorded:
+        about = about | {"other_entries": len(network.recorded["other_entries"])}
+    return subject._replace(about=about)
+
+
+def _subject(
+    network: interop.Imported,
+    frac: float | None = None,
+    split_seed: int | None = None,
+    split: str | None = None,
+    seed: int | None = None,
+) -> Subject:
+    config, params, recorded = network
+    seed = (split_seed or 0) if seed is None else seed
+    pairs, about = None, {}
+    if kind_of(config) is CIRCUITS:
+        pairs, about = splits.split_of_file(config, recorded, frac, split_seed, split, seed)
+    return Subject(config, params, pairs, params, seed, about)
+
+
+def _recorded_losses(recorded: dict[str, Any]) -> dict[str, float]:
+    """The losses that a file has recorded, at its top or one level below, by the names that they have in our JSON. Of a
+    list it is the last one."""
+    found = {}
+    for place in (recorded, *(x for x in recorded.values() if isinstance(x, dict))):
+        for part in ("train", "test"):
+            for name in (f"{part}_loss", f"{part}_losses"):
+                x = np.asarray(place.get(name, np.nan)).ravel()
+                if x.dtype.kind in "iuf" and len(x) and math.isfinite(x[-1]):
+                    found.setdefault(f"recorded_{part}_loss", float(x[-1]))
+    return found
 
 
 def subject_of_run(results: Results, epoch: int | None = None, **coordinates: Any) -> Subject:
@@ -197,17 +271,109 @@ def remarks(subject: Subject, measured: Measures) -> list[str]:
     lines = list(subject.warnings)
     if kind_of(subject.config) is HEADS:
         return lines
-    if subject.config.task not in fourier.WAVE_ARGUMENTS:
+    lines += _of_keys(subject.config, measured)
+    losses = {part: float(measured["loss_all_classes"][part]) for part in ("train", "test")}
+    recorded = {part: subject.about.get(f"recorded_{part}_loss") for part in losses}
+    for part, theirs in recorded.items():
+        if theirs is not None and math.isfinite(losses[part]):
+            agrees = abs(losses[part] - theirs) <= 0.01 * abs(theirs)
+            doubt = "" if agrees else "; are these the split, fraction and task of that network?"
+            lines.append(f"{part} loss {losses[part]:.6e}, recorded in the file {theirs:.6e}{doubt}")
+    if "run" not in subject.about and not any(recorded.values()):
+        lines += _doubts(measured, _classes(subject))
+    if others := subject.about.get("other_entries"):
+        lines.append(f"the file holds {others} other networks: --entry names one")
+    return lines
+
+
+def _classes(subject: Subject) -> int:
+    params = subject.params
+    return np.shape(params["W_out"] if subject.config.arch == "mlp" else params["unembed"]["W_U"])[-1]
+
+
+def _doubts(measured: Measures, classes: int) -> list[str]:
+    """Why a split may not be the one that a network was trained on, or the network not what it is read as."""
+    train, test = (float(measured["loss_all_classes"][part]) for part in ("train", "test"))
+    accuracy, chance = float(measured["accuracies"]["train"]), math.log(classes)
+    if train > chance / 2 or accuracy < LEARNED:
+        return [
+            f"train loss {train:.3g} (chance {chance:.3g}), train accuracy {accuracy:.1%}: the split or the task looks "
+            "wrong, or the network is not what it is read as (causal softmax attention, no normalisation, nothing "
+            "added to the embedding, this --act), or it has not learned"
+        ]
+    if abs(train - test) <= SAME_LOSS * max(train, test):
+        return [
+            f"the loss is the same on both halves (train {train:.3g}, test {test:.3g}): if the network was trained on "
+            "one half, the split looks wrong; --frac 1 is for a network that was trained on every pair"
+        ]
+    return []
+
+
+# --- logits alone -----------------------------------------------------------------------------------------------------
+
+
+class MeasuredLogits(NamedTuple):
+    """What the logits of a network say of it.
+
+    Attributes:
+        measured: what `circuits.of_logits` returns, as numpy.
+        json: the same as plain values, with the split.
+        remarks: what a reader must know beside it.
+    """
+
+    measured: Measures
+    json: dict[str, Any]
+    remarks: list[str]
+
+
+def measure_logits(
+    path: str | Path,
+    *,
+    p: int | None = None,
+    task: str = "add",
+    frac: float | None = None,
+    split: str | None = None,
+    split_seed: int | None = None,
+    seed: int | None = None,
+    dtype: str = "float32",
+) -> MeasuredLogits:
+    """Every measure that needs no weights, of the logits in a .npy of shape (p, p, p), (p, p, p + 1), or with the pairs
+    in one axis.
+
+    The other arguments are those of `subject_of_file`.
+
+    Raises BadInput, and names what is wrong.
+    """
+    try:
+        logits = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput("logits", str(path), f"a .npy file of numbers ({str(error).splitlines()[0]})") from None
+    size = p or (math.isqrt(len(logits)) if logits.ndim == 2 else len(logits) if logits.ndim else 0)
+    classes = logits.shape[-1] if logits.ndim else 0
+    is_shape = logits.shape in ((size, size, classes), (size * size, classes)) and classes in (size, size + 1)
+    if not is_shape or size < 2 or logits.dtype.kind != "f":
+        wanted = f"floats of shape ({p or 'p'}, {p or 'p'}, {p or 'p'}), or one class more"
+        raise BadInput("logits", f"{logits.dtype}{list(logits.shape)}", wanted)
+    if not np.isfinite(logits).all():
+        raise BadInput("logits", str(path), "finite numbers")
+    config = config_for_analysis(Config(task=task, p=size), dtype)
+    seed = (split_seed or 0) if seed is None else seed
+    pairs, about = splits.split_of_file(config, {}, frac, split_seed, split, seed)
+    measured = measures.of_logits(config, logits.reshape(size, size, classes).astype(dtype), pairs, seed)
+    measured = jax.tree.map(np.asarray, measured)
+    lines = _of_keys(config, measured)
+    lines += _doubts(measured, classes)
+    return MeasuredLogits(measured, measures.logits_to_json(config, measured) | {"split": about}, lines)
+
+
+def _of_keys(config: Config, measured: Measures) -> list[str]:
+    """Why measures of waves or of keys do not exist, where they do not."""
+    lines = []
+    if config.task not in fourier.WAVE_ARGUMENTS:
         lines.append(
-            f"task {subject.config.task}: its answer is no wave of a and b, so restricted, excluded and fitted losses "
+            f"task {config.task}: its answer is no wave of a and b, so restricted, excluded and fitted losses "
             "do not exist"
         )
     if measured["no_keys"]:
         lines.append("no keys: no frequency satisfies the rules, so the measures that need keys do not exist")
-    for part in ("train", "test"):
-        recorded, ours = subject.about.get(f"recorded_{part}_loss"), float(measured["loss_all_classes"][part])
-        if recorded is not None:
-            agrees = abs(ours - recorded) <= 0.01 * abs(recorded)
-            doubt = "" if agrees else "; are these the split, fraction and task of that network?"
-            lines.append(f"{part} loss {ours:.6e}, recorded in the file {recorded:.6e}{doubt}")
     return lines

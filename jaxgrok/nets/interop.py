@@ -1,4 +1,4 @@
-"""Reads and writes weights as .pth, .safetensors and .npz files, under the authors' names or TransformerLens's.
+"""Reads and writes networks as files of weights, under the authors' names or TransformerLens's.
 
     imported = interop.load("weights.pth")                  # imported.config, imported.params, imported.recorded
     interop.save("out.safetensors", config, params, names="transformer_lens")
@@ -12,21 +12,22 @@ task and its residual factor.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from os import PathLike
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgrok.config import MODULAR, BadInput, Config
+from jaxgrok.config import CHOICES, MODULAR, BadInput, Config
+from jaxgrok.nets.entries import Picked, State, in_list, pick
 from jaxgrok.nets.model import Params, context, make_model
-from jaxgrok.nets.weight_files import State, optional, read, write
+from jaxgrok.nets.name_map import Sizes, axes_of, kind_of, listed, read_map, rearrange, shape_of
+from jaxgrok.nets.weight_files import contents, optional, read, write
 from jaxgrok.tasks import make_task
-
-Sizes = dict[str, int]  # the size of each letter
 
 
 class Layout(Enum):
@@ -36,15 +37,18 @@ class Layout(Enum):
     AUTHORS: the shapes of the authors' code for the modular tasks.
     AUTHORS_LATER: those of their later code, for the other tasks, which keeps W_O per head. They are read, and drawn
         for the tasks of that code, but never written.
+    TRANSPOSED: of the MLP network alone, those of PyTorch's linear layers. They are read, never written.
     """
 
     AUTHORS = "authors"
     TRANSFORMER_LENS = "transformer_lens"
     AUTHORS_LATER = "authors, W_O per head"
+    TRANSPOSED = "transposed"
 
 
 OURS = Layout.TRANSFORMER_LENS
-NAMES = ("authors", "transformer_lens")  # what a caller may give as `names`
+NAMES = ("authors", "transformer_lens")  # what a caller may give as `names` for a file that is written,
+READ_NAMES = (*NAMES, "transposed")  # and for one that is read, beside a map of names
 
 # kind of weight: (our dimensions, the authors'). "D(HK)" has one axis of size H times K. {} is the layer.
 W_O = "blocks.{}.attn.W_O"
@@ -64,12 +68,17 @@ TABLE = {
 W_O_PER_HEAD = "HDK"  # in AUTHORS_LATER, which is otherwise AUTHORS
 # The one-hot MLP has names of its own, and the same shapes everywhere.
 MLP_TABLE = {"W_in": ("PM", "PM"), "b_in": ("M", "M"), "W_out": ("MP", "MP"), "b_out": ("P", "P")}
+OUR_DIMS = {kind: ours for kind, (ours, _) in (TABLE | MLP_TABLE).items()}
 # The kinds of weights of each architecture.
 KINDS = {
     "transformer": tuple(TABLE),
     "attn_only": tuple(kind for kind in TABLE if ".mlp." not in kind),
     "mlp": tuple(MLP_TABLE),
 }
+# A file may lack these; then they are zero.
+BIASES = ("blocks.{}.mlp.b_in", "blocks.{}.mlp.b_out", "b_in", "b_out")
+# A program may put something before every name (`module.`, `_orig_mod.`, `model.`). These tell where a name begins.
+ANCHORS = ("embed.W_E", "W_in")
 # The authors' attention-only class gives its blocks this prefix. It is read, never written.
 ATTN_BLOCKS = "attn_blocks."
 
@@ -82,7 +91,15 @@ ZERO_BIASES = {
     "blocks.{}.attn.b_O": "D",
     "unembed.b_U": "C",
 }
-BUFFERS = ("blocks.{}.attn.mask", "blocks.{}.attn.IGNORE")  # others' constants: ignored where they are read
+# What our networks do not have, by how programs name its weights.
+FOREIGN = {
+    "LayerNorm or another norm": r"(^|[._])(ln|norm|layer_?norm|rms_?norm|batch_?norm|bn)(_|\d|\.|$|f\b|final)",
+    "rotary positions": r"rotary|rope",
+    "quantised weights": r"zero_point|qweight|weight_scale|_packed",
+    "low-rank updates": r"lora_",
+    "a gated MLP": r"W_gate|gate_proj",
+}
+BUFFERS = ("blocks.{}.attn.mask", "blocks.{}.attn.IGNORE", "basis")  # others' constants: ignored where they are read
 
 
 class Imported(NamedTuple):
@@ -90,7 +107,9 @@ class Imported(NamedTuple):
 
     config: its sizes are the file's; the task, activation function and residual factor are those that the caller gave.
     params: numpy arrays in our shapes.
-    recorded: the plain numbers and settings that a .pth held beside its weights (train_loss, config, ...).
+    recorded: what the file held beside its weights and is plain: numbers and settings (train_loss, config, ...), and
+        lists of numbers as arrays (train_losses, train_indices, ...).
+        `other_entries` says where other networks are in the file, as `entry` takes it, if there are any.
     """
 
     config: Config
@@ -113,40 +132,24 @@ class Weights(NamedTuple):
 # --- names and shapes -------------------------------------------------------------------------------------------------
 
 
-def _split_name(name: str) -> tuple[str, int | None]:
-    """The kind and the layer: `blocks.3.attn.W_Q` -> (`blocks.{}.attn.W_Q`, 3). Without a layer: (name, None)."""
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    return (f"blocks.{{}}.{match[2]}", int(match[1])) if match else (name, None)
+def _layer(name: str) -> int | None:
+    """`blocks.3.attn.W_Q` -> 3."""
+    match = re.match(r"blocks\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _dims(names: Iterable[str], layout: Layout) -> dict[str, str]:
     """The dimensions of each of these weights in a layout."""
     found = {}
     for name in names:
-        kind, _ = _split_name(name)
-        ours, authors = (TABLE | MLP_TABLE)[kind]
-        if layout is Layout.AUTHORS_LATER and kind == W_O:
+        ours, authors = (TABLE | MLP_TABLE)[kind_of(name)]
+        if layout is Layout.TRANSPOSED:
+            found[name] = ours[::-1]
+        elif layout is Layout.AUTHORS_LATER and kind_of(name) == W_O:
             found[name] = W_O_PER_HEAD
         else:
             found[name] = ours if layout is OURS else authors
     return found
-
-
-def _axes(dims: str) -> list[str]:
-    """`D(HK)` -> ["D", "HK"]."""
-    return [group.strip("()") for group in re.findall(r"\(\w+\)|\w", dims)]
-
-
-def _shape(dims: str, sizes: Sizes) -> tuple[int, ...]:
-    return tuple(math.prod(sizes[letter] for letter in axis) for axis in _axes(dims))
-
-
-def _rearrange(x: np.ndarray, source: str, target: str, sizes: Sizes) -> np.ndarray:
-    """x, whose dimensions are `source`, as an array whose dimensions are `target`."""
-    letters = "".join(_axes(source))
-    split = x.reshape([sizes[letter] for letter in letters])
-    moved = split.transpose([letters.index(letter) for letter in "".join(_axes(target))])
-    return np.ascontiguousarray(moved.reshape(_shape(target, sizes)))
 
 
 def _sizes(arrays: State, dims: dict[str, str]) -> Sizes:
@@ -154,7 +157,7 @@ def _sizes(arrays: State, dims: dict[str, str]) -> Sizes:
     sizes: Sizes = {}
     # Plain axes first, so that a product of two is only ever checked.
     for name in sorted(dims, key=lambda name: "(" in dims[name]):
-        axes, shape = _axes(dims[name]), arrays[name].shape
+        axes, shape = axes_of(dims[name]), arrays[name].shape
         expected = ", ".join("*".join(str(sizes.get(letter, letter)) for letter in axis) for axis in axes)
         if len(axes) != len(shape):
             raise BadInput(name, shape, f"a shape ({expected})")
@@ -175,9 +178,11 @@ def _fit(arrays: State, names: str | None) -> tuple[dict[str, str], Sizes]:
 
     Raises BadInput if no layout fits, or if several do and disagree about the dimensions.
     """
-    fitting, refusals = {}, {}
+    fitting, refusals, is_mlp = {}, {}, "W_in" in arrays
     for layout in Layout:
         if names is not None and not layout.value.startswith(names):
+            continue
+        if layout is Layout.TRANSPOSED and not is_mlp:
             continue
         dims = _dims(arrays, layout)
         try:
@@ -189,8 +194,12 @@ def _fit(arrays: State, names: str | None) -> tuple[dict[str, str], Sizes]:
         raise refusals[likely] if likely in refusals else next(iter(refusals.values()))
     found = list(fitting.values())
     if any(dims != found[0][0] for dims, _ in found):
-        both = " and ".join(layout.value for layout in fitting)
-        raise BadInput("names", f"shapes that fit both {both}", f"the names argument: {' or '.join(NAMES)}")
+        if is_mlp:
+            both = " and ".join(dict.fromkeys(f"p = {sizes['P']}, d_mlp = {sizes['M']}" for _, sizes in found))
+            accepted = "transposed, if the weights are (out, in) as in PyTorch's linear layers; else transformer_lens"
+        else:
+            both, accepted = " and ".join(layout.value for layout in fitting), " or ".join(NAMES)
+        raise BadInput("names", f"shapes that fit both {both}", f"the names argument: {accepted}")
     return found[0]
 
 
@@ -206,43 +215,52 @@ def _likely_layout(arrays: State) -> Layout:
 
 def _as_float(name: str, x: Any) -> np.ndarray:
     x = np.asarray(x)
-    if x.dtype == np.float16:
+    if x.dtype in (np.float16, jnp.bfloat16):
         return x.astype(np.float32)
     if x.dtype not in (np.float32, np.float64):
-        raise BadInput(name, str(x.dtype), "float16, float32 or float64")
+        raise BadInput(name, str(x.dtype), "bfloat16, float16, float32 or float64; quantised weights are not read")
     return x
 
 
-def _weights_of(state: Mapping[str, Any], arch: str) -> State:
+def _weights_of(state: Mapping[str, Any], arch: str, may_lack: tuple[str, ...] = ()) -> State:
     """The weights that this architecture has, all in one dtype.
+
+    may_lack: kinds that may be missing.
 
     Raises BadInput for a missing or an unknown name, for a dtype that is not a float's, and for a bias that our
     networks lack and that is not zero.
     """
     kinds = KINDS[arch]
-    layers = sorted({layer for name in state if (layer := _split_name(name)[1]) is not None})
+    layers = sorted({layer for name in state if (layer := _layer(name)) is not None})
     if layers != list(range(len(layers))):
         raise BadInput("layers", layers, "blocks.0, blocks.1, ... without a gap")
     # A state without blocks lacks blocks.0, and the message says so. A kind without {} has one weight.
     wanted = [kind.format(layer) for kind in kinds for layer in (range(max(len(layers), 1)) if "{}" in kind else [0])]
     for name in wanted:
-        if name not in state:
-            raise BadInput("weights", f"no {name}", "all of " + " ".join(kinds))
+        if name not in state and kind_of(name) not in may_lack:
+            own = f"the names of the authors' code or TransformerLens's ({', '.join(kinds[:3])}, ...), or a map to them"
+            accepted = f"{own}, names = FILE.toml; the file has {listed(state)}{_foreign(state)}"
+            raise BadInput("weights", f"no {name}", accepted)
     _check_extra_names(state, arch)
-    arrays = {name: _as_float(name, state[name]) for name in wanted}
+    arrays = {name: _as_float(name, state[name]) for name in wanted if name in state}
     dtype = np.result_type(*arrays.values())
     return {name: x.astype(dtype) for name, x in arrays.items()}
 
 
+def _foreign(names: Iterable[str]) -> str:
+    """What the names say of a network that ours do not have, as the end of a message."""
+    found = [what for what, pattern in FOREIGN.items() if any(re.search(pattern, name) for name in names)]
+    return f"; {' and '.join(found)}: not in this network" if found else ""
+
+
 def _check_extra_names(state: Mapping[str, Any], arch: str) -> None:
-    tolerated = () if arch == "mlp" else (*ZERO_BIASES, *BUFFERS)
+    tolerated = BUFFERS if arch == "mlp" else (*ZERO_BIASES, *BUFFERS)
     for name, x in state.items():
-        kind, _ = _split_name(name)
-        if kind in KINDS[arch]:
+        if kind_of(name) in KINDS[arch]:
             continue
-        if kind not in tolerated:
-            raise BadInput("weights", name, "only " + " ".join(KINDS[arch]))
-        if kind in ZERO_BIASES and np.any(np.asarray(x)):
+        if kind_of(name) not in tolerated:
+            raise BadInput("weights", name, f"only {' '.join(KINDS[arch])}{_foreign([name])}")
+        if kind_of(name) in ZERO_BIASES and np.any(np.asarray(x)):
             raise BadInput(name, "a bias that is not zero", "zeros: this network has no such bias")
 
 
@@ -257,7 +275,14 @@ def by_name(params: Params) -> dict[str, Any]:
 
 
 def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arrays with `attn_blocks.N` as `blocks.N`. Raises BadInput for a state that has both."""
+    """The same arrays without a prefix that all names share, and with `attn_blocks.N` as `blocks.N`.
+
+    Raises BadInput for a state that has blocks under both names.
+    """
+    first = next((name for anchor in ANCHORS for name in state if f".{name}".endswith(f".{anchor}")), "")
+    prefix = first.removesuffix(next((anchor for anchor in ANCHORS if first.endswith(anchor)), first))
+    if all(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): x for name, x in state.items()}
     older = [name for name in state if name.startswith(ATTN_BLOCKS)]
     current = [name for name in state if name.startswith("blocks.")]
     if older and current:
@@ -265,26 +290,35 @@ def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("attn_") if name in older else name: x for name, x in state.items()}
 
 
-def _arch_of(names: Iterable[str]) -> str:
-    if "W_in" in names:
+def _arch_of(names: Collection[str]) -> str:
+    if "W_in" in names and not any(name.endswith(("embed", "W_E", "W_Q")) for name in names):
         return "mlp"
     return "transformer" if any(".mlp." in name for name in names) else "attn_only"
 
 
 def _weights_from(state: Mapping[str, Any], names: str | None = None) -> Weights:
     """The network of a state dictionary. Raises BadInput if its names or shapes are not a network's."""
-    if names is not None:
-        _check_names(names)
+    if names is not None and str(names).endswith(".toml"):
+        state, names = read_map(names).apply(state, OUR_DIMS), OURS.value
+    if names is not None and names not in READ_NAMES:
+        raise BadInput("names", names, f"{' or '.join(READ_NAMES)}, or a map: FILE.toml")
     state = _renamed(state)
     arch = _arch_of(state)
-    arrays = _weights_of(state, arch)
+    arrays = _weights_of(state, arch, BIASES)
     dims, sizes = _fit(arrays, names)
     if arch != "mlp" and sizes["H"] * sizes["K"] != sizes["D"]:
         H, D, K = (sizes[letter] for letter in "HDK")
         raise BadInput("blocks.0.attn.W_Q", (H, D, K), f"heads times head width equal to d_model = {D}")
     ours = _dims(arrays, OURS)
-    arrays = {name: _rearrange(x, dims[name], ours[name], sizes) for name, x in arrays.items()}
-    return Weights(arch, arrays, dims, sizes)
+    arrays = {name: rearrange(x, dims[name], ours[name], sizes) for name, x in arrays.items()}
+    return Weights(arch, arrays | _missing_biases(arrays, arch, sizes), dims, sizes)
+
+
+def _missing_biases(arrays: State, arch: str, sizes: Sizes) -> State:
+    """The biases that a network of this architecture has and a file lacks: zeros."""
+    dtype = next(iter(arrays.values())).dtype
+    names = {kind.format(layer) for kind in BIASES if kind in KINDS[arch] for layer in range(max(_n_layers(arrays), 1))}
+    return {name: np.zeros(shape_of(OUR_DIMS[kind_of(name)], sizes), dtype) for name in sorted(names - set(arrays))}
 
 
 def _n_layers(state: State) -> int:
@@ -327,8 +361,8 @@ def _drawn_config(weights: Weights, fields: dict[str, Any]) -> Config:
         may_be_longer = letter == "S"
         if sizes[letter] < wanted or (sizes[letter] > wanted and not may_be_longer):
             dims, more = weights.dims[name], " or longer" if may_be_longer else ""
-            accepted = f"a shape {_shape(dims, sizes | {letter: wanted})}{more}, as in task {config.task}"
-            raise BadInput(name, _shape(dims, sizes), accepted)
+            accepted = f"a shape {shape_of(dims, sizes | {letter: wanted})}{more}, as in task {config.task}"
+            raise BadInput(name, shape_of(dims, sizes), accepted)
     return config if task.n_ctx == sizes["S"] else dataclasses.replace(config, n_ctx=sizes["S"])
 
 
@@ -346,7 +380,8 @@ def from_state(
     Sizes come from the shapes, and float16 becomes float32. For a modular task W_U may have p classes or p + 1: the
     parameters keep what the file has. For another task W_pos may be longer than the task's sequences.
 
-    names: `authors` or `transformer_lens`. None means whichever the shapes fit.
+    names: `authors`, `transformer_lens`, `transposed` (of the MLP network, where p is also its width), or the path of a
+        map of other names (`name_map`). None means whichever the shapes fit.
     task_fields: seq_len, repeat_len, n_repeats or n_tokens, if the task's sequences are not as published.
 
     Raises BadInput for names or shapes that are not those of a network for the task.
@@ -369,7 +404,7 @@ def to_state(config: Config, params: Params, names: str = "authors") -> State:
     flat = _weights_of(by_name(params), config.arch)
     ours, theirs = _dims(flat, OURS), _dims(flat, layout)
     sizes = _sizes(flat, ours)
-    state = {name: _rearrange(x, ours[name], theirs[name], sizes) for name, x in flat.items()}
+    state = {name: rearrange(x, ours[name], theirs[name], sizes) for name, x in flat.items()}
     if config.arch != "mlp":
         state |= _constants(_n_layers(state), sizes, layout, flat["embed.W_E"].dtype)
     return state
@@ -384,42 +419,113 @@ def _constants(n_layers: int, sizes: Sizes, layout: Layout, dtype: np.dtype) -> 
         state |= {f"blocks.{layer}.attn.IGNORE": np.array(-np.inf, np.float32) for layer in range(n_layers)}
         for kind, dims in ZERO_BIASES.items():
             for layer in range(n_layers if "{}" in kind else 1):
-                state[kind.format(layer)] = np.zeros(_shape(dims, sizes), dtype)
+                state[kind.format(layer)] = np.zeros(shape_of(dims, sizes), dtype)
     return state
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+PLAIN = (bool, int, float, str, type(None))
+UNREAD = ("optimizer", "optimizer_state_dict", "scheduler")  # numbers that say nothing of the network
+
+
 def _settings(beside: dict[str, Any]) -> dict[str, Any]:
-    """The plain numbers, strings and dictionaries of them among what a .pth held beside its weights."""
+    """What a file held beside its weights and is plain: numbers, strings, dictionaries of them, and lists of numbers,
+    which become arrays."""
     found = {}
     for name, x in beside.items():
         if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0:
             found[name] = np.asarray(x).item()
-        elif isinstance(x, bool | int | float | str):
+        elif isinstance(x, dict) and name not in UNREAD and (plain := _settings(x)):
+            found[name] = plain
+        elif isinstance(x, PLAIN):
             found[name] = x
-        elif isinstance(x, dict) and all(isinstance(value, bool | int | float | str | None) for value in x.values()):
-            found[name] = dict(x)
+        elif isinstance(x, list | np.ndarray) and (array := _numbers(x)) is not None:
+            found[name] = array
     return found
+
+
+def _numbers(x: Any) -> np.ndarray | None:
+    """A list of numbers, or of lists of them as long as each other, as an array; None for another."""
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        return None
+    return array if array.dtype.kind in "biuf" and array.ndim < 3 else None
+
+
+# What TransformerLens's configuration must say for the network to be one of ours.
+OF_OURS: dict[str, tuple[Any, ...]] = {
+    "normalization_type": (None,),
+    "attention_dir": ("causal",),
+    "positional_embedding_type": ("standard",),
+    "parallel_attn_mlp": (False,),
+    "use_local_attn": (False,),
+    "gated_mlp": (False,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "use_attn_scale": (True,),
+    "act_fn": tuple(CHOICES["act"]),
+}
+
+
+def _act_recorded(recorded: dict[str, Any]) -> str | None:
+    """The activation function that the file's settings name, if they do.
+
+    Raises BadInput if they are TransformerLens's and describe a network that is none of ours.
+    """
+    settings = recorded.get("config", recorded.get("cfg"))
+    if not isinstance(settings, dict):
+        return None
+    if "normalization_type" in settings:
+        for name, accepted in OF_OURS.items():
+            if name in settings and settings[name] not in accepted:
+                raise BadInput(f"{name} in the file", settings[name], " or ".join(map(str, accepted)))
+        scale, width = settings.get("attn_scale"), settings.get("d_head")
+        if isinstance(scale, float) and isinstance(width, int) and scale > 0 and not math.isclose(scale**2, width):
+            raise BadInput("attn_scale in the file", scale, f"sqrt(d_head) = {math.sqrt(width):.4g}")
+    act = str(settings.get("act_fn", settings.get("act_type", ""))).lower()
+    return act if act in CHOICES["act"] else None
 
 
 def load(
     path: str | PathLike[str],
     *,
+    entry: str | None = None,
     task: str = "add",
-    act: str = "relu",
+    act: str | None = None,
     names: str | None = None,
     residual_factor: float = 1.0,
     **task_fields: int,
 ) -> Imported:
     """The network in a file. `weight_files.read` and `from_state` say what is accepted.
 
+    entry: which network, if the file holds several: `ema`, `checkpoints[400]`. act: None means what the file's settings
+    name, and relu if they name none.
+
     Raises BadInput, which names what is wrong.
     """
-    state, beside = read(path)
-    network = from_state(state, task=task, act=act, names=names, residual_factor=residual_factor, **task_fields)
-    return Imported(*network, _settings(beside))
+    options = {"task": task, "act": act, "names": names, "residual_factor": residual_factor, **task_fields}
+    return _imported(pick(contents(path), entry, str(path)), options)
+
+
+def _imported(found: Picked, options: dict[str, Any]) -> Imported:
+    recorded = _settings(found.beside)
+    act = options["act"] or _act_recorded(recorded) or "relu"
+    network = from_state(found.state, **{**options, "act": act})
+    return Imported(*network, recorded | ({"other_entries": found.others} if found.others else {}))
+
+
+def load_list(path: str | PathLike[str], entry: str, **options: Any) -> dict[str, Imported]:
+    """The networks in a list of a file, by where they are: `checkpoints` gives `checkpoints[0]`, `checkpoints[1]`, ...
+
+    options: as `load` takes them. The dictionary is empty if the file has no such list; `entry` may name one network.
+
+    Raises BadInput as `load` does.
+    """
+    content = contents(path)
+    options = {"act": None, **options}
+    return {where: _imported(pick(content, where, str(path)), options) for where in in_list(content, entry)}
 
 
 def save(path: str | PathLike[str], config: Config, params: Params, names: str = "authors") -> None:
@@ -453,8 +559,8 @@ def draw_with_torch(config: Config, seed: int) -> Params:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(kind: str, n: int) -> np.ndarray:
-        drawn = torch.randn(_shape(theirs[kind], sizes), generator=generator) / np.sqrt(n)
-        return _rearrange(drawn.numpy(), theirs[kind], ours[kind], sizes).astype(config.dtype)
+        drawn = torch.randn(shape_of(theirs[kind], sizes), generator=generator) / np.sqrt(n)
+        return rearrange(drawn.numpy(), theirs[kind], ours[kind], sizes).astype(config.dtype)
 
     weights = ("attn.W_K", "attn.W_Q", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_out")
     in_order = [kind for kind in (f"blocks.{{}}.{weight}" for weight in weights) if kind in kinds]
@@ -462,7 +568,7 @@ def draw_with_torch(config: Config, seed: int) -> Params:
     flat = {kind: draw(kind, config.d_model) for kind in ("embed.W_E", "pos_embed.W_pos")}
     for layer in range(config.n_layers):
         flat |= {kind.format(layer): draw(kind, config.d_model) for kind in in_order}
-        flat |= {kind.format(layer): np.zeros(_shape(ours[kind], sizes), config.dtype) for kind in biases}
+        flat |= {kind.format(layer): np.zeros(shape_of(ours[kind], sizes), config.dtype) for kind in biases}
     return _nest(flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
 
 
@@ -478,7 +584,7 @@ def initial_weights(init: str) -> Callable[[Config, int], Params]:
     if init == "torch":
         return draw_with_torch
     try:
-        given = _weights_from(read(init)[0]).arrays
+        given = _weights_from(read(init).state).arrays
     except BadInput as error:
         accepted = error.accepted if error.name == "file" else f"the weights of a network ({error})"
         raise BadInput("init", init, accepted) from None

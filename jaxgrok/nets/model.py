@@ -44,6 +44,7 @@ Initializer = Callable[..., Array]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "square": jnp.square,
 }
 ALL = slice(None)  # every position
 

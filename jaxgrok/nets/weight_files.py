@@ -1,4 +1,4 @@
-"""Reads and writes files of named arrays: .pth, .safetensors and .npz.
+"""Reads and writes files of named arrays: .pth, .safetensors and .npz. It also reads the checkpoints of Flax and orbax.
 
 Nothing in a file is executed. torch (for .pth) and safetensors are optional dependencies.
 """
@@ -11,15 +11,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.atomic import bad_place, replace_file
 from jaxgrok.config import BadInput
+from jaxgrok.nets import pickles
+from jaxgrok.nets.entries import Picked, State, pick
 
-SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
+OF_TORCH = (".pth", ".pt", ".ckpt", ".bin")
+WRITTEN = (".pth", ".pt", ".safetensors", ".npz")
+SUFFIXES = (*OF_TORCH, ".safetensors", ".npz", ".msgpack")
+OF_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")  # what a folder of orbax's holds
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SAFETENSORS_DTYPES: dict[str, Any] = {
+    **{"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64, "BOOL": np.bool_},
+    **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
+}
 PLACE = "a place that can be written"
-
-State = dict[str, np.ndarray]  # a state dictionary: named arrays
 
 
 def optional(module: str, name: str, value: Any) -> ModuleType:
@@ -36,31 +46,9 @@ def optional(module: str, name: str, value: Any) -> ModuleType:
         raise BadInput(name, value, accepted) from None
 
 
-def _suffix(path: Path) -> str:
-    if path.suffix not in SUFFIXES:
-        raise BadInput("file", str(path), "a name that ends in " + " ".join(SUFFIXES))
-    return path.suffix
-
-
-def _read_torch(path: Path) -> Any:
-    """The content of a .pth with its tensors, also those under `model`, as numpy arrays."""
-    torch = optional("torch", "file", str(path))
-
-    def plain(x: Any) -> Any:
-        if not isinstance(x, torch.Tensor):
-            return x
-        if x.numel() * x.element_size() > x.untyped_storage().nbytes():
-            raise ValueError("a tensor is larger than its storage")  # one number, repeated
-        x = x.detach()
-        return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
-
-    def all_plain(content: Any) -> Any:
-        return {name: plain(x) for name, x in content.items()} if isinstance(content, dict) else content
-
-    content = all_plain(torch.load(path, map_location="cpu", weights_only=True))
-    if isinstance(content, dict) and "model" in content:
-        content["model"] = all_plain(content["model"])
-    return content
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix not in suffixes:
+        raise BadInput("file", str(path), "a name that ends in " + " ".join(suffixes))
 
 
 def check_sizes(path: Path) -> None:
@@ -83,24 +71,59 @@ def _read_any(path: Path) -> Any:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     if path.suffix == ".safetensors":
-        return optional("safetensors.numpy", "file", str(path)).load_file(path)
-    return _read_torch(path)
+        return _read_safetensors(path)
+    if path.suffix == ".msgpack":
+        from flax.serialization import msgpack_restore  # it takes a while to import
+
+        return msgpack_restore(path.read_bytes())
+    if path.is_dir():
+        import orbax.checkpoint as ocp  # it takes a while to import
+
+        return jax.tree.map(np.asarray, ocp.PyTreeCheckpointer().restore(path.absolute()))
+    return pickles.read(optional("torch", "file", str(path)), path)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]]:
-    """The state dictionary in a .pth, .safetensors or .npz file, and what was stored beside it.
+def _read_safetensors(path: Path) -> State:
+    """The arrays of a .safetensors file. Its own reader for numpy knows no bfloat16."""
+    optional("safetensors.numpy", "file", str(path))
+    from safetensors import deserialize
 
-    A .pth holds a state dictionary, or a dictionary with one under `model`. It is read as data: a pickle that names
-    anything but tensors and plain values is refused, and nothing in it runs.
+    state = {}
+    for name, tensor in deserialize(path.read_bytes()):
+        dtype = SAFETENSORS_DTYPES.get(tensor["dtype"])
+        if dtype is None:
+            raise BadInput(name, tensor["dtype"], f"{' '.join(SAFETENSORS_DTYPES)}; quantised weights are not read")
+        state[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    return state
 
-    Raises BadInput for a file that cannot be read or that holds no state dictionary.
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Whether a folder is a checkpoint that orbax wrote."""
+    return any((path / name).exists() for name in OF_ORBAX)
+
+
+def contents(path: str | os.PathLike[str]) -> Any:
+    """What a file holds, whatever its kind: arrays, plain values, and dictionaries and lists of them.
+
+    Raises BadInput for a file that cannot be read.
     """
     path = Path(path)
-    suffix = _suffix(path)
-    if not path.is_file():
+    if not path.is_dir():
+        _check_suffix(path, SUFFIXES)
+    if not path.exists():
         raise BadInput("file", str(path), "a file that exists")
+    if path.is_dir() and not is_checkpoint_folder(path):
+        inside = sorted(str(file.parent) for name in OF_ORBAX for file in path.glob(f"*/**/{name}"))
+        accepted = f"a file, or the folder of one orbax checkpoint{', such as ' + inside[-1] if inside else ''}"
+        raise BadInput("file", str(path), accepted)
     try:
-        content = _read_any(path)
+        if path.is_file():
+            with open(path, "rb") as file:
+                is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+            if is_pointer:
+                accepted = "the file itself; this is a Git LFS pointer to it, and `git lfs pull` brings the file"
+                raise BadInput("file", str(path), accepted)
+        return _read_any(path)
     except BadInput:
         raise
     except Exception as error:
@@ -108,21 +131,18 @@ def read(path: str | os.PathLike[str]) -> tuple[State, dict[str, Any]]:
         if kind == "UnpicklingError" or "pickle" in str(error).lower():
             accepted = "tensors and plain values alone; this pickle is damaged or wants to run code"
         else:
-            accepted = f"a whole {suffix} file; this one is damaged or cut short ({kind})"
+            accepted = f"a whole {path.suffix or 'orbax'} file; this one is damaged or cut short ({kind})"
         raise BadInput("file", str(path), accepted) from None
-    beside = {}
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        beside = {name: x for name, x in content.items() if name != "model"}
-        content = content["model"]
-    if not _is_state(content):
-        raise BadInput("file", str(path), "a state dictionary of named tensors, or one under `model`")
-    return content, beside
 
 
-def _is_state(content: Any) -> bool:
-    return isinstance(content, dict) and all(
-        isinstance(name, str) and isinstance(x, np.ndarray) for name, x in content.items()
-    )
+def read(path: str | os.PathLike[str], entry: str | None = None) -> Picked:
+    """The state dictionary in a file, and what was stored beside it.
+
+    A .pth is read as data (`pickles`). entry: which of several networks, as `entries.pick` takes it.
+
+    Raises BadInput for a file that cannot be read or that holds no state dictionary, and if one has to be named.
+    """
+    return pick(contents(path), entry, str(path))
 
 
 def _write_any(path: Path, suffix: str, state: State, named: str) -> None:
@@ -144,10 +164,10 @@ def write(path: str | os.PathLike[str], state: State) -> None:
     as it was, and no other file.
     """
     path = Path(path)
-    suffix = _suffix(path)
+    _check_suffix(path, WRITTEN)
     with bad_place("file", path, PLACE):
         try:
-            replace_file(path, lambda temporary: _write_any(temporary, suffix, state, str(path)))
+            replace_file(path, lambda temporary: _write_any(temporary, path.suffix, state, str(path)))
         except (BadInput, OSError):
             raise
         except Exception as error:  # each writer has its own

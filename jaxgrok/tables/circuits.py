@@ -260,11 +260,12 @@ def keys_table(named: Sequence[tuple[str, Found]]) -> Table:
     return ["", "keys (neurons)", *(f"rule {rule}" for rule in RULES)], rows
 
 
-NETWORKS_NOTE = (
-    "Each network is measured at its last checkpoint. FVE is the fraction of variance explained. Losses are over all "
+NETWORK_NOTE = (
+    "FVE is the fraction of variance explained. Losses are over all "
     "pairs and the p number classes, in nats. The random control replaces the keys by as many random non-key "
     "frequencies, or by random directions: the median of 10 draws per network."
 )
+NETWORKS_NOTE = f"Each network is measured at its last checkpoint. {NETWORK_NOTE}"
 
 
 def networks_markdown(results: Results, cells: Sequence[Cell]) -> str:

@@ -66,9 +66,9 @@ def read_released(path: str | Path, name: str | None = None) -> LossCurves:
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise BadInput("released", str(path), f"losses by epoch ({error})") from None
         return _checked(path, LossCurves(*arrays, whole=False))
-    _, beside = weight_files.read(path)
+    content = weight_files.contents(path)
     try:
-        train, test = (np.array(beside[key], float) for key in ("train_losses", "test_losses"))
+        train, test = (np.array(content[key], float) for key in ("train_losses", "test_losses"))
         curves = LossCurves(np.arange(len(train)), train, TEST_EVERY * np.arange(len(test)), test)
     except (KeyError, TypeError, ValueError):
         raise BadInput("released", str(path), "a file with train_losses and test_losses beside its weights") from None

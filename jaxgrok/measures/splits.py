@@ -1,0 +1,100 @@
+"""Which pairs a network from elsewhere was trained on.
+
+Our runs and the authors' shuffle the pairs with Python's `random`. Others permute them with torch, save them beside the
+weights, or train on all.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxgrok.config import BadInput, Config
+from jaxgrok.measures.all_pairs import Split, split_of
+from jaxgrok.nets.weight_files import contents, optional
+from jaxgrok.tasks import modular_task
+
+FRAC = 0.3  # of the pairs, unless something else is said
+TORCH = "torch:"
+# How programs name the train pairs that they save.
+RECORDED = ("train_indices", "train_idx", "train_inds", "train_pairs", "train_data", "is_train")
+
+
+def split_of_file(
+    config: Config,
+    recorded: dict[str, Any],
+    frac: float | None,
+    split_seed: int | None,
+    split: str | None,
+    seed: int,
+) -> tuple[Split, dict[str, Any]]:
+    """The split of a network, and what is reported about it, as `subjects.subject_of_file` says.
+
+    recorded: what the network's file has recorded. seed: of the labels.
+
+    Raises BadInput for a split that cannot be read, or that does not fit the modulus or the fraction.
+    """
+    task, p = modular_task(config), config.p
+    labels, n_pairs = task.labels(seed), p * p
+    own = next((name for name in RECORDED if name in recorded), None)
+    if split is not None:
+        train, about = chosen_pairs(split, p, frac)
+    elif frac == 1:
+        train, about = np.arange(n_pairs), {}
+    elif own is not None and split_seed is None:
+        train, about = as_numbers(recorded[own], p, own), {"from": own}
+    else:
+        return split_of(config, frac or FRAC, seed, split_seed or 0), {
+            "seed": split_seed or 0,
+            "frac_train": frac or FRAC,
+        }
+    if frac is not None and int(frac * n_pairs) != len(train):
+        raise BadInput("frac", frac, f"{len(train) / n_pairs:.4g}, the share of the {n_pairs} pairs in the split")
+    return Split(labels, train.astype(np.int32)), about | {"frac_train": len(train) / n_pairs}
+
+
+def chosen_pairs(split: str, p: int, frac: float | None) -> tuple[Int[np.ndarray, "n_train"], dict[str, Any]]:
+    """The numbers of the train pairs, and what is reported about them.
+
+    split: `torch:SEED`, for the first int(frac p^2) of `torch.randperm(p^2)` after `torch.manual_seed(SEED)`; or
+        `FILE[:KEY]`, for a .npy, .npz or .pth with the train pairs: their numbers a p + b, the pairs (a, b) themselves,
+        or a mask over all pairs.
+
+    Raises BadInput, named split.
+    """
+    if split.startswith(TORCH):
+        if not (text := split.removeprefix(TORCH)).isdecimal():
+            raise BadInput("split", split, "torch:SEED, with a whole number")
+        torch = optional("torch", "split", split)
+        generator = torch.Generator().manual_seed(int(text))
+        order = torch.randperm(p * p, generator=generator).numpy()
+        return order[: int((frac or FRAC) * p * p)], {"seed": int(text), "generator": "torch"}
+    path, key = (split, "") if Path(split).exists() else (*split.rsplit(":", 1), "")[:2]
+    if not Path(path).is_file():
+        raise BadInput("split", split, "torch:SEED, or FILE[:KEY] with a file that exists")
+    content = np.load(path, allow_pickle=False) if path.endswith(".npy") else contents(path)
+    if isinstance(content, dict):
+        key = key or next((name for name in RECORDED if name in content), "")
+        if key not in content:
+            raise BadInput("split", split, f"FILE:KEY with a key of the file: {' '.join(map(str, content))}")
+        content = content[key]
+    return as_numbers(content, p, split), {"from": split}
+
+
+def as_numbers(x: Any, p: int, name: str) -> Int[np.ndarray, "n_train"]:
+    """Train pairs as their lexicographic numbers. x: the numbers, the pairs themselves [n, 2] (or more columns, of
+    which the first two count), or a mask [p^2] or [p, p].
+
+    Raises BadInput, named split, for anything else, for numbers out of range and for a pair that occurs twice.
+    """
+    x = np.asarray(x)
+    if x.dtype == bool and x.size == p * p:
+        x = x.ravel().nonzero()[0]
+    elif x.ndim == 2 and x.shape[1] in (2, 3) and x.dtype.kind in "iu" and (x[:, :2] // p == 0).all():
+        x = x[:, 0].astype(np.int64) * p + x[:, 1]
+    is_list = x.ndim == 1 and x.dtype.kind in "iu" and len(x) > 0
+    if not is_list or x.min() < 0 or x.max() >= p * p or len(np.unique(x)) < len(x):
+        accepted = f"different numbers below {p * p}, pairs (a, b) of numbers below {p}, or a mask of {p * p} pairs"
+        raise BadInput("split", f"{name}: {x.dtype}{list(x.shape)}", accepted)
+    return x
