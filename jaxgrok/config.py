@@ -45,6 +45,9 @@ CHOICES = {
     "loss": ("exact", "float64", "float32"),
     "dtype": ("float32", "float64"),
     "matmul_precision": ("default", "high", "highest"),
+    "sequence": ("xy=", "xy"),
+    "attention": ("causal", "full"),
+    "tied": ("no", "yes"),
 }
 MAX_DIGITS = 100  # of addition<N>
 _SMALLEST = {
@@ -128,6 +131,11 @@ class Config:
     matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU.
     b1, b2, eps, warmup_steps: of AdamW; b1 is the momentum of sgd. The learning rate is multiplied by
         min(step / warmup_steps, 1), where step counts from 0.
+    sequence: the tokens of a modular task: `xy=` reads the answer at "=", `xy` has no "=" and reads it at y.
+    attention: `causal`, or `full`: every position sees every other.
+    attn_coeff: c in c softmax + (1 - c), the weight of each position that is seen: 1 is softmax attention, 0 gives
+        every position the weight 1 (Zhong et al. 2023, "The Clock and the Pizza").
+    tied: whether W_U is the transpose of W_E.
 
     Raises BadInput for a value outside its range, and names the field.
     """
@@ -158,6 +166,10 @@ class Config:
     n_test: int | None = None
     optimizer: str = "adam"
     regulariser: str = "weight_decay"
+    sequence: str = "xy="
+    attention: str = "causal"
+    attn_coeff: float = 1.0
+    tied: str = "no"
 
     def __post_init__(self):
         for name in CHOICES:
@@ -173,6 +185,8 @@ class Config:
             object.__setattr__(self, name, number)
         factor = _real("residual_factor", self.residual_factor, "a number > 0", lambda x: x > 0)
         object.__setattr__(self, "residual_factor", factor)
+        coeff = _real("attn_coeff", self.attn_coeff, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+        object.__setattr__(self, "attn_coeff", coeff)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -183,8 +197,16 @@ class Config:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
         if self.arch == "mlp" and self.dropout:
             raise BadInput("dropout", self.dropout, "0 with arch mlp")
+        if not self.modular:
+            for name in ("sequence", "attention"):  # full attention would see the answers
+                if getattr(self, name) != CONFIG_FIELDS[name].default:
+                    raise BadInput(name, getattr(self, name), f"with a task of {' '.join(MODULAR)}")
+        if self.arch == "mlp":
+            for name in ("sequence", "attention", "attn_coeff", "tied"):
+                if getattr(self, name) != CONFIG_FIELDS[name].default:
+                    raise BadInput(name, getattr(self, name), "with arch transformer or attn_only")
         if self.n_ctx is not None and self.modular:
-            accepted = "with task addition<N>, induction or skip_trigram; the others have three positions"
+            accepted = "with task addition<N>, induction or skip_trigram; the others have as many as tokens"
             raise BadInput("n_ctx", self.n_ctx, accepted)
         if self.d_model % self.n_heads:
             raise BadInput("n_heads", self.n_heads, f"a divisor of d_model = {self.d_model}")

@@ -32,6 +32,11 @@ INDUCTION = {**DRAWN, "task": "induction", "seq_len": 13, "repeat_len": 3}
 CASES = {
     "add": ({**MODULAR, "task": "add"}, 0.3),
     "subtract": ({**MODULAR, "task": "subtract", "arch": "attn_only", "batch_size": 4, "loss": "float32"}, 0.3),
+    "clock": (
+        {**MODULAR, "task": "add", "sequence": "xy", "attention": "full", "attn_coeff": 0.5, "act": "square"},
+        0.3,
+    ),
+    "tied": ({**MODULAR, "task": "add", "tied": "yes"}, 0.3),
     "multiply": ({"p": 5, "task": "multiply", "arch": "mlp", "loss": "float64", "regulariser": "l2"}, 0.3),
     "x2xyy2": ({**MODULAR, "task": "x2xyy2", "act": "gelu", "dtype": "float64", "dropout": 0.1}, 0.3),
     "random": ({"p": 5, "task": "random", "arch": "mlp", "optimizer": "sgd", "regulariser": "l1"}, 0.3),

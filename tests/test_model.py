@@ -46,6 +46,71 @@ def test_logits_and_activations_are_those_of_the_plain_forward(act, n_layers, n_
         np.testing.assert_allclose(activations[name], value, err_msg=name, **TIGHT)
 
 
+@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize(
+    "fields", [{"attention": "full"}, {"attn_coeff": 0.3}, {"attention": "full", "attn_coeff": 0.0}]
+)
+@pytest.mark.parametrize("sequence", ["xy=", "xy"])
+def test_attention_of_clocks_and_pizzas_is_that_of_the_plain_forward(fields, n_layers, sequence, rng):
+    config = Config(p=7, d_model=12, n_heads=3, n_layers=n_layers, sequence=sequence, dtype="float64", **fields)
+    task = make_task(config)
+    model, tokens = make_model(config, task), task.pairs(np.arange(49), 0).tokens
+    assert tokens.shape == (49, len(sequence))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    assert shapes["embed"]["W_E"].shape == (7 + (sequence == "xy="), 12)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+    expected, seen = plain.transformer(params, tokens, **fields)
+
+    def summed(params):
+        logits, activations = apply(model, params, tokens)
+        return (logits * slopes).sum(), (logits, activations[f"blocks.{n_layers - 1}.attn.hook_pattern"])
+
+    slopes = rng.normal(size=(49, 1, expected.shape[-1]))
+    gradient, (logits, pattern) = jax.grad(summed, has_aux=True)(params)
+    np.testing.assert_allclose(logits, expected[:, -1:], **TIGHT)
+    np.testing.assert_allclose(pattern, seen[f"blocks.{n_layers - 1}.attn.hook_pattern"][:, :, -1:], **TIGHT)
+    # The gradient in one random direction, by differences.
+    towards = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    ends = [jax.tree.map(lambda x, d: x + sign * 1e-6 * d, params, towards) for sign in (1, -1)]  # noqa: B023
+    above, below = ((plain.transformer(end, tokens, **fields)[0][:, -1:] * slopes).sum() for end in ends)
+    slope = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, towards)))
+    np.testing.assert_allclose(slope, (above - below) / 2e-6, rtol=1e-4)
+
+
+def test_tied_embeddings_are_those_of_the_plain_forward(rng):
+    config = Config(p=7, d_model=12, n_heads=3, tied="yes", dtype="float64")
+    task = make_task(config)
+    model, tokens = make_model(config, task), task.pairs(np.arange(49), 0).tokens
+    params = model.init(jax.random.key(0), tokens)["params"]
+    assert "unembed" not in params
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+    np.testing.assert_allclose(apply(model, params, tokens)[0], plain.transformer(params, tokens)[0][:, 2:], **TIGHT)
+    # Both uses of W_E add to its gradient.
+    untied = {**params, "unembed": {"W_U": params["embed"]["W_E"].T}}
+    of_one, of_two = (jax.grad(lambda p: apply(model, p, tokens)[0].var())(p) for p in (params, untied))
+    both = of_two["embed"]["W_E"] + of_two["unembed"]["W_U"].T
+    np.testing.assert_allclose(of_one["embed"]["W_E"], both, rtol=1e-9, atol=1e-12)
+    with pytest.raises(BadInput, match="tied"):
+        Transformer(config, d_vocab=8, d_vocab_out=7, n_ctx=3, read=(2, 3)).init(jax.random.key(0), tokens)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"sequence": "xy", "task": "addition2"}, "sequence"),
+        ({"attention": "full", "task": "induction", "arch": "attn_only"}, "attention"),
+        ({"arch": "mlp", "attn_coeff": 0.5}, "attn_coeff"),
+        ({"arch": "mlp", "tied": "yes"}, "tied"),
+        ({"attn_coeff": 1.5}, "attn_coeff"),
+        ({"attn_coeff": float("nan")}, "attn_coeff"),
+        ({"sequence": "yx"}, "sequence"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(fields, name):
+    with pytest.raises(BadInput, match=f"^{name}: got"):
+        Config(**fields)
+
+
 @pytest.mark.parametrize(
     ("arch", "n_layers", "factor"),
     [("attn_only", 1, 1.0), ("attn_only", 2, 2.0), ("transformer", 1, 2.0), ("transformer", 2, 0.5)],
@@ -207,7 +272,7 @@ def test_float64_starts_from_the_float32_weights():
         np.testing.assert_array_equal(a.astype(np.float64), b)
 
 
-@pytest.mark.parametrize("act", ["relu", "gelu"])
+@pytest.mark.parametrize("act", ["relu", "gelu", "square"])
 def test_mlp_is_the_network_on_the_sum_of_one_hots(act, rng):
     config = Config(arch="mlp", p=9, d_mlp=14, act=act, dtype="float64")
     model = make_model(config, make_task(config))

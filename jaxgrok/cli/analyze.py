@@ -14,7 +14,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxgrok.cli.parser import Parser, add_cache_flag, add_tables_flag, flag_of, status_of, write_tables
+from jaxgrok.cli.parser import (
+    Parser,
+    add_cache_flag,
+    add_network_flags,
+    add_tables_flag,
+    flag_of,
+    status_of,
+    write_tables,
+)
 from jaxgrok.config import CHOICES, MODULAR, BadInput, digits_of
 
 EPILOG = """\
@@ -41,7 +49,8 @@ READ_NAMES = (*NAMES, "transposed")
 OF_ONE_NETWORK = ("json", "export", "figures")  # flags that ask for one network
 COORDINATES = ("run", "seed", "frac", "wd", "lr")
 SEQUENCES = ("seq_len", "repeat_len", "n_repeats", "n_tokens")
-OF_A_FILE = ("entry", "split", "split_seed", "task", "act", "residual_factor", *SEQUENCES)
+OF_NETWORKS = ("residual_factor", "sequence", "attention", "attn_coeff", "tied")
+OF_A_FILE = ("entry", "split", "split_seed", "task", "act", *OF_NETWORKS, *SEQUENCES)
 OF_LOGITS = ("logits", "p", "task", "frac", "split", "split_seed", "seed", "dtype", "json")
 
 
@@ -78,8 +87,7 @@ def parser(prog: str = "analyze.py") -> Parser:
     file.add_argument("--task", metavar="NAME", help=f"{' '.join(CHOICES['task'])} (default add)")
     act = "default: what the file has recorded, or relu"
     file.add_argument("--act", metavar="NAME", help=f"{' '.join(CHOICES['act'])} ({act})")
-    residual = "factor f in f x + sublayer(x) (default 1; the released induction networks have 2)"
-    file.add_argument("--residual-factor", metavar="X", help=residual)
+    add_network_flags(file)
     for name in SEQUENCES:
         file.add_argument(flag_of(name), metavar="N", help="of induction or skip_trigram, as for a sweep")
     logits = p.add_argument_group("logits alone, of any network")
@@ -98,10 +106,10 @@ def _fraction(flag: str, value: str) -> tuple[float, ...]:
     return found
 
 
-def _factor(flag: str, value: str) -> tuple[float, ...]:
+def _number(flag: str, value: str) -> tuple[float, ...]:
     from jaxgrok.training.grid import parse_list
 
-    return parse_list(flag, value, float, "a number > 0")
+    return parse_list(flag, value, float, "a number")
 
 
 def checked(args: dict[str, Any]) -> dict[str, Any]:
@@ -113,14 +121,14 @@ def checked(args: dict[str, Any]) -> dict[str, Any]:
         if name in given:
             given[name] = whole(flag_of(name), given[name], 0)
     numbers: dict[str, Any] = {name: GRID_FIELDS[name] for name in ("wd", "lr")}
-    numbers |= {"frac": _fraction, "residual_factor": _factor}
+    numbers |= {"frac": _fraction, "residual_factor": _number, "attn_coeff": _number}
     for name, parse in numbers.items():
         if name in given:
             values = parse(flag_of(name), given[name])
             if len(values) > 1:
                 raise BadInput(flag_of(name), given[name], "one number")
             given[name] = values[0]
-    choices = {name: CHOICES[name] for name in ("dtype", "task", "act")}
+    choices = {name: CHOICES[name] for name in ("dtype", "task", "act", "sequence", "attention", "tied")}
     if not given.get("names", "").endswith(".toml"):
         choices["names"] = NAMES if "export" in given else READ_NAMES
     for name, accepted in choices.items():

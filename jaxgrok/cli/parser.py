@@ -78,8 +78,7 @@ def add_run_flags(p: Parser) -> None:
     acts = f"{' '.join(CHOICES['act'])} (default relu; gelu is the exact erf form, square is x^2)"
     model.add_argument("--act", metavar="NAME", help=acts)
     model.add_argument("--n-ctx", metavar="N", help="positions of the network (default: the sequence length)")
-    residual = "factor f in f x + sublayer(x) (default 1; the released induction networks have 2)"
-    model.add_argument("--residual-factor", metavar="X", help=residual)
+    add_network_flags(model)
     optimiser = p.add_argument_group("optimiser; a comma list of values makes an axis of the grid")
     optimiser.add_argument(
         "--optimizer", metavar="NAME", help=f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1)"
@@ -101,6 +100,19 @@ def add_run_flags(p: Parser) -> None:
     )
     precisions = " ".join(CHOICES["matmul_precision"])
     numerics.add_argument("--matmul-precision", metavar="P", help=f"{precisions} (default highest: no TF32 on GPUs)")
+
+
+def add_network_flags(group: Any) -> None:
+    """Add the flags of a network that a file of weights cannot show."""
+    residual = "factor f in f x + sublayer(x) (default 1; the released induction networks have 2)"
+    group.add_argument("--residual-factor", metavar="X", help=residual)
+    sequence = "tokens of a modular task: xy= (default) is read at =, xy is read at y"
+    group.add_argument("--sequence", metavar="NAME", help=sequence)
+    group.add_argument("--attention", metavar="NAME", help="causal (default), or full: every position sees every other")
+    coeff = "c in attention weights c softmax + (1 - c) (default 1); 0 makes pizzas of clocks"
+    group.add_argument("--attn-coeff", metavar="X", help=coeff)
+    tied = "W_U is the transpose of W_E (default no)"
+    group.add_argument("--tied", metavar="yes|no", nargs="?", const="yes", help=tied)
 
 
 def add_cache_flag(p: Any) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxgrok.config import Config
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.nets.model import ACTIVATIONS, affine, make_model
+from jaxgrok.nets.model import ACTIVATIONS, affine, make_model, unembedding
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import modular_task
 
@@ -41,10 +41,12 @@ def split_of(config: Config, frac: float, seed: int, split_seed: int | None = No
 
 
 class Stream(NamedTuple):
-    """The residual stream and the attention of the last block, from "=". The MLP network has neither.
+    """The residual stream and the attention of the last block, from the position that is read: "=", or y where there is
+    no "=". The MLP network has neither.
 
     Attributes:
-        before: the stream before attention. With one layer it is the embedding of "=", the same for every pair.
+        before: the stream before attention. With one layer it is the embedding of "=", the same for every pair, or that
+            of y.
         mid: the stream after attention, which is the MLP's input.
         direct: the logits that the stream writes past the MLP.
         logits_with: computes the logits for another stream after attention, which is then the MLP's input too.
@@ -96,7 +98,7 @@ STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "at
 @at_precision("highest")
 def neurons_to_logits(config: Config, params: dict) -> Float[Array, "P M"]:
     """W_L = W_out W_U without the class "=": what each neuron of a transformer's last block adds to each class."""
-    W_out, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"]["W_out"], params["unembed"]["W_U"]
+    W_out, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"]["W_out"], unembedding(params)
     return (jnp.asarray(W_out) @ jnp.asarray(W_U[:, : config.p])).T
 
 
@@ -111,7 +113,7 @@ def run_network(config: Config, params: dict) -> Network:
     model, is_mlp = make_model(config, task), config.arch == "mlp"
     prepared = model.prepare(params, p * p)
     last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
-    W_U = None if is_mlp else params["unembed"]["W_U"][:, :p]
+    W_U = None if is_mlp else unembedding(params)[:, :p]
     hooks = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
 
     def of_pairs(tokens):
@@ -126,7 +128,7 @@ def run_network(config: Config, params: dict) -> Network:
     if W_U is None:
         return Network(params["W_in"], params["W_out"].T, all_logits, all_logits, neurons, params["b_out"], None)
     mid, before, scores, pattern, direct = of_stream
-    before = before[:1, :1] if config.n_layers == 1 else before
+    before = before[:1, :1] if config.n_layers == 1 and task.has_equals else before
     weights = params[f"blocks_{config.n_layers - 1}"]["mlp"]
     W_E, W_L, bias = params["embed"]["W_E"][:p], neurons_to_logits(config, params), weights["b_out"] @ W_U
 

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrok.config import Config
-from jaxgrok.measures import fourier
+from jaxgrok.measures import clock_pizza, fourier
 from jaxgrok.measures.ablations import (
     DRAWS,
     Controls,
@@ -50,7 +50,7 @@ __all__ = ["SCHEMA", "Split", "all", "find_keys", "measure", "plain", "split_of"
 
 # The version of what `measure` returns. Raise it whenever a measure is added, removed or defined anew: saved measures
 # of another version are then computed again.
-SCHEMA = 2
+SCHEMA = 3
 
 # --- progress measures, from the logits alone -------------------------------------------------------------------------
 
@@ -167,12 +167,12 @@ def mlp_readout_fve(mlp_logits: Float[Array, "P P P"], s: Int[np.ndarray, "P P"]
 # --- attention, embedding, weights ------------------------------------------------------------------------------------
 
 
-def attention_measures(stream: Stream | None) -> dict[str, Array | dict[str, Array] | None]:
-    """The attention from "=" in the last block; None for each measure if the network has no attention.
+def attention_measures(stream: Stream | None, has_equals: bool = True) -> dict[str, Array | dict[str, Array] | None]:
+    """The attention in the last block from the position that is read; None for each measure that does not exist.
 
-    They are the mean pattern [H, S], the part of it that goes to "=" itself [H], and the best frequency of each head's
-    score [H]. That score is the one to a minus the one to b, averaged over b and centred, which leaves a function of a.
-    `fve` is the share of its energy at the best frequency.
+    They are the mean pattern [H, S], the part of it that goes to "=" itself [H], if there is one, and the best
+    frequency of each head's score [H]. That score is the one to a minus the one to b, averaged over b and centred,
+    which leaves a function of a. `fve` is the share of its energy at the best frequency.
     """
     if stream is None:
         return dict.fromkeys(("attention_pattern_mean", "attention_to_equals_mean", "attention_score_frequency"))
@@ -182,7 +182,7 @@ def attention_measures(stream: Stream | None) -> dict[str, Array | dict[str, Arr
     fve = energies.max(axis=0) / energies.sum(axis=0)
     return {
         "attention_pattern_mean": mean_pattern,
-        "attention_to_equals_mean": mean_pattern[:, -1],
+        "attention_to_equals_mean": mean_pattern[:, -1] if has_equals else None,
         "attention_score_frequency": {"frequency": energies.argmax(axis=0) + 1, "fve": fve},
     }
 
@@ -325,9 +325,11 @@ def measure(
         "gini": {name: fourier.gini(fourier.component_norms(x)) for name, x in (("W_E", net.W_E), ("W_L", net.W_L))},
         "ablation_loss": losses_ablated,
         "controls": jax.tree.map(median_and_range, wave_draws | {"ablation_loss": ablation_draws}),
-        **attention_measures(net.stream),
+        **attention_measures(net.stream, task.has_equals),
         "principal_components": principal_components(net.W_E),
         "sum_squared_weights": sum_squared_weights(params),
+        "gradient_symmetricity": clock_pizza.gradient_symmetricity(config, params),
+        "distance_irrelevance": clock_pizza.distance_irrelevance(config, net.logits, labels),
     }
 
 
@@ -375,6 +377,7 @@ def of_logits(
         "loss_all_classes": losses(jnp.asarray(logits), labels, is_train),
         "key_frequencies": {"keys": keys > 0},
         "no_keys": ~(keys > 0).any(),
+        "distance_irrelevance": clock_pizza.distance_irrelevance(config, numbers, labels),
     }
 
 
@@ -398,7 +401,8 @@ def to_json(config: Config, measures: dict[str, Any]) -> dict[str, Any]:
     means that the measure does not exist here (no keys, no waves, or not finite).
 
     Names beyond those of the reference: `accuracies`, `neuron_frequency`, `neuron_fve`, `no_keys`, `controls`, `waves`
-    (the argument of the task's waves), `attention_pattern_mean`, `principal_components` and key_frequencies `found`.
+    (the argument of the task's waves), `attention_pattern_mean`, `principal_components`, `gradient_symmetricity`,
+    `distance_irrelevance` and key_frequencies `found`.
     The caller adds `split`.
     """
     m, p = jax.tree.map(np.asarray, measures), config.p

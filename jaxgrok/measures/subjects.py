@@ -19,7 +19,7 @@ from jaxgrok.config import BadInput, Config
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import fourier, heads, splits
 from jaxgrok.nets import interop
-from jaxgrok.nets.model import Params
+from jaxgrok.nets.model import Params, unembedding
 from jaxgrok.store.results import Cell, Results
 
 Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
@@ -41,6 +41,7 @@ SAME_LOSS = 0.1  # halves whose losses differ by a smaller share are drawn from 
 _SHAPES = (
     *("task", "p", "arch", "n_layers", "n_heads", "d_model", "d_mlp", "act", "residual_factor"),
     *("n_ctx", "seq_len", "repeat_len", "n_repeats", "n_tokens"),
+    *("sequence", "attention", "attn_coeff", "tied"),
 )
 
 
@@ -288,7 +289,7 @@ def remarks(subject: Subject, measured: Measures) -> list[str]:
 
 def _classes(subject: Subject) -> int:
     params = subject.params
-    return np.shape(params["W_out"] if subject.config.arch == "mlp" else params["unembed"]["W_U"])[-1]
+    return np.shape(params["W_out"] if subject.config.arch == "mlp" else unembedding(params))[-1]
 
 
 def _doubts(measured: Measures, classes: int) -> list[str]:

@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import CHOICES, MODULAR, BadInput, Config
 from jaxgrok.nets.entries import Picked, State, in_list, pick
-from jaxgrok.nets.model import Params, context, make_model
+from jaxgrok.nets.model import Params, context, make_model, unembedding
 from jaxgrok.nets.name_map import Sizes, axes_of, kind_of, listed, read_map, rearrange, shape_of
 from jaxgrok.nets.weight_files import contents, optional, read, write
 from jaxgrok.tasks import make_task
@@ -296,16 +296,22 @@ def _arch_of(names: Collection[str]) -> str:
     return "transformer" if any(".mlp." in name for name in names) else "attn_only"
 
 
-def _weights_from(state: Mapping[str, Any], names: str | None = None) -> Weights:
-    """The network of a state dictionary. Raises BadInput if its names or shapes are not a network's."""
+def _weights_from(state: Mapping[str, Any], names: str | None = None, tied: bool = False) -> Weights:
+    """The network of a state dictionary. tied: it has no W_U.
+
+    Raises BadInput if its names or shapes are not a network's.
+    """
     if names is not None and str(names).endswith(".toml"):
         state, names = read_map(names).apply(state, OUR_DIMS), OURS.value
     if names is not None and names not in READ_NAMES:
         raise BadInput("names", names, f"{' or '.join(READ_NAMES)}, or a map: FILE.toml")
     state = _renamed(state)
     arch = _arch_of(state)
-    arrays = _weights_of(state, arch, BIASES)
+    if tied and "unembed.W_U" in state:
+        raise BadInput("tied", "yes", "for weights without unembed.W_U; these have one")
+    arrays = _weights_of(state, arch, (*BIASES, "unembed.W_U") if tied else BIASES)
     dims, sizes = _fit(arrays, names)
+    sizes = {"C": sizes.get("V", 0), **sizes}
     if arch != "mlp" and sizes["H"] * sizes["K"] != sizes["D"]:
         H, D, K = (sizes[letter] for letter in "HDK")
         raise BadInput("blocks.0.attn.W_Q", (H, D, K), f"heads times head width equal to d_model = {D}")
@@ -342,8 +348,16 @@ def _config_of(weights: Weights, task: str, fields: dict[str, Any]) -> Config:
 
 def _modular_config(sizes: Sizes, fields: dict[str, Any]) -> Config:
     V, S, D, C = (sizes[letter] for letter in "VSDC")
+    if fields.get("sequence", "xy" if S == 2 else "xy=") == "xy":
+        # A network of three positions may be given two of them, and no "=".
+        p = {2: V, 3: V - 1}.get(S, 0)
+        if p < 2 or C not in (p, V):
+            raise BadInput(
+                "sequence", "xy", f"with 2 or 3 positions and p or p + 1 classes; this network has {S} and {C}"
+            )
+        return Config(**{**fields, "sequence": "xy"}, p=p)
     if S != 3:
-        raise BadInput("pos_embed.W_pos", (S, D), f'a shape (3, {D}): x, y and "=", as in the modular tasks')
+        raise BadInput("pos_embed.W_pos", (S, D), f'a shape (3, {D}): x, y and "=", or (2, {D}) without "="')
     if C not in (V, V - 1):
         accepted = f'a shape ({D}, {V}) or ({D}, {V - 1}): the {V - 1} numbers, with or without "="'
         raise BadInput("unembed.W_U", (D, C), accepted)
@@ -373,7 +387,7 @@ def from_state(
     act: str = "relu",
     names: str | None = None,
     residual_factor: float = 1.0,
-    **task_fields: int,
+    **fields: Any,
 ) -> tuple[Config, Params]:
     """The config and the parameters of a state dictionary {name: array}.
 
@@ -382,25 +396,33 @@ def from_state(
 
     names: `authors`, `transformer_lens`, `transposed` (of the MLP network, where p is also its width), or the path of a
         map of other names (`name_map`). None means whichever the shapes fit.
-    task_fields: seq_len, repeat_len, n_repeats or n_tokens, if the task's sequences are not as published.
+    fields: others of the config that no shape shows: seq_len, repeat_len, n_repeats or n_tokens, if the task's
+        sequences are not as published; sequence, attention, attn_coeff, tied. Two positions mean sequence `xy`.
 
     Raises BadInput for names or shapes that are not those of a network for the task.
     """
-    weights = _weights_from(state, names)
-    config = _config_of(weights, task, {"act": act, "residual_factor": residual_factor, **task_fields})
-    return config, _nest(weights.arrays)
+    tied = fields.get("tied") == "yes"
+    weights = _weights_from(state, names, tied)
+    config = _config_of(weights, task, {"act": act, "residual_factor": residual_factor, **fields})
+    arrays = weights.arrays
+    if config.sequence == "xy" and config.arch != "mlp":
+        arrays |= {"embed.W_E": arrays["embed.W_E"][: config.p], "pos_embed.W_pos": arrays["pos_embed.W_pos"][:2]}
+    return config, _nest(arrays)
 
 
 def to_state(config: Config, params: Params, names: str = "authors") -> State:
     """A state dictionary {name: array} in the authors' shapes or TransformerLens's.
 
-    Their classes load it with strict checks, because it also has their buffers and their biases, as zeros. It does not
-    hold the residual factor; TransformerLens has none but 1.
+    Their classes load it with strict checks, because it also has their buffers and their biases, as zeros. Tied
+    embeddings are written as two arrays. It does not hold the residual factor, nor attn_coeff and attention;
+    TransformerLens has none but 1, and causal attention.
 
     Raises BadInput for an unknown `names`, and for parameters that are not a network of the config's architecture.
     """
     _check_names(names)
     layout = Layout(names)
+    if config.tied == "yes":
+        params = {**params, "unembed": {"W_U": np.asarray(unembedding(params))}}
     flat = _weights_of(by_name(params), config.arch)
     ours, theirs = _dims(flat, OURS), _dims(flat, layout)
     sizes = _sizes(flat, ours)
@@ -496,7 +518,7 @@ def load(
     act: str | None = None,
     names: str | None = None,
     residual_factor: float = 1.0,
-    **task_fields: int,
+    **fields: Any,
 ) -> Imported:
     """The network in a file. `weight_files.read` and `from_state` say what is accepted.
 
@@ -505,7 +527,7 @@ def load(
 
     Raises BadInput, which names what is wrong.
     """
-    options = {"task": task, "act": act, "names": names, "residual_factor": residual_factor, **task_fields}
+    options = {"task": task, "act": act, "names": names, "residual_factor": residual_factor, **fields}
     return _imported(pick(contents(path), entry, str(path)), options)
 
 
@@ -569,7 +591,7 @@ def draw_with_torch(config: Config, seed: int) -> Params:
     for layer in range(config.n_layers):
         flat |= {kind.format(layer): draw(kind, config.d_model) for kind in in_order}
         flat |= {kind.format(layer): np.zeros(shape_of(ours[kind], sizes), config.dtype) for kind in biases}
-    return _nest(flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
+    return _nest(flat if config.tied == "yes" else flat | {"unembed.W_U": draw("unembed.W_U", task.d_vocab_out)})
 
 
 def initial_weights(init: str) -> Callable[[Config, int], Params]:
@@ -584,7 +606,8 @@ def initial_weights(init: str) -> Callable[[Config, int], Params]:
     if init == "torch":
         return draw_with_torch
     try:
-        given = _weights_from(read(init).state).arrays
+        state = read(init).state
+        given = _weights_from(state, tied=not any(name.endswith("unembed.W_U") for name in state)).arrays
     except BadInput as error:
         accepted = error.accepted if error.name == "file" else f"the weights of a network ({error})"
         raise BadInput("init", init, accepted) from None

@@ -146,6 +146,11 @@ def affine(x: Float[Array, "... A"], W: Float[Array, "A B"], b: Float[Array, "B"
     return x @ W + jnp.expand_dims(b, range(x.ndim - 1))
 
 
+def unembedding(params: Params) -> Float[Array, "D C"]:
+    """W_U, which in a network with tied embeddings is the transpose of W_E."""
+    return params["unembed"]["W_U"] if "unembed" in params else params["embed"]["W_E"].T
+
+
 def causal(scores: Float[Array, "N H Q S"], queries: slice) -> Float[Array, "N H Q S"]:
     """Attention scores, with -inf where a query would look ahead."""
     positions = np.arange(scores.shape[-1])
@@ -154,9 +159,16 @@ def causal(scores: Float[Array, "N H Q S"], queries: slice) -> Float[Array, "N H
 
 
 def attend(
-    scores: Float[Array, "N H Q S"], v: Float[Array, "N H S K"]
+    scores: Float[Array, "N H Q S"], v: Float[Array, "N H S K"], coeff: float = 1
 ) -> tuple[Float[Array, "N H Q K"], Float[Array, "N H Q S"]]:
-    """(the values, mixed by attention; the attention pattern)."""
+    """(the values, mixed by attention; the attention pattern).
+
+    coeff: c in c softmax + (1 - c), the weight of each position that is seen: one whose score is not -inf.
+    """
+    if coeff != 1:
+        seen = (scores > -jnp.inf).astype(scores.dtype)
+        pattern = coeff * jax.nn.softmax(scores, axis=-1) + (1 - coeff) * seen
+        return pattern @ v, pattern
     # The softmax divides after the product with v: K divisions per query instead of S, faster on long sequences.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     share = 1 / weights.sum(axis=-1, keepdims=True)
@@ -212,16 +224,20 @@ class Transformer(nn.Module):
             return Weights(((name, normal(scale), shape),), dtype, name=module)()
 
         D, C = c.d_model, self.d_vocab_out
+        if c.tied == "yes" and self.d_vocab != C:
+            accepted = f"no, where the output has other classes ({C}) than the input has tokens ({self.d_vocab})"
+            raise BadInput("tied", c.tied, accepted)
         params = {
             "embed": table("embed", "W_E", (self.d_vocab, D), 1 / np.sqrt(D)),
             "pos_embed": table("pos_embed", "W_pos", (self.n_ctx, D), 1 / np.sqrt(D)),
             **{f"blocks_{layer}": Block(c, name=f"blocks_{layer}")() for layer in range(c.n_layers)},
-            "unembed": table("unembed", "W_U", (D, C), 1 / np.sqrt(C)),
+            **({} if c.tied == "yes" else {"unembed": table("unembed", "W_U", (D, C), 1 / np.sqrt(C))}),
         }
         return self.forward(self.prepare(params, len(tokens)), tokens, dropout_keys)
 
     def prepare(self, params: Params, n: int) -> Prepared:
         """What depends on the parameters alone. n: for how many examples it will be used."""
+        params = {**params, "unembed": {"W_U": unembedding(params)}}
         attn = params["blocks_0"]["attn"]
         W_E, W_pos = params["embed"]["W_E"], params["pos_embed"]["W_pos"]
 
@@ -326,8 +342,9 @@ class Transformer(nn.Module):
             scores = tables["scores"].rows(tokens, ALL).swapaxes(1, 2)[:, :, None]
         else:
             scores = self._scaled(q).transpose(0, 2, 1, 3) @ k.transpose(0, 2, 3, 1)
-        scores = causal(scores, queries)
-        z, pattern = attend(scores, v.swapaxes(1, 2))
+        if self.config.attention == "causal":
+            scores = causal(scores, queries)
+        z, pattern = attend(scores, v.swapaxes(1, 2), self.config.attn_coeff)
         z = z.swapaxes(1, 2)
         seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": pattern, "hook_z": z}
         return z.reshape(*z.shape[:2], -1), {f"attn.{name}": x for name, x in seen.items()}

@@ -253,9 +253,15 @@ class _AtWork(NamedTuple):
     age: int
 
 
+# Fields that must be the post's in a network that the page computes.
+COMPUTED = ("n_layers", "act", "sequence", "attention", "attn_coeff", "tied")
+
+
 def computes_in_page(config: Config) -> bool:
     """Whether the page can compute a network's forward pass: one block of the post's transformer on a modular task."""
-    return config.modular and config.arch == "transformer" and config.n_layers == 1 and config.act == "relu"
+    usual = Config(p=config.p, n_heads=config.n_heads, d_model=config.d_model)
+    same = all(getattr(config, name) == getattr(usual, name) for name in COMPUTED)
+    return config.modular and config.arch == "transformer" and same
 
 
 def _networks(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tuple[list[dict[str, Any]], str]:

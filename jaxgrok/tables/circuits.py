@@ -187,6 +187,8 @@ QUANTITIES = (
     Quantity("sum of squared weights", one("sum_squared_weights/total"), "{:.0f}"),
     Quantity("attention score, FVE of a head's best frequency", one("attention_score_frequency/fve"), "{:.3f}"),
     Quantity('attention to "="', one("attention_to_equals_mean"), "{:.4f}"),
+    Quantity("gradient symmetricity", one("gradient_symmetricity"), "{:.3f}"),
+    Quantity("distance irrelevance", one("distance_irrelevance"), "{:.3f}"),
     Quantity("loss", one("loss/all"), "{:.2e}"),
     Quantity("restricted loss", one("restricted_loss/all"), "{:.2e}", "restricted_loss/all"),
     Quantity("loss of the fitted cosines", one("logit_approximation_loss"), "{:.2e}", "logit_approximation_loss"),

@@ -26,7 +26,7 @@ def make_config(task: str = "add", **fields: Any) -> Config:
 def make_task(config: Config) -> Task:
     """The task of a config. Raises BadInput for sequences that cannot exist, or that are longer than the network's
     context."""
-    task = ModularTask(config.task, config.p) if config.modular else _drawn_task(config)
+    task = ModularTask(config.task, config.p, config.sequence) if config.modular else _drawn_task(config)
     if config.n_ctx is not None and config.n_ctx < task.n_ctx:
         raise BadInput("n_ctx", config.n_ctx, f"at least {task.n_ctx}, the sequences of task {config.task}")
     return task

@@ -1,7 +1,7 @@
-"""Binary operations modulo p: the tokens x, y and "=", with the answer read at "=".
+"""Binary operations modulo p: the tokens x, y and "=", with the answer read at "="; or x and y alone, read at y.
 
 Worked example, p = 5, add: the pair (3, 4) is the tokens [3, 4, 5], where 5 is "=". Its target is (3 + 4) mod 5 = 2.
-The 25 pairs are numbered in lexicographic order, so (3, 4) is pair 19.
+The 25 pairs are numbered in lexicographic order, so (3, 4) is pair 19. Without "=" it is [3, 4].
 """
 
 import random
@@ -23,18 +23,19 @@ OPERATIONS = {
 class ModularTask(Task):
     """All p^2 pairs of one operation: a key of OPERATIONS, or `random`, a table of labels drawn from the seed.
 
-    The output has p + 1 classes, "=" among them, as in the authors' training (spec: PUBLISHED.md).
+    sequence: `xy=` or `xy`. With "=" the output has p + 1 classes, "=" among them, as in the authors' training (spec:
+    PUBLISHED.md); without it, p.
     """
 
-    read = (2, 3)
-    n_ctx = 3
     parts, chance, counted, n_counted = (), (), 0, 1
     criterion = Criterion(accuracy=GENERALISED)
 
-    def __init__(self, operation: str, p: int):
-        self.operation, self.p = operation, p
-        self.d_vocab = self.d_vocab_out = p + 1
-        self.read_token = p
+    def __init__(self, operation: str, p: int, sequence: str = "xy="):
+        self.operation, self.p, self.has_equals = operation, p, sequence == "xy="
+        self.n_ctx = len(sequence)
+        self.read = (self.n_ctx - 1, self.n_ctx)
+        self.d_vocab = self.d_vocab_out = p + self.has_equals
+        self.read_token = p if self.has_equals else None
 
     def labels(self, seed: int) -> Int[np.ndarray, "P*P"]:
         """The answers of the pairs in lexicographic order. Only those of `random` depend on the seed."""
@@ -57,7 +58,7 @@ class ModularTask(Task):
     def pairs(self, indices: Int[np.ndarray, "N"], seed: int) -> Examples:
         """The pairs with these lexicographic numbers."""
         x, y = np.divmod(np.asarray(indices, np.int32), np.int32(self.p))
-        tokens = np.stack([x, y, np.full_like(x, self.p)], axis=1)
+        tokens = np.stack([x, y, np.full_like(x, self.p)][: self.n_ctx], axis=1)
         return Examples(tokens, self.labels(seed)[indices][:, None])
 
     def split_indices(self, size: float, split_seed: int) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "T"]]:

@@ -11,27 +11,33 @@ from scipy.special import erf, softmax
 
 
 def act(name: str, x: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """The activation function `relu` or `gelu`."""
-    return np.maximum(x, 0) if name == "relu" else 0.5 * x * (1 + erf(x / np.sqrt(2)))
+    """The activation function `relu`, `gelu` or `square`."""
+    return {"relu": np.maximum(x, 0), "gelu": 0.5 * x * (1 + erf(x / np.sqrt(2))), "square": x**2}[name]
 
 
 def transformer(
-    params: dict[str, Any], tokens: Int[np.ndarray, "N S"], activation: str = "relu", residual_factor: float = 1
+    params: dict[str, Any],
+    tokens: Int[np.ndarray, "N S"],
+    activation: str = "relu",
+    residual_factor: float = 1,
+    attention: str = "causal",
+    attn_coeff: float = 1,
 ) -> tuple[Float[np.ndarray, "N S V"], dict[str, np.ndarray]]:
     """The logits at every position, and the activations at every position by their TransformerLens names.
 
-    Every sublayer returns residual_factor * x + sublayer(x). Blocks without "mlp" have only attention.
+    Every sublayer returns residual_factor * x + sublayer(x). Blocks without "mlp" have only attention. A position that
+    is seen has the weight attn_coeff * softmax + 1 - attn_coeff. Without "unembed", W_U is the transpose of W_E.
     """
     S = tokens.shape[1]
     x = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"][:S]
-    causal = np.tril(np.ones((S, S), bool))
+    seen_by = np.tril(np.ones((S, S), bool)) if attention == "causal" else np.ones((S, S), bool)
     seen = {}
     for layer in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{layer}"]
         at = block["attn"]
         q, k, v = (np.einsum("nsd,hdk->nshk", x, at[w]) for w in ("W_Q", "W_K", "W_V"))
         scores = np.einsum("nqhk,nshk->nhqs", q, k) / np.sqrt(q.shape[-1])
-        pattern = softmax(np.where(causal, scores, -np.inf), axis=-1)
+        pattern = attn_coeff * softmax(np.where(seen_by, scores, -np.inf), axis=-1) + (1 - attn_coeff) * seen_by
         z = np.einsum("nhqs,nshk->nqhk", pattern, v)
         attn_out = np.einsum("nqhk,hkd->nqd", z, at["W_O"])
         out = residual_factor * x + attn_out
@@ -53,7 +59,7 @@ def transformer(
         local["hook_resid_post"] = out
         seen |= {f"blocks.{layer}.{hook}": value for hook, value in local.items()}
         x = out
-    return x @ params["unembed"]["W_U"], seen
+    return x @ (params["unembed"]["W_U"] if "unembed" in params else params["embed"]["W_E"].T), seen
 
 
 def one_hot_mlp(
