@@ -3,12 +3,15 @@
 Each case is one that public repositories have. The files here are made by the test.
 """
 
+import argparse
+import datetime
 import json
 import math
 import re
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +54,7 @@ def file(tmp_path, torch):
             return {name: to_torch(y) for name, y in x.items()}
         if isinstance(x, list):
             return [to_torch(y) for y in x]
-        return torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x
+        return torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" else x
 
     def save(content, name="net.pth", **options):
         torch.save(to_torch(content), tmp_path / name, **options)
@@ -72,7 +75,7 @@ def test_the_only_network_is_taken_under_any_key(file, key):
     assert_same(params, params_of(SMALL))
     assert recorded["epoch"] == 7
     np.testing.assert_array_equal(recorded["losses"]["train_loss"], [3, 0.25])
-    assert "other_entries" not in recorded
+    assert recorded["other_entries"] == ()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
@@ -94,6 +97,65 @@ def test_of_several_networks_one_is_named(file):
     for entry in (None, "steps[3]", "steps[-4]", "steps", "optimizer"):
         with pytest.raises(BadInput, match=f"entry: got {re.escape(repr(entry))}.*{listed}"):
             interop.load(path, entry=entry)
+
+
+def test_weights_among_other_arrays_are_found(file):
+    for beside in (
+        {"ema_losses": np.ones(3, np.float32), "train_indices": np.arange(5)},
+        {"train_pairs": np.ones((4, 2), np.int64), "step": np.float32(3) * np.ones((), np.float32)},
+    ):
+        assert_same(interop.load(file({"model": state_of(), **beside})).params, params_of(SMALL))
+    both = file({"model": state_of(), "ema": state_of(seed=1)})
+    assert_same(interop.load(both, entry="ema").params, params_of(SMALL, 1))
+    with pytest.raises(BadInput, match=r"one of the 2 networks .* model, ema"):
+        interop.load(both)
+    listed = file({"saved": [{"model": state_of(seed=s), "ema": state_of(seed=s + 1)} for s in range(2)]})
+    assert_same(interop.load(listed, entry="saved[1].ema").params, params_of(SMALL, 2))
+
+
+def test_what_is_recorded_beside_a_network_is_its_own(file):
+    runs = {
+        f"run{r}": {"model": state_of(seed=r), "train_loss": r + 1.0, "config": {"act_fn": act}}
+        for r, act in enumerate(("relu", "gelu"))
+    }
+    path = file({"task": "mod", **runs})
+    for r, act in enumerate(("relu", "gelu")):
+        config, params, recorded = interop.load(path, entry=f"run{r}.model")
+        assert (config.act, recorded["train_loss"], recorded["task"]) == (act, r + 1, "mod")
+        assert_same(params, params_of(SMALL, r))
+        subject = subjects.subject_of_file(path, entry=f"run{r}.model")
+        assert subject.about["recorded_train_loss"] == r + 1
+    nested = {"epochs": {"model": state_of(), "train_indices": np.arange(40), "train_losses": np.array([[2.0, 0.9]])}}
+    about = subjects.subject_of_file(file({"train_loss": 4.0, **nested})).about
+    assert (about["from"], about["recorded_train_loss"]) == ("train_indices", 4.0)
+
+
+def test_networks_by_epoch_are_in_their_order(file):
+    path = file({"at": {300: state_of(seed=3), 0: state_of(seed=0), 20: state_of(seed=2)}})
+    found = subjects.subjects_of_list(path, "at")
+    assert [subject.about["epoch"] for subject in found] == [0, 20, 300]
+    for subject, seed in zip(found, (0, 2, 3), strict=True):
+        assert_same(subject.params, params_of(SMALL, seed))
+    assert_same(found[0].params_of_keys, params_of(SMALL, 3))
+    assert_same(interop.load(path, entry="at[-1]").params, params_of(SMALL, 3))
+    mixed = file({"c": [state_of(), state_of(MLP)]})
+    with pytest.raises(BadInput, match=r"entry: got 'c'; accepted: a list of networks of one shape; c\[1\] differs"):
+        subjects.subjects_of_list(mixed, "c")
+
+
+def test_two_networks_of_one_name_are_refused(file):
+    with pytest.raises(BadInput, match=r"entry: got 'a.b'.*two"):
+        interop.load(file({"a.b": state_of(), "a": {"b": state_of(seed=1), "e": 1}}))
+
+
+def test_deep_nests_are_no_crash(tmp_path, file):
+    x = state_of()
+    for _ in range(300):
+        x = {"a": x}
+    with pytest.raises(BadInput):
+        interop.load(file(x))
+    with pytest.raises(BadInput):
+        interop.load(write_msgpack(tmp_path, x))
 
 
 def test_beside_a_list_the_only_dictionary_is_taken_and_the_list_is_mentioned(file):
@@ -179,7 +241,7 @@ def test_the_file_of_the_transformer_lens_demo_is_read_as_data(lens_file):
     np.testing.assert_array_equal(subject.split.train, train)
     assert subject.about == {
         **{"from": "train_indices", "frac_train": 40 / 121, "other_entries": 2},
-        **{"recorded_train_loss": 0.5, "recorded_test_loss": 1.5},
+        **{"recorded_train_loss": 0.5, "recorded_test_loss": 1.5, "act": "gelu"},
     }
     lines = "\n".join(subjects.remarks(subject, subjects.measure_subject(subject)))
     assert re.search(r"train loss \S+, recorded in the file 5.0+e-01; are these", lines)
@@ -194,7 +256,7 @@ def test_the_file_of_the_transformer_lens_demo_is_read_as_data(lens_file):
     [
         ({"normalization_type": "LN"}, "normalization_type in the file: got 'LN'; accepted: None"),
         ({"attention_dir": "bidirectional"}, "attention_dir in the file: got 'bidirectional'; accepted: causal"),
-        ({"act_fn": "gelu_new"}, "act_fn in the file: got 'gelu_new'"),
+        ({"act_fn": "gelu_new"}, "act_fn in the file: got 'gelu_new'; accepted: relu gelu square; if it is one"),
         ({"attn_scale": 1.0}, r"attn_scale in the file: got 1.0; accepted: sqrt\(d_head\) = 1.732"),
     ],
 )
@@ -223,8 +285,61 @@ def test_a_network_that_was_saved_whole_is_its_state_dictionary(file, torch):
     assert_same(interop.load(path).params, params_of(MLP))
 
 
-@pytest.mark.parametrize("name", ["subprocess.Popen", "builtins.eval", "torch.load", "runpy.run_path"])
-def test_a_name_of_the_standard_library_is_refused_and_named(file, name):
+def test_what_a_function_makes_of_a_tensor_is_not_that_tensor(file, torch):
+    def twice(x):
+        return 2 * x
+
+    twice.__module__, twice.__qualname__ = "elsewhere", "twice"
+    module = types.ModuleType("elsewhere")
+    module.twice = twice
+
+    class Twice:
+        def __reduce__(self):
+            return twice, (torch.ones(6, 12),)
+
+    sys.modules["elsewhere"] = module
+    try:
+        path = file({**tensors(torch, state_of()), "unembed.W_U": Twice()})
+    finally:
+        del sys.modules["elsewhere"]
+    with pytest.raises(BadInput, match=r"unembed.W_U: got 'what elsewhere.twice makes'; accepted: a plain tensor"):
+        interop.load(path)
+
+
+def test_plain_values_of_the_standard_library_and_unreadable_things_beside_are_no_obstacle(file, torch):
+    beside = {
+        **{"when": datetime.datetime(2023, 1, 2), "path": Path("/x"), "empty": np.zeros(0)},
+        **{
+            "names": np.array(["a", "b"]),
+            "fine": torch.ones(3).to(torch.float8_e5m2),
+            "sparse": torch.eye(3).to_sparse(),
+        },
+        "args": argparse.Namespace(act="gelu", p=11),
+    }
+    assert_same(interop.load(file({"model": state_of(), **beside})).params, params_of(SMALL))
+    with pytest.raises(BadInput, match=r"layout torch.sparse_coo"):
+        interop.load(file({**tensors(torch, state_of()), "embed.W_E": torch.eye(6).to_sparse()}))
+
+
+def test_a_small_pickle_that_refers_to_one_list_a_million_times_is_read(tmp_path, torch):
+    shared = [1.0]
+    for _ in range(40):
+        shared = [shared, shared]
+    content = {"model": tensors(torch, state_of()), "x": shared, "config": {"x": shared}}
+    torch.save(content, tmp_path / "net.pth")
+    assert_same(interop.load(tmp_path / "net.pth").params, params_of(SMALL))
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("subprocess.Popen", "commands.Popen"),
+        ("builtins.eval", "builtins.eval"),
+        ("torch.load", "torch.serialization.load"),
+        ("runpy.run_path", "runpy.run_path"),
+    ],
+)
+def test_a_name_of_the_standard_library_is_refused_and_named(file, name, named):
     module, function = name.split(".")
 
     class Wants:
@@ -232,7 +347,7 @@ def test_a_name_of_the_standard_library_is_refused_and_named(file, name):
             return getattr(sys.modules[module], function), ("x",)
 
     __import__(module)
-    with pytest.raises(BadInput, match="run code"):
+    with pytest.raises(BadInput, match=f"this pickle names {named}, which no weights need: it may run code"):
         interop.load(file({"model": state_of(), "x": Wants()}))
 
 
@@ -240,7 +355,7 @@ def test_quantised_weights_are_refused(file, torch):
     state = tensors(torch, state_of())
     with warnings.catch_warnings(action="ignore"):  # torch is about to drop them; files have them still
         state["embed.W_E"] = torch.quantize_per_tensor(state["embed.W_E"], 0.1, 0, torch.qint8)
-    with pytest.raises(BadInput, match="quantised"):
+    with pytest.raises(BadInput, match=r"embed.W_E: got 'a quantised tensor'; accepted: a plain tensor"):
         interop.load(file(state))
     with pytest.raises(BadInput, match=r"int8.*quantised"):
         interop.from_state(state_of() | {"embed.W_E": np.ones((6, 12), np.int8)})
@@ -341,7 +456,12 @@ def test_a_folder_of_checkpoints_is_not_one(tmp_path):
         (lambda t: t.replace("heads = 2", "heads = 2.5"), "heads in .*got 2.5.*whole number"),
         (lambda t: t.replace('"pos"', '"positions"'), "pos_embed.W_pos = positions.*19 names: step, Embed_0"),
         (lambda t: t.replace('"CD"', '"DC"'), "unembed.W_U"),
-        (lambda t: t.replace('"CD"', '"C"'), r"unembed.W_U: got \(12, 6\).*axes C"),
+        (lambda t: t.replace('"CD"', '"C"'), r"unembed.W_U in .*: got 'C'; accepted: axes of the letters C D"),
+        (lambda t: t.replace('"CD"', '"CX"'), r"unembed.W_U in .*: got 'CX'"),
+        (lambda t: t.replace('"CD"', '"C(D"'), r"got 'C\(D'"),
+        (lambda t: t.replace('"CD"', '"cd"'), "got 'cd'"),
+        (lambda t: t.replace('"layer_{}.up.bias"', '"layer_{}.{.bias"'), r"layer_0.\{.bias"),
+        (lambda t: "x=" + "[" * 3000, "a TOML file"),
         (lambda t: t.replace('"step", ', ""), "got 'step'; accepted: a map that names every weight"),
         (lambda t: t.replace('"embed.W_E"', '"embed.weight"'), "embed.weight.*our names: embed.W_E"),
         (lambda t: t.replace("ignore", "left_out"), "left_out.*names, heads and ignore"),
@@ -379,9 +499,51 @@ def test_the_mlp_is_read_transposed_and_without_biases():
     # Without biases the shapes alone do not tell p from the width.
     with pytest.raises(BadInput, match="names: got 'shapes that fit both p = 5, d_mlp = 11 and p = 11, d_mlp = 5'"):
         interop.from_state({name: x.T for name, x in state.items()})
+    with pytest.raises(BadInput, match=r"names: got 'transposed'.*one-hot MLP"):
+        interop.from_state(state_of(), names="transposed")
+    of_block = {f"blocks.0.mlp.{name}": x for name, x in state_of(MLP).items()}
+    with pytest.raises(BadInput, match=r"no embed.W_E"):
+        interop.from_state(of_block)
     with_biases = state_of(MLP)
     turned = {name: x.T for name, x in with_biases.items()}
     assert_same(interop.from_state(turned)[1], params_of(MLP))
+
+
+def test_a_mask_that_is_not_causal_is_seen():
+    seen = state_of() | {"blocks.0.attn.mask": np.ones((3, 3), np.float32)}
+    with pytest.raises(BadInput, match=r"blocks.0.attn.mask: got 'a mask that is not causal'"):
+        interop.from_state(seen)
+    assert interop.from_state(seen, attention="full")[0].attention == "full"
+
+
+def test_sequences_without_equals_are_told_by_their_positions():
+    pizza = Config(p=11, n_heads=2, d_model=6, d_mlp=5, sequence="xy", attention="full", attn_coeff=0.5)
+    state = interop.to_state(pizza, params_of(pizza))
+    config, params = interop.from_state(state, attention="full", attn_coeff=0.5)
+    assert config == pizza
+    assert_same(params, params_of(pizza))
+    # A network that has a token "=" and three positions, and was never given them.
+    config, params = interop.from_state(state_of(), sequence="xy")
+    assert (config.p, config.sequence) == (11, "xy")
+    assert params["embed"]["W_E"].shape == (11, 6)
+    assert params["pos_embed"]["W_pos"].shape == (2, 6)
+    with pytest.raises(BadInput, match="sequence: got 'xy'"):
+        interop.from_state(state | {"pos_embed.W_pos": np.ones((5, 6), np.float32)}, sequence="xy")
+
+
+def test_tied_embeddings_are_read_where_they_are_asked_for():
+    tied = Config(p=11, n_heads=2, d_model=6, d_mlp=5, tied="yes")
+    params = params_of(tied)
+    exported = interop.to_state(tied, params)
+    np.testing.assert_array_equal(exported["unembed.W_U"], params["embed"]["W_E"].T)
+    with pytest.raises(BadInput, match="tied: got 'yes'"):
+        interop.from_state(exported, tied="yes")
+    del exported["unembed.W_U"]
+    config, back = interop.from_state(exported, tied="yes")
+    assert config == tied
+    assert_same(back, params)
+    with pytest.raises(BadInput, match=r"no unembed.W_U"):
+        interop.from_state(exported)
 
 
 def test_refusals_name_what_was_found():
@@ -434,6 +596,11 @@ def test_a_split_is_read_from_a_file_in_every_form(tmp_path, file):
     ("split", "said"),
     [
         ("torch:x", "torch:SEED, with a whole number"),
+        ("torch:99999999999999999999", "torch:SEED, with a whole number below"),
+        ("one.npy:key", "one.npy alone: it holds one array"),
+        ("bad.npy", "damaged"),
+        ("huge.npy", "damaged"),
+        ("x.txt", r"a name that ends in .npy .pth"),
         ("none.npy", "FILE.*that exists"),
         ("two.npz:test", "a key of the file: x y"),
         ("two.npz", "a key of the file"),
@@ -443,6 +610,10 @@ def test_a_split_is_read_from_a_file_in_every_form(tmp_path, file):
 )
 def test_a_split_that_is_none_is_named(tmp_path, split, said):
     np.savez(tmp_path / "two.npz", x=np.array([3, 4, 3]), y=np.ones(3))
+    np.save(tmp_path / "one.npy", np.arange(4))
+    (tmp_path / "bad.npy").write_bytes((tmp_path / "one.npy").read_bytes()[:90])
+    (tmp_path / "huge.npy").write_bytes((tmp_path / "one.npy").read_bytes().replace(b"(4,), }  ", b"(10**17,),}"))
+    (tmp_path / "x.txt").write_text("1 2")
     split = split if split.startswith("torch") else str(tmp_path / split)
     pytest.importorskip("torch")
     with pytest.raises(BadInput, match=f"split: got .*{said}"):
@@ -451,10 +622,25 @@ def test_a_split_that_is_none_is_named(tmp_path, split, said):
 
 def test_a_fraction_that_disagrees_with_the_split_is_refused():
     recorded = {"train_indices": np.arange(60)}
-    with pytest.raises(BadInput, match=r"frac: got 0.3; accepted: 0.4959"):
+    with pytest.raises(BadInput, match=r"frac: got 0.3; accepted: 0.495868: the split has 60 of the 121 pairs"):
         splits.split_of_file(Config(p=11), recorded, 0.3, None, None, 0)
     split, _ = splits.split_of_file(Config(p=11), recorded, 1, None, None, 0)
     assert len(split.train) == 121
+    for frac in (60 / 121, 60.9 / 121, 59.1 / 121):  # programs round up or down
+        assert len(splits.split_of_file(Config(p=11), recorded, frac, None, None, 0)[0].train) == 60
+    with pytest.raises(BadInput, match=r"frac: got 0.0001"):
+        splits.split_of_file(Config(p=11), {}, 0.0001, None, "torch:0", 0)
+
+
+def test_recorded_pairs_that_are_none_are_passed_over_or_named():
+    for recorded in ({"train_data": "data.csv"}, {"is_train": True}, {"train_pairs": np.ones((3, 11))}):
+        assert splits.split_of_file(Config(p=11), recorded, None, None, None, 0)[1]["seed"] == 0
+    with pytest.raises(BadInput, match=r"split: got 'train_idx: int64\[2\]'.*--split or --split-seed"):
+        splits.split_of_file(Config(p=11), {"train_idx": np.array([3, 500])}, None, None, None, 0)
+    large = np.array([[250, 3], [7, 255]], np.uint8)
+    np.testing.assert_array_equal(splits.as_numbers(large, 300, "x"), [250 * 300 + 3, 7 * 300 + 255])
+    with pytest.raises(BadInput, match="a ragged list"):
+        splits.as_numbers([[1, 2], [3]], 11, "x")
 
 
 def test_a_network_of_every_pair_has_no_test_loss(tmp_path):
@@ -491,8 +677,8 @@ def test_doubts_are_told_where_the_split_may_be_wrong(tmp_path):
         subject = subjects.subject_of_file(tmp_path / "net.npz", act="square", **options)
         return subjects.remarks(subject, subjects.measure_subject(subject))
 
-    assert any("the loss is the same on both halves" in line for line in lines(grokked(0.5)))
-    assert not any("same on both halves" in line for line in lines(grokked(0.5), frac=1))
+    assert any("the loss is the same on both halves" in line for line in lines(grokked(2.0)))
+    assert not any("same on both halves" in line for line in lines(grokked(2.0), frac=1))
     untrained = params_of(MLP)
     assert any("chance 2.4), train accuracy" in line and "has not learned" in line for line in lines(untrained))
 
@@ -548,6 +734,7 @@ def test_logits_that_are_none_are_refused(tmp_path, capsys):
         (np.ones((5, 5, 5), int), "int64"),
         (np.full((5, 5, 5), np.nan), "finite"),
         (np.ones(()), "floats of shape"),
+        (np.full((5, 5, 5), 1e300), "finite numbers of float32"),
     ):
         np.save(path, array)
         assert main(["--logits", str(path)]) == 2
@@ -557,6 +744,8 @@ def test_logits_that_are_none_are_refused(tmp_path, capsys):
         (["--p", "7"], r"\(7, 7, 7\)"),
         (["--run", "3"], "--run: got 3; accepted: without --logits"),
         (["net.npz"], "net.npz and --logits"),
+        (["--p", "0"], "--p: got '?0'?"),
+        (["--split", "torch:1", "--split-seed", "3"], "--split-seed: got 3; accepted: without --split"),
     ):
         assert main(["--logits", str(path), *flags]) == 2
         assert re.search(said, capsys.readouterr().err)
@@ -573,13 +762,23 @@ def test_the_command_reads_a_named_entry_under_other_names_on_another_split(tmp_
     flags = ["--names", str(names), "--split", "torch:598", "--frac", "0.4", "--json", str(tmp_path / "x.json")]
     assert main([str(path), *flags, "--entry", "params"]) == 0
     about = json.loads((tmp_path / "x.json").read_text())["split"]
-    assert about == {"seed": 598, "generator": "torch", "frac_train": 48 / 121}
+    assert about == {"seed": 598, "generator": "torch", "frac_train": 48 / 121, "act": "relu"}
     for more, said in (
         (["--split-seed", "3"], "--split-seed: got 3; accepted: without --split"),
-        (["--entry", "opt_state"], "--entry: got 'opt_state'; accepted: a network in .*: params"),
+        (["--entry", "ema"], "--entry: got 'ema'; accepted: a network in .*: params"),
     ):
         assert main([str(path), *flags, *more]) == 2
         assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_command_reads_an_orbax_folder_and_converts_it(tmp_path, capsys):
+    names = tmp_path / "names.toml"
+    names.write_text(FLAX.replace("params.", ""))
+    folder, out = write_orbax(tmp_path, flax_tree()), tmp_path / "out.npz"
+    assert main([str(folder), "--names", str(names), "--export", str(out)]) == 0
+    assert interop.load(out).config == SMALL
+    assert main([str(tmp_path), "--names", str(names)]) == 2
+    assert re.search("such as .*/orbax", capsys.readouterr().err)
 
 
 def test_square_is_a_square():

@@ -42,7 +42,6 @@ Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 save and end an analysis within half a minut
 The same command resumes an interrupted analysis. The exit status is 1 if a checkpoint had to be skipped, because it is
 missing or damaged. A file of weights is read as data; nothing in it is executed.
 """
-OF_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")  # what the folder of an orbax checkpoint holds
 SKIPPED = 1  # the exit status if a checkpoint could not be read
 NAMES = ("authors", "transformer_lens")
 READ_NAMES = (*NAMES, "transposed")
@@ -72,7 +71,9 @@ def parser(prog: str = "analyze.py") -> Parser:
     p.add_argument("--names", metavar="NAME|FILE", help=f"{' '.join(NAMES)}: {names}")
     run = p.add_argument_group("which network of a directory")
     run.add_argument("--run", metavar="N", help="its number in timings.csv; or give its coordinates:")
-    run.add_argument("--seed", metavar="N", help="its seed; for a file: seed of random labels (default: the split's)")
+    run.add_argument(
+        "--seed", metavar="N", help="its seed; for a file: seed of random labels (default: --split-seed, or 0)"
+    )
     run.add_argument("--wd", metavar="X", help="its weight decay")
     run.add_argument("--lr", metavar="X", help="its learning rate")
     run.add_argument("--epoch", metavar="N", help="a saved epoch (default: the last)")
@@ -119,7 +120,7 @@ def checked(args: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in args.items() if value is not None}
     for name in ("run", "seed", "epoch", "split_seed", "p", *SEQUENCES):
         if name in given:
-            given[name] = whole(flag_of(name), given[name], 0)
+            given[name] = whole(flag_of(name), given[name], 2 if name == "p" else 0)
     numbers: dict[str, Any] = {name: GRID_FIELDS[name] for name in ("wd", "lr")}
     numbers |= {"frac": _fraction, "residual_factor": _number, "attn_coeff": _number}
     for name, parse in numbers.items():
@@ -129,7 +130,7 @@ def checked(args: dict[str, Any]) -> dict[str, Any]:
                 raise BadInput(flag_of(name), given[name], "one number")
             given[name] = values[0]
     choices = {name: CHOICES[name] for name in ("dtype", "task", "act", "sequence", "attention", "tied")}
-    if not given.get("names", "").endswith(".toml"):
+    if not _is_map(given):
         choices["names"] = NAMES if "export" in given else READ_NAMES
     for name, accepted in choices.items():
         is_addition = name == "task" and name in given and digits_of(given[name]) is not None
@@ -139,6 +140,10 @@ def checked(args: dict[str, Any]) -> dict[str, Any]:
         if name in given and (not given[name].absolute().parent.is_dir() or given[name].is_dir()):
             raise BadInput(flag_of(name), str(given[name]), "a file in a directory that exists")
     return given
+
+
+def _is_map(given: dict[str, Any]) -> bool:
+    return given.get("names", "").endswith(".toml")
 
 
 def _refuse(given: dict[str, Any], names: Iterable[str], accepted: str) -> None:
@@ -160,8 +165,6 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
         _refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
         if given.get("task", MODULAR[0]) not in MODULAR:
             _refuse(given, ("frac", "split", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
-        if "split" in given:
-            _refuse(given, ("split_seed",), "without --split, which says it all")
     if is_one or not is_directory:
         _refuse(given, ("tables", "all_controls"), "with a directory, and without --json, --export or --figures")
 
@@ -205,7 +208,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
     return SKIPPED if skipped else 0
 
 
-def analyze_one(given: dict[str, Any]) -> int:
+def analyze_one(given: dict[str, Any], is_directory: bool) -> int:
     """Measure, draw or export one network."""
     from jaxgrok import figures
     from jaxgrok.atomic import replace_text
@@ -214,13 +217,14 @@ def analyze_one(given: dict[str, Any]) -> int:
     from jaxgrok.nets import interop
     from jaxgrok.store.results import load
 
-    if given["target"].is_dir():
+    if is_directory:
         coordinates = {name: given[name] for name in COORDINATES if name in given}
         subject = subjects.subject_of_run(load(given["target"]), given.get("epoch"), **coordinates)
     else:
         subject = subjects.subject_of_file(given["target"], **_of_file(given))
     if "export" in given:
-        interop.save(given["export"], subject.config, subject.params, given.get("names", NAMES[0]))
+        names = NAMES[0] if _is_map(given) else given.get("names", NAMES[0])
+        interop.save(given["export"], subject.config, subject.params, names)
         if (factor := subject.config.residual_factor) != 1:
             print(f"the file does not hold the residual factor {factor:g}: give it where the weights are read")
     if set(given) & {"json", "figures"} or not set(given) & set(OF_ONE_NETWORK):
@@ -238,7 +242,8 @@ def analyze_one(given: dict[str, Any]) -> int:
 
 def _of_file(given: dict[str, Any]) -> dict[str, Any]:
     """The flags that say what a file holds."""
-    names = ("frac", "seed", *OF_A_FILE, *(() if "export" in given else ("names",)))
+    read = ("names",) if _is_map(given) or "export" not in given else ()  # else they are of what is written
+    names = ("frac", "seed", *OF_A_FILE, *read)
     return {name: given[name] for name in names if name in given}
 
 
@@ -287,16 +292,24 @@ def run(args: dict[str, Any]) -> int:
         import jax
 
         jax.config.update("jax_enable_x64", True)
+    if "split" in given:
+        _refuse(given, ("split_seed",), "without --split, which says it all")
     if "logits" in given:
         _refuse(given, set(given) - set(OF_LOGITS), "without --logits")
         return analyze_logits(given)
     _refuse(given, ("p",), "with --logits")
-    is_checkpoint = any((target / name).exists() for name in OF_ORBAX)
-    is_directory, is_one = target.is_dir() and not is_checkpoint, bool(set(given) & set(OF_ONE_NETWORK))
+    is_one, is_directory = bool(set(given) & set(OF_ONE_NETWORK)), False
+    if target.is_dir():
+        from jaxgrok.nets import weight_files  # it takes a while to import
+
+        is_directory = not weight_files.is_checkpoint_folder(target)
+        if is_directory and not (target / "manifest.json").exists() and (inside := weight_files.checkpoints_in(target)):
+            accepted = f"a directory that a sweep made, or the folder of one orbax checkpoint, such as {inside[-1]}"
+            raise BadInput("run directory or file", str(target), accepted)
     _check_combination(given, is_directory, is_one)
     if "entry" in given and "[" not in given["entry"] and (status := analyze_list(given)) is not None:
         return status
-    return analyze_one(given) if is_one or not is_directory else analyze_directory(given)
+    return analyze_one(given, is_directory) if is_one or not is_directory else analyze_directory(given)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "analyze.py") -> int:

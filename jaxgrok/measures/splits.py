@@ -4,6 +4,7 @@ Our runs and the authors' shuffle the pairs with Python's `random`. Others permu
 weights, or train on all.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from jaxtyping import Int
 
 from jaxgrok.config import BadInput, Config
 from jaxgrok.measures.all_pairs import Split, split_of
-from jaxgrok.nets.weight_files import contents, optional
+from jaxgrok.nets.weight_files import ARRAY, SUFFIXES, contents, optional
 from jaxgrok.tasks import modular_task
 
 FRAC = 0.3  # of the pairs, unless something else is said
 TORCH = "torch:"
-# How programs name the train pairs that they save.
-RECORDED = ("train_indices", "train_idx", "train_inds", "train_pairs", "train_data", "is_train")
+# How programs name the train pairs that they save. Under the last names they may save something else.
+INDICES = ("train_indices", "train_idx", "train_inds")
+RECORDED = (*INDICES, "train_pairs", "train_data", "is_train")
 
 
 def split_of_file(
@@ -36,22 +38,35 @@ def split_of_file(
     Raises BadInput for a split that cannot be read, or that does not fit the modulus or the fraction.
     """
     task, p = modular_task(config), config.p
-    labels, n_pairs = task.labels(seed), p * p
-    own = next((name for name in RECORDED if name in recorded), None)
+    n_pairs = p * p
     if split is not None:
         train, about = chosen_pairs(split, p, frac)
     elif frac == 1:
         train, about = np.arange(n_pairs), {}
-    elif own is not None and split_seed is None:
-        train, about = as_numbers(recorded[own], p, own), {"from": own}
+    elif split_seed is None and (own := _recorded(recorded, p)) is not None:
+        train, about = own
     else:
-        return split_of(config, frac or FRAC, seed, split_seed or 0), {
-            "seed": split_seed or 0,
-            "frac_train": frac or FRAC,
-        }
-    if frac is not None and int(frac * n_pairs) != len(train):
-        raise BadInput("frac", frac, f"{len(train) / n_pairs:.4g}, the share of the {n_pairs} pairs in the split")
-    return Split(labels, train.astype(np.int32)), about | {"frac_train": len(train) / n_pairs}
+        about = {"seed": split_seed or 0, "frac_train": frac or FRAC}
+        return split_of(config, frac or FRAC, seed, split_seed or 0), about
+    if not len(train):
+        raise BadInput("split" if frac is None else "frac", split if frac is None else frac, "one with a train pair")
+    if frac is not None and abs(frac * n_pairs - len(train)) > 1:  # programs round up or down
+        raise BadInput("frac", frac, f"{len(train) / n_pairs:.6g}: the split has {len(train)} of the {n_pairs} pairs")
+    return Split(task.labels(seed), train.astype(np.int32)), about | {"frac_train": len(train) / n_pairs}
+
+
+def _recorded(recorded: dict[str, Any], p: int) -> tuple[Int[np.ndarray, "n_train"], dict[str, Any]] | None:
+    """The train pairs that a file has recorded, and what is reported about them; None if it has none."""
+    for name in RECORDED:
+        try:
+            return as_numbers(recorded[name], p, name), {"from": name}
+        except KeyError:
+            continue
+        except BadInput as error:
+            if name in INDICES:
+                accepted = f"{error.accepted}; --split or --split-seed say another split"
+                raise BadInput("split", error.value, accepted) from None
+    return None
 
 
 def chosen_pairs(split: str, p: int, frac: float | None) -> tuple[Int[np.ndarray, "n_train"], dict[str, Any]]:
@@ -64,21 +79,27 @@ def chosen_pairs(split: str, p: int, frac: float | None) -> tuple[Int[np.ndarray
     Raises BadInput, named split.
     """
     if split.startswith(TORCH):
-        if not (text := split.removeprefix(TORCH)).isdecimal():
-            raise BadInput("split", split, "torch:SEED, with a whole number")
+        seed = split.removeprefix(TORCH)
+        if not re.fullmatch(r"[0-9]{1,18}", seed):
+            raise BadInput("split", split, "torch:SEED, with a whole number below 10^18")
         torch = optional("torch", "split", split)
-        generator = torch.Generator().manual_seed(int(text))
+        generator = torch.Generator().manual_seed(int(seed))
         order = torch.randperm(p * p, generator=generator).numpy()
-        return order[: int((frac or FRAC) * p * p)], {"seed": int(text), "generator": "torch"}
+        return order[: int((frac or FRAC) * p * p)], {"seed": int(seed), "generator": "torch"}
     path, key = (split, "") if Path(split).exists() else (*split.rsplit(":", 1), "")[:2]
     if not Path(path).is_file():
         raise BadInput("split", split, "torch:SEED, or FILE[:KEY] with a file that exists")
-    content = np.load(path, allow_pickle=False) if path.endswith(".npy") else contents(path)
+    try:
+        content = contents(path, (ARRAY, *SUFFIXES))
+    except BadInput as error:
+        raise BadInput("split", split, error.accepted) from None
     if isinstance(content, dict):
         key = key or next((name for name in RECORDED if name in content), "")
         if key not in content:
             raise BadInput("split", split, f"FILE:KEY with a key of the file: {' '.join(map(str, content))}")
         content = content[key]
+    elif key:
+        raise BadInput("split", split, f"{path} alone: it holds one array or list, and no keys")
     return as_numbers(content, p, split), {"from": split}
 
 
@@ -88,13 +109,19 @@ def as_numbers(x: Any, p: int, name: str) -> Int[np.ndarray, "n_train"]:
 
     Raises BadInput, named split, for anything else, for numbers out of range and for a pair that occurs twice.
     """
-    x = np.asarray(x)
+    accepted = f"different numbers below {p * p}, pairs (a, b) of numbers below {p}, or a mask of {p * p} pairs"
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise BadInput("split", f"{name}: a ragged list", accepted) from None
+    found = f"{name}: {x.dtype}{list(x.shape)}"
+    if x.dtype.kind in "iu" and x.size and x.max() < 2**62:
+        x = x.astype(np.int64)
     if x.dtype == bool and x.size == p * p:
         x = x.ravel().nonzero()[0]
-    elif x.ndim == 2 and x.shape[1] in (2, 3) and x.dtype.kind in "iu" and (x[:, :2] // p == 0).all():
-        x = x[:, 0].astype(np.int64) * p + x[:, 1]
-    is_list = x.ndim == 1 and x.dtype.kind in "iu" and len(x) > 0
+    elif x.ndim == 2 and x.shape[1] in (2, 3) and x.dtype == np.int64 and (x[:, :2] // p == 0).all():
+        x = x[:, 0] * p + x[:, 1]
+    is_list = x.ndim == 1 and x.dtype == np.int64 and len(x) > 0
     if not is_list or x.min() < 0 or x.max() >= p * p or len(np.unique(x)) < len(x):
-        accepted = f"different numbers below {p * p}, pairs (a, b) of numbers below {p}, or a mask of {p * p} pairs"
-        raise BadInput("split", f"{name}: {x.dtype}{list(x.shape)}", accepted)
+        raise BadInput("split", found, accepted)
     return x

@@ -20,6 +20,7 @@ from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import fourier, heads, splits
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import Params, unembedding
+from jaxgrok.nets.weight_files import ARRAY, contents
 from jaxgrok.store.results import Cell, Results
 
 Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
@@ -147,12 +148,21 @@ def subjects_of_list(path: str | Path, entry: str, **options: Any) -> list[Subje
     networks = interop.load_list(path, entry, **options)
     if not networks:
         return []
+    configs = {where: network.config for where, network in networks.items()}
+    for where, config in configs.items():
+        if config != configs[next(iter(configs))]:
+            raise BadInput(
+                "entry", entry, f"a list of networks of one shape; {where} differs from {next(iter(configs))}"
+            )
     last, subjects = list(networks.values())[-1].params, []
     for number, (where, network) in enumerate(networks.items()):
         subject = _subject(network, **of_split)
-        recorded = (np.asarray(network.recorded.get(name, 0)) for name in EPOCHS)
-        epochs = next((x for x in recorded if x.shape == (len(networks),)), None)
-        about = {**subject.about, "entry": where} | ({} if epochs is None else {"epoch": int(epochs[number])})
+        epoch = network.recorded["entry_epoch"]
+        if epoch is None:
+            recorded = (np.asarray(network.recorded.get(name, 0)) for name in EPOCHS)
+            epochs = next((x for x in recorded if x.shape == (len(networks),) and x.dtype.kind in "iu"), None)
+            epoch = None if epochs is None else int(epochs[number])
+        about = {**subject.about, "entry": where} | ({} if epoch is None else {"epoch": epoch})
         subjects.append(subject._replace(about=about, params_of_keys=last))
     return subjects
 
@@ -179,7 +189,7 @@ def subject_of_file(
         fraction of 1 is every pair.
     split: another split, as `splits.chosen_pairs` takes it: `torch:SEED`, or a file of pairs. None means the pairs that
         the file itself has recorded, and the authors' shuffle if it has none, or if split_seed is given.
-    seed: of the labels of task `random` and of the random controls. None means the split's.
+    seed: of the labels of task `random` and of the random controls. None means split_seed, or 0.
     options: as `interop.load` takes them.
 
     Raises BadInput, and names what is wrong.
@@ -189,8 +199,8 @@ def subject_of_file(
     about = subject.about
     if "[" not in (options.get("entry") or ""):  # what is recorded beside a list is not of one of its networks
         about = about | _recorded_losses(network.recorded)
-    if "other_entries" in network.recorded:
-        about = about | {"other_entries": len(network.recorded["other_entries"])}
+    if others := network.recorded["other_entries"]:
+        about = about | {"other_entries": len(others)}
     return subject._replace(about=about)
 
 
@@ -206,7 +216,9 @@ def _subject(
     pairs, about = None, {}
     if kind_of(config) is CIRCUITS:
         pairs, about = splits.split_of_file(config, recorded, frac, split_seed, split, seed)
-    return Subject(config, params, pairs, params, seed, about)
+    if config.task == "random":
+        about = about | {"label_seed": seed}
+    return Subject(config, params, pairs, params, seed, about | {"act": config.act})
 
 
 def _recorded_losses(recorded: dict[str, Any]) -> dict[str, float]:
@@ -216,9 +228,9 @@ def _recorded_losses(recorded: dict[str, Any]) -> dict[str, float]:
     for place in (recorded, *(x for x in recorded.values() if isinstance(x, dict))):
         for part in ("train", "test"):
             for name in (f"{part}_loss", f"{part}_losses"):
-                x = np.asarray(place.get(name, np.nan)).ravel()
-                if x.dtype.kind in "iuf" and len(x) and math.isfinite(x[-1]):
-                    found.setdefault(f"recorded_{part}_loss", float(x[-1]))
+                x = np.asarray(place.get(name, np.nan))
+                if x.ndim < 2 and x.dtype.kind in "iuf" and x.size and math.isfinite(x.ravel()[-1]):
+                    found.setdefault(f"recorded_{part}_loss", float(x.ravel()[-1]))
     return found
 
 
@@ -281,9 +293,9 @@ def remarks(subject: Subject, measured: Measures) -> list[str]:
             doubt = "" if agrees else "; are these the split, fraction and task of that network?"
             lines.append(f"{part} loss {losses[part]:.6e}, recorded in the file {theirs:.6e}{doubt}")
     if "run" not in subject.about and not any(recorded.values()):
-        lines += _doubts(measured, _classes(subject))
+        lines += _doubts(measured, _classes(subject), AS_READ.format(subject.config.act))
     if others := subject.about.get("other_entries"):
-        lines.append(f"the file holds {others} other networks: --entry names one")
+        lines.append(f"the file holds {others} other network{'s' * (others > 1)}: --entry names one")
     return lines
 
 
@@ -292,15 +304,20 @@ def _classes(subject: Subject) -> int:
     return np.shape(params["W_out"] if subject.config.arch == "mlp" else unembedding(params))[-1]
 
 
-def _doubts(measured: Measures, classes: int) -> list[str]:
+AS_READ = (
+    "the network is not what it is read as (softmax attention without normalisation, nothing added to the embedding, "
+    "{}), or "
+)
+
+
+def _doubts(measured: Measures, classes: int, as_read: str) -> list[str]:
     """Why a split may not be the one that a network was trained on, or the network not what it is read as."""
     train, test = (float(measured["loss_all_classes"][part]) for part in ("train", "test"))
     accuracy, chance = float(measured["accuracies"]["train"]), math.log(classes)
     if train > chance / 2 or accuracy < LEARNED:
         return [
             f"train loss {train:.3g} (chance {chance:.3g}), train accuracy {accuracy:.1%}: the split or the task looks "
-            "wrong, or the network is not what it is read as (causal softmax attention, no normalisation, nothing "
-            "added to the embedding, this --act), or it has not learned"
+            f"wrong, or {as_read}it has not learned"
         ]
     if abs(train - test) <= SAME_LOSS * max(train, test):
         return [
@@ -346,24 +363,26 @@ def measure_logits(
     Raises BadInput, and names what is wrong.
     """
     try:
-        logits = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput("logits", str(path), f"a .npy file of numbers ({str(error).splitlines()[0]})") from None
-    size = p or (math.isqrt(len(logits)) if logits.ndim == 2 else len(logits) if logits.ndim else 0)
+        logits = contents(path, (ARRAY,))
+    except BadInput as error:
+        raise BadInput("logits", str(path), error.accepted) from None
+    size = p if p is not None else (math.isqrt(len(logits)) if logits.ndim == 2 else len(logits) if logits.ndim else 0)
     classes = logits.shape[-1] if logits.ndim else 0
     is_shape = logits.shape in ((size, size, classes), (size * size, classes)) and classes in (size, size + 1)
     if not is_shape or size < 2 or logits.dtype.kind != "f":
         wanted = f"floats of shape ({p or 'p'}, {p or 'p'}, {p or 'p'}), or one class more"
         raise BadInput("logits", f"{logits.dtype}{list(logits.shape)}", wanted)
+    with np.errstate(over="ignore"):
+        logits = logits.reshape(size, size, classes).astype(dtype)
     if not np.isfinite(logits).all():
-        raise BadInput("logits", str(path), "finite numbers")
+        raise BadInput("logits", str(path), f"finite numbers of {dtype}")
     config = config_for_analysis(Config(task=task, p=size), dtype)
     seed = (split_seed or 0) if seed is None else seed
     pairs, about = splits.split_of_file(config, {}, frac, split_seed, split, seed)
-    measured = measures.of_logits(config, logits.reshape(size, size, classes).astype(dtype), pairs, seed)
+    measured = measures.of_logits(config, logits, pairs, seed)
     measured = jax.tree.map(np.asarray, measured)
     lines = _of_keys(config, measured)
-    lines += _doubts(measured, classes)
+    lines += _doubts(measured, classes, "")
     return MeasuredLogits(measured, measures.logits_to_json(config, measured) | {"split": about}, lines)
 
 

@@ -108,8 +108,8 @@ class Imported(NamedTuple):
     config: its sizes are the file's; the task, activation function and residual factor are those that the caller gave.
     params: numpy arrays in our shapes.
     recorded: what the file held beside its weights and is plain: numbers and settings (train_loss, config, ...), and
-        lists of numbers as arrays (train_losses, train_indices, ...).
-        `other_entries` says where other networks are in the file, as `entry` takes it, if there are any.
+        lists of numbers as arrays (train_losses, train_indices, ...). `other_entries` says where other networks are in
+        the file, as `entry` takes it, and `entry_epoch` the epoch of one that lies in a dictionary by epoch.
     """
 
     config: Config
@@ -183,6 +183,8 @@ def _fit(arrays: State, names: str | None) -> tuple[dict[str, str], Sizes]:
         if names is not None and not layout.value.startswith(names):
             continue
         if layout is Layout.TRANSPOSED and not is_mlp:
+            if names == layout.value:
+                raise BadInput("names", names, f"{' or '.join(NAMES)}; transposed is of the one-hot MLP alone")
             continue
         dims = _dims(arrays, layout)
         try:
@@ -222,10 +224,10 @@ def _as_float(name: str, x: Any) -> np.ndarray:
     return x
 
 
-def _weights_of(state: Mapping[str, Any], arch: str, may_lack: tuple[str, ...] = ()) -> State:
+def _weights_of(state: Mapping[str, Any], arch: str, may_lack: tuple[str, ...] = (), full: bool = True) -> State:
     """The weights that this architecture has, all in one dtype.
 
-    may_lack: kinds that may be missing.
+    may_lack: kinds that may be missing. full: whether attention may see every position.
 
     Raises BadInput for a missing or an unknown name, for a dtype that is not a float's, and for a bias that our
     networks lack and that is not zero.
@@ -241,8 +243,11 @@ def _weights_of(state: Mapping[str, Any], arch: str, may_lack: tuple[str, ...] =
             own = f"the names of the authors' code or TransformerLens's ({', '.join(kinds[:3])}, ...), or a map to them"
             accepted = f"{own}, names = FILE.toml; the file has {listed(state)}{_foreign(state)}"
             raise BadInput("weights", f"no {name}", accepted)
-    _check_extra_names(state, arch)
+    _check_extra_names(state, arch, full)
     arrays = {name: _as_float(name, state[name]) for name in wanted if name in state}
+    for name, x in arrays.items():
+        if not x.size:
+            raise BadInput(name, x.shape, "a shape without a zero")
     dtype = np.result_type(*arrays.values())
     return {name: x.astype(dtype) for name, x in arrays.items()}
 
@@ -253,13 +258,17 @@ def _foreign(names: Iterable[str]) -> str:
     return f"; {' and '.join(found)}: not in this network" if found else ""
 
 
-def _check_extra_names(state: Mapping[str, Any], arch: str) -> None:
+def _check_extra_names(state: Mapping[str, Any], arch: str, full: bool) -> None:
     tolerated = BUFFERS if arch == "mlp" else (*ZERO_BIASES, *BUFFERS)
     for name, x in state.items():
         if kind_of(name) in KINDS[arch]:
             continue
         if kind_of(name) not in tolerated:
             raise BadInput("weights", name, f"only {' '.join(KINDS[arch])}{_foreign([name])}")
+        if name.endswith("attn.mask") and not full and np.any(np.triu(np.asarray(x, float), 1)):
+            raise BadInput(
+                name, "a mask that is not causal", 'a causal mask; attention = "full" reads the network without one'
+            )
         if kind_of(name) in ZERO_BIASES and np.any(np.asarray(x)):
             raise BadInput(name, "a bias that is not zero", "zeros: this network has no such bias")
 
@@ -281,7 +290,7 @@ def _renamed(state: Mapping[str, Any]) -> dict[str, Any]:
     """
     first = next((name for anchor in ANCHORS for name in state if f".{name}".endswith(f".{anchor}")), "")
     prefix = first.removesuffix(next((anchor for anchor in ANCHORS if first.endswith(anchor)), first))
-    if all(name.startswith(prefix) for name in state):
+    if "blocks." not in f".{prefix}" and all(name.startswith(prefix) for name in state):
         state = {name.removeprefix(prefix): x for name, x in state.items()}
     older = [name for name in state if name.startswith(ATTN_BLOCKS)]
     current = [name for name in state if name.startswith("blocks.")]
@@ -296,8 +305,10 @@ def _arch_of(names: Collection[str]) -> str:
     return "transformer" if any(".mlp." in name for name in names) else "attn_only"
 
 
-def _weights_from(state: Mapping[str, Any], names: str | None = None, tied: bool = False) -> Weights:
-    """The network of a state dictionary. tied: it has no W_U.
+def _weights_from(
+    state: Mapping[str, Any], names: str | None = None, tied: bool = False, full: bool = False
+) -> Weights:
+    """The network of a state dictionary. tied: it has no W_U. full: its attention sees every position.
 
     Raises BadInput if its names or shapes are not a network's.
     """
@@ -309,7 +320,7 @@ def _weights_from(state: Mapping[str, Any], names: str | None = None, tied: bool
     arch = _arch_of(state)
     if tied and "unembed.W_U" in state:
         raise BadInput("tied", "yes", "for weights without unembed.W_U; these have one")
-    arrays = _weights_of(state, arch, (*BIASES, "unembed.W_U") if tied else BIASES)
+    arrays = _weights_of(state, arch, (*BIASES, "unembed.W_U") if tied else BIASES, full)
     dims, sizes = _fit(arrays, names)
     sizes = {"C": sizes.get("V", 0), **sizes}
     if arch != "mlp" and sizes["H"] * sizes["K"] != sizes["D"]:
@@ -401,8 +412,7 @@ def from_state(
 
     Raises BadInput for names or shapes that are not those of a network for the task.
     """
-    tied = fields.get("tied") == "yes"
-    weights = _weights_from(state, names, tied)
+    weights = _weights_from(state, names, fields.get("tied") == "yes", fields.get("attention") == "full")
     config = _config_of(weights, task, {"act": act, "residual_factor": residual_factor, **fields})
     arrays = weights.arrays
     if config.sequence == "xy" and config.arch != "mlp":
@@ -452,14 +462,16 @@ PLAIN = (bool, int, float, str, type(None))
 UNREAD = ("optimizer", "optimizer_state_dict", "scheduler")  # numbers that say nothing of the network
 
 
-def _settings(beside: dict[str, Any]) -> dict[str, Any]:
+def _settings(beside: dict[str, Any], deeper: bool = True) -> dict[str, Any]:
     """What a file held beside its weights and is plain: numbers, strings, dictionaries of them, and lists of numbers,
     which become arrays."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, x in beside.items():
+        if not isinstance(name, str):
+            continue
         if isinstance(x, np.ndarray | np.generic) and np.ndim(x) == 0:
             found[name] = np.asarray(x).item()
-        elif isinstance(x, dict) and name not in UNREAD and (plain := _settings(x)):
+        elif isinstance(x, dict) and deeper and name not in UNREAD and (plain := _settings(x, deeper=False)):
             found[name] = plain
         elif isinstance(x, PLAIN):
             found[name] = x
@@ -469,7 +481,9 @@ def _settings(beside: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(x: Any) -> np.ndarray | None:
-    """A list of numbers, or of lists of them as long as each other, as an array; None for another."""
+    """A list of numbers, or of short lists of them as long as each other, as an array; None for another."""
+    if isinstance(x, list) and any(isinstance(y, list) and any(isinstance(z, list) for z in y) for y in x):
+        return None
     try:
         array = np.asarray(x)
     except ValueError:
@@ -487,27 +501,35 @@ OF_OURS: dict[str, tuple[Any, ...]] = {
     "gated_mlp": (False,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "use_attn_scale": (True,),
-    "act_fn": tuple(CHOICES["act"]),
 }
+OF_ACT = ("act_fn", "act_type", "activation", "act", "act_name")  # how programs name the activation function
 
 
-def _act_recorded(recorded: dict[str, Any]) -> str | None:
-    """The activation function that the file's settings name, if they do.
+def _act_recorded(recorded: dict[str, Any], options: dict[str, Any]) -> str | None:
+    """The activation function that the file's settings name, if they do and the caller names none.
 
-    Raises BadInput if they are TransformerLens's and describe a network that is none of ours.
+    Raises BadInput if it is none of ours, or if the settings are TransformerLens's and describe another network.
     """
     settings = recorded.get("config", recorded.get("cfg"))
     if not isinstance(settings, dict):
         return None
+    settings = {name: x for name, x in settings.items() if isinstance(x, PLAIN)}
     if "normalization_type" in settings:
         for name, accepted in OF_OURS.items():
-            if name in settings and settings[name] not in accepted:
+            is_asked = name == "attention_dir" and options.get("attention") == "full"
+            if name in settings and settings[name] not in accepted and not is_asked:
                 raise BadInput(f"{name} in the file", settings[name], " or ".join(map(str, accepted)))
         scale, width = settings.get("attn_scale"), settings.get("d_head")
         if isinstance(scale, float) and isinstance(width, int) and scale > 0 and not math.isclose(scale**2, width):
             raise BadInput("attn_scale in the file", scale, f"sqrt(d_head) = {math.sqrt(width):.4g}")
-    act = str(settings.get("act_fn", settings.get("act_type", ""))).lower()
-    return act if act in CHOICES["act"] else None
+    if options["act"] is not None:
+        return None
+    named = {name: x.lower() for name in OF_ACT if isinstance(x := settings.get(name), str)}
+    for name, act in named.items():
+        if act not in CHOICES["act"]:
+            accepted = f"{' '.join(CHOICES['act'])}; if it is one of these by another name, give act"
+            raise BadInput(f"{name} in the file", settings[name], accepted)
+    return next(iter(named.values()), None)
 
 
 def load(
@@ -533,9 +555,10 @@ def load(
 
 def _imported(found: Picked, options: dict[str, Any]) -> Imported:
     recorded = _settings(found.beside)
-    act = options["act"] or _act_recorded(recorded) or "relu"
-    network = from_state(found.state, **{**options, "act": act})
-    return Imported(*network, recorded | ({"other_entries": found.others} if found.others else {}))
+    act = _act_recorded(recorded, options) or options["act"] or "relu"
+    config, params = from_state(found.state, **{**options, "act": act})
+    of_file = {"other_entries": found.others, "entry_epoch": found.epoch}
+    return Imported(config, params, {**recorded, **of_file})
 
 
 def load_list(path: str | PathLike[str], entry: str, **options: Any) -> dict[str, Imported]:

@@ -30,6 +30,7 @@ from jaxgrok.config import BadInput
 from jaxgrok.nets.entries import State
 
 Sizes = dict[str, int]  # the size of each letter
+AXES = re.compile(r"([A-Z]|\([A-Z]+\))+")
 
 
 def axes_of(dims: str) -> list[str]:
@@ -78,6 +79,10 @@ class NameMap(NamedTuple):
         if unknown:
             raise BadInput(self.path, unknown[0], f"our names: {' '.join(ours)}")
         dims = {name: weight.axes or ours[kind_of(name)] for name, weight in theirs.items()}
+        for name, axes in dims.items():
+            letters = set("".join(axes_of(ours[kind_of(name)])))
+            if not AXES.fullmatch(axes) or sorted("".join(axes_of(axes))) != sorted(letters):
+                raise BadInput(f"{name} in {self.path}", axes, f"axes of the letters {' '.join(sorted(letters))}")
         arrays = {name: np.asarray(state[weight.name]) for name, weight in theirs.items()}
         left = set(state) - {weight.name for weight in theirs.values()}
         left = {name for name in left if not any(fnmatch.fnmatch(name, pattern) for pattern in self.ignore)}
@@ -93,8 +98,8 @@ class NameMap(NamedTuple):
                 found = [(name, their_name)]
             else:
                 layers = range(len(state))
-                pairs = ((name.format(layer), their_name.format(layer)) for layer in layers)
-                found = [pair for pair in pairs if pair[1] in state] or [(name.format(0), their_name.format(0))]
+                pairs = [tuple(x.replace("{}", str(layer)) for x in (name, their_name)) for layer in layers]
+                found = [pair for pair in pairs if pair[1] in state] or pairs[:1]
             for ours, theirs in found:
                 if theirs not in state:
                     raise BadInput(self.path, f"{name} = {theirs}", f"a name of the file: {listed(state)}")
@@ -106,7 +111,7 @@ class NameMap(NamedTuple):
         # Plain axes first, so that at most one letter of a product is unknown.
         for name in sorted(dims, key=lambda name: "(" in dims[name]):
             axes, shape = axes_of(dims[name]), arrays[name].shape
-            if len(axes) != len(shape):
+            if len(axes) != len(shape) or 0 in shape:
                 raise BadInput(name, shape, f"axes {dims[name]}, as {self.path} has it")
             for axis, size in zip(axes, shape, strict=True):
                 unknown = [letter for letter in axis if letter not in sizes]
@@ -137,7 +142,7 @@ def read_map(path: str | PathLike[str]) -> NameMap:
         content = tomllib.loads(Path(path).read_text())
     except OSError as error:
         raise BadInput("names", text, f"a TOML file that can be read ({error.strerror or error})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput("names", text, f"a TOML file ({error})") from None
     extra = sorted(set(content) - {"names", "heads", "ignore"})
     if extra:

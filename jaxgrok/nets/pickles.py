@@ -8,6 +8,7 @@ Python's standard library, such as `os.mkdir` or `builtins.eval`, has no place i
 
 import contextlib
 import sys
+import warnings
 from _compat_pickle import IMPORT_MAPPING, REVERSE_IMPORT_MAPPING
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +17,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxgrok.config import BadInput
+from jaxgrok.nets.entries import Opaque
 
 # Of the standard library, these hold plain values alone.
-HARMLESS = ("argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath")
-
-
+HARMLESS = (
+    *("argparse.Namespace", "types.SimpleNamespace", "builtins.bytes", "__builtin__.bytes"),
+    *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local") for system in ("Posix", "Windows")),
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+)
 # torch writes the names of Python 2, where they had others: `commands.Popen`.
 STANDARD = {*sys.stdlib_module_names, *IMPORT_MAPPING, *REVERSE_IMPORT_MAPPING.values()}
 
@@ -54,16 +58,14 @@ def _has_stand_in(name: str) -> bool:
 
 
 def read(torch: ModuleType, path: Path) -> Any:
-    """The content of a .pth, with dictionaries, lists, plain values and numpy arrays.
+    """The content of a .pth, with dictionaries, lists, plain values and numpy arrays; anything else is `Opaque`.
 
-    An object is the dictionary of its attributes, and a network that was saved whole (`torch.save(model, ...)`) is its
-    state dictionary.
+    An object is the dictionary of its attributes. A network that was saved whole (`torch.save(model, ...)`) has its
+    state dictionary among them, as `state_dict`.
 
-    Raises BadInput for a pickle that wants to run code, and for quantised weights. A damaged file can raise nearly any
-    exception.
+    Raises BadInput for a pickle that wants to run code. A damaged file can raise nearly any exception.
     """
-    content = _load(torch, path)
-    return _plain(torch, path, content)
+    return _Reader(torch).plain(_load(torch, path))
 
 
 def _load(torch: ModuleType, path: Path) -> Any:
@@ -72,62 +74,75 @@ def _load(torch: ModuleType, path: Path) -> Any:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     refused = [name for name in sorted(names) if not _has_stand_in(name)]
     if refused:
-        accepted = f"tensors and plain values alone; this pickle names {refused[0]}: it wants to run code"
+        accepted = (
+            f"tensors and plain values alone; this pickle names {refused[0]}, which no weights need: it may run code"
+        )
         raise BadInput("file", str(path), accepted)
     stand_ins = [(type("StandIn", (StandIn,), {"stands_for": name}), name) for name in names]
-    with torch.serialization.safe_globals(stand_ins):
+    with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings(action="ignore"):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _plain(torch: ModuleType, path: Path, x: Any) -> Any:
-    """The same with dictionaries, lists, plain values and numpy arrays alone."""
+class _Reader:
+    """Turns what torch has read into dictionaries, lists, plain values and numpy arrays."""
 
-    def plain(x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            return _array(torch, path, x)
+    def __init__(self, torch: ModuleType):
+        self.torch = torch
+        self.seen: dict[int, tuple[Any, Any]] = {}  # id -> (the object, kept alive; what it became)
+
+    def plain(self, x: Any) -> Any:
+        """What is shared stays shared: a small file may refer to one list a million times."""
+        if id(x) not in self.seen:
+            self.seen[id(x)] = x, self._plain(x)
+        return self.seen[id(x)][1]
+
+    def _plain(self, x: Any) -> Any:
+        if isinstance(x, self.torch.Tensor):
+            return self._array(x)
         if isinstance(x, dict):
-            return {name: plain(value) for name, value in x.items()}
+            return {name: self.plain(value) for name, value in x.items()}
         if isinstance(x, list | tuple | set):
-            return [plain(value) for value in x]
-        if isinstance(x, StandIn):
-            return _of_stand_in(x, plain)
-        return x
+            return [self.plain(value) for value in x]
+        return self._of_stand_in(x) if isinstance(x, StandIn) else x
 
-    return plain(x)
+    def _array(self, x: Any) -> Any:
+        if x.is_quantized:
+            return Opaque("a quantised tensor")
+        if x.layout is not self.torch.strided or x.is_meta:
+            return Opaque(f"a tensor of layout {x.layout}")
+        if x.numel() * x.element_size() > x.untyped_storage().nbytes():
+            raise ValueError("a tensor is larger than its storage")  # one number, repeated
+        x = x.detach()
+        try:
+            return x.float().numpy() if x.dtype in (self.torch.bfloat16, self.torch.float16) else x.numpy()
+        except TypeError:  # numpy has no such numbers
+            return Opaque(f"a tensor of {x.dtype}")
+
+    def _of_stand_in(self, x: StandIn) -> Any:
+        """What an object holds: of numpy's the value, of others their attributes."""
+        if x.stands_for.endswith("multiarray.scalar"):
+            dtype = _dtype(x.args[0])
+            return Opaque("a number of numpy's") if dtype is None else np.frombuffer(x.args[1], dtype)[0]
+        if x.stands_for.endswith("multiarray._reconstruct"):
+            _, shape, dtype, is_fortran, data = x.state
+            dtype, order = _dtype(dtype), "F" if is_fortran else "C"
+            return Opaque("an array") if dtype is None else np.frombuffer(data, dtype).reshape(shape, order=order)
+        state = x.state[1] if isinstance(x.state, tuple) and len(x.state) == 2 else x.state
+        if isinstance(state, dict) and "_parameters" in state:
+            around = {name: value for name, value in state.items() if not name.startswith("_")}
+            return self.plain({"state_dict": _state_dict(x), **around})
+        if isinstance(state, dict):
+            return self.plain(state)
+        # An enumeration holds its value. What a function makes of a tensor is not that tensor.
+        is_value = len(x.args) == 1 and isinstance(x.args[0], bool | int | float | str)
+        return x.args[0] if is_value else Opaque(f"what {x.stands_for} makes")
 
 
-def _array(torch: ModuleType, path: Path, x: Any) -> np.ndarray:
-    if x.is_quantized:
-        raise BadInput("file", str(path), "weights that are floating-point numbers; these are quantised")
-    if x.is_sparse:
-        x = x.to_dense()
-    if x.numel() * x.element_size() > x.untyped_storage().nbytes():
-        raise ValueError("a tensor is larger than its storage")  # one number, repeated
-    x = x.detach()
-    return x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy()
-
-
-def _of_stand_in(x: StandIn, plain: Any) -> Any:
-    """What an object holds: of numpy's the value, of a network its state dictionary, of others their attributes."""
-    if x.stands_for.endswith("multiarray.scalar"):
-        dtype, data = x.args
-        return np.frombuffer(data, _dtype(dtype))[0]
-    if x.stands_for.endswith("multiarray._reconstruct"):
-        _, shape, dtype, is_fortran, data = x.state
-        return np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if is_fortran else "C")
-    state = x.state[1] if isinstance(x.state, tuple) else x.state
-    if isinstance(state, dict):
-        return plain(_state_dict(x)) if "_parameters" in state else plain(state)
-    return plain(x.args[0] if len(x.args) == 1 else list(x.args))
-
-
-def _dtype(x: Any) -> np.dtype:
-    """The dtype that a stand-in for numpy's describes: one of plain numbers, or this raises ValueError."""
+def _dtype(x: Any) -> np.dtype | None:
+    """The dtype that a stand-in for numpy's describes; None if it is not one of plain numbers."""
     dtype = np.dtype(x.args[0])
     dtype = dtype if x.state is None else dtype.newbyteorder(x.state[1])
-    if dtype.kind not in "biuf":
-        raise ValueError(f"an array of dtype {dtype}")
-    return dtype
+    return dtype if dtype.kind in "biuf" else None
 
 
 def _state_dict(module: StandIn) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from jaxgrok.nets.entries import Picked, State, pick
 OF_TORCH = (".pth", ".pt", ".ckpt", ".bin")
 WRITTEN = (".pth", ".pt", ".safetensors", ".npz")
 SUFFIXES = (*OF_TORCH, ".safetensors", ".npz", ".msgpack")
+ARRAY = ".npy"
 OF_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")  # what a folder of orbax's holds
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SAFETENSORS_DTYPES: dict[str, Any] = {
@@ -53,13 +54,18 @@ def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
 
 def check_sizes(path: Path) -> None:
     """Raise ValueError for an .npz with an array that declares more bytes than it has: np.load would allocate them."""
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with zipfile.ZipFile(path) as members:
         for info in members.infolist():
             with members.open(info) as member:
-                shape, _, dtype = headers[np.lib.format.read_magic(member)](member)
-            if math.prod(shape) * dtype.itemsize > info.file_size:
-                raise ValueError(f"{info.filename} is larger than the file")
+                _check_size(member, info.file_size)
+
+
+def _check_size(array: Any, n_bytes: int) -> None:
+    """Raise ValueError if an array declares more bytes than there are. array: an open .npy."""
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = headers[np.lib.format.read_magic(array)](array)
+    if math.prod(shape) * dtype.itemsize > n_bytes:
+        raise ValueError("an array is larger than its file")
 
 
 def _read_any(path: Path) -> Any:
@@ -70,6 +76,10 @@ def _read_any(path: Path) -> Any:
             check_sizes(path)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
+    if path.suffix == ARRAY:
+        with open(path, "rb") as file:
+            _check_size(file, path.stat().st_size)
+        return np.load(path, allow_pickle=False)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".msgpack":
@@ -102,18 +112,25 @@ def is_checkpoint_folder(path: Path) -> bool:
     return any((path / name).exists() for name in OF_ORBAX)
 
 
-def contents(path: str | os.PathLike[str]) -> Any:
+def checkpoints_in(folder: Path) -> list[str]:
+    """The folders below this one that are checkpoints of orbax's."""
+    return sorted({str(file.parent) for name in OF_ORBAX for file in folder.glob(f"*/**/{name}")})
+
+
+def contents(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Any:
     """What a file holds, whatever its kind: arrays, plain values, and dictionaries and lists of them.
+
+    suffixes: the kinds that are accepted, beside the folder of an orbax checkpoint.
 
     Raises BadInput for a file that cannot be read.
     """
     path = Path(path)
     if not path.is_dir():
-        _check_suffix(path, SUFFIXES)
+        _check_suffix(path, suffixes)
     if not path.exists():
         raise BadInput("file", str(path), "a file that exists")
     if path.is_dir() and not is_checkpoint_folder(path):
-        inside = sorted(str(file.parent) for name in OF_ORBAX for file in path.glob(f"*/**/{name}"))
+        inside = checkpoints_in(path)
         accepted = f"a file, or the folder of one orbax checkpoint{', such as ' + inside[-1] if inside else ''}"
         raise BadInput("file", str(path), accepted)
     try:
