@@ -246,6 +246,9 @@ MAY_BE_NONE = {name for name, field in CONFIG_FIELDS.items() if field.default is
 # files.
 LATER = tuple(CONFIG_FIELDS)[tuple(CONFIG_FIELDS).index("residual_factor") :]
 
+# Fields added after steps were given the digest of a run's coordinates. At their defaults they are in no digest.
+UNDIGESTED = tuple(CONFIG_FIELDS)[tuple(CONFIG_FIELDS).index("regulariser") + 1 :]
+
 UNLIMITED = "unlimited"  # what commands and tables call n_train None
 # The names of a run's numbers on disk, in tables and in flags.
 COORDINATES = ("seed", "frac", "n_train", "wd", "lr", "init_scale", "split_seed")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxgrok.atomic import replace_file, replace_text, write_json
-from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.config import UNDIGESTED, BadInput, Config, Run
 from jaxgrok.store.curves import SweepCurves, write_npz
 from jaxgrok.store.files import VERSION, SweepFiles
 from jaxgrok.store.integrity import with_digest
@@ -199,6 +199,17 @@ def test_the_status_follows_from_the_epoch_and_whether_the_run_has_ended():
 def test_the_identity_of_a_run_is_of_its_coordinates_alone():
     assert replace(RECORD, number=4, epochs=200, batch=1, last_epoch=7).identity == RECORD.identity
     assert replace(RECORD, run=replace(RECORD.run, seed=4)).identity != RECORD.identity
+
+
+def test_a_new_field_of_config_changes_no_identity_at_its_default():
+    """The digests are in every step that is on somebody's disk: those of version 0.2, before the last fields came."""
+    assert RECORD.identity == "d7d610b2a9cb67c7edc4837fb0b317fe"
+    mainline = replace(RECORD, run=Run(Config(), frac=0.3))
+    assert mainline.identity == "cbb292ba3dfcb82afb4bd5d332b6df0b"
+    for field in UNDIGESTED:
+        other = {"sequence": "xy", "attention": "full", "attn_coeff": 0.5, "tied": "yes"}[field]
+        changed = replace(mainline, run=Run(Config(**{field: other}), frac=0.3))
+        assert changed.identity != mainline.identity
 
 
 def write_manifest(path, manifest, version):

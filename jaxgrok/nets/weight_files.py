@@ -57,15 +57,15 @@ def check_sizes(path: Path) -> None:
     with zipfile.ZipFile(path) as members:
         for info in members.infolist():
             with members.open(info) as member:
-                _check_size(member, info.file_size)
+                _check_size(member, info.file_size, info.filename)
 
 
-def _check_size(array: Any, n_bytes: int) -> None:
-    """Raise ValueError if an array declares more bytes than there are. array: an open .npy."""
+def _check_size(array: Any, n_bytes: int, name: str) -> None:
+    """Raise ValueError if an array declares more bytes than there are. array: an open .npy of this name."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     shape, _, dtype = headers[np.lib.format.read_magic(array)](array)
     if math.prod(shape) * dtype.itemsize > n_bytes:
-        raise ValueError("an array is larger than its file")
+        raise ValueError(f"{name} is larger than the file")
 
 
 def _read_any(path: Path) -> Any:
@@ -78,7 +78,7 @@ def _read_any(path: Path) -> Any:
             return dict(arrays)
     if path.suffix == ARRAY:
         with open(path, "rb") as file:
-            _check_size(file, path.stat().st_size)
+            _check_size(file, path.stat().st_size, path.name)
         return np.load(path, allow_pickle=False)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

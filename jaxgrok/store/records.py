@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from jaxgrok.config import MAX_EPOCHS, BadInput, Config, Run
+from jaxgrok.config import CONFIG_FIELDS, MAX_EPOCHS, UNDIGESTED, BadInput, Config, Run
 from jaxgrok.store.files import SweepFiles
 from jaxgrok.store.integrity import digest_of_content
 from jaxgrok.tasks import Task, make_task
@@ -57,7 +57,9 @@ class RunRecord:
     @functools.cached_property
     def identity(self) -> str:
         """The digest of its coordinates, by which a step knows whose curves and parameters it holds."""
-        return digest_of_content(self.run.coordinates())
+        later = {name: CONFIG_FIELDS[name].default for name in UNDIGESTED}
+        said = {name: x for name, x in self.run.coordinates().items() if name not in later or x != later[name]}
+        return digest_of_content(said)
 
     def to_manifest(self) -> dict[str, Any]:
         """The record as the manifest stores it."""
