@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgrok.expressions import NAMED, parse
+
 
 def printable(text: str) -> str:
     """The text in one line. Names of files and keys may hold a newline, or codes that a terminal obeys."""
@@ -35,9 +37,10 @@ class BadInput(ValueError):
         return printable(f"{self.name}: got {self.value!r}; accepted: {self.accepted}")
 
 
-MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # the tasks whose examples are the p^2 pairs
+MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # tasks on pairs that have a name; others are expressions
+DRAWN = ("addition<N>", "induction", "skip_trigram")  # tasks that draw their examples
 CHOICES = {
-    "task": (*MODULAR, "addition<N>", "induction", "skip_trigram"),
+    "task": (*MODULAR, *DRAWN),
     "arch": ("transformer", "attn_only", "mlp"),
     "act": ("relu", "gelu", "square"),
     "optimizer": ("adam", "sgd"),
@@ -73,16 +76,36 @@ _OF_TASKS = {
 }
 
 
+def is_prime(p: int) -> bool:
+    return p > 1 and all(p % divisor for divisor in range(2, int(p**0.5) + 1))
+
+
 def digits_of(task: str) -> int | None:
     """The N of `addition<N>`, from 1 to MAX_DIGITS; None for any other task."""
     match = re.fullmatch(r"addition([1-9]\d{0,2})", task)
     return int(match[1]) if match and int(match[1]) <= MAX_DIGITS else None
 
 
-def _is_choice(name: str, value: Any) -> bool:
-    if name == "task" and isinstance(value, str) and digits_of(value):
-        return True
-    return value in CHOICES[name] and value != "addition<N>"
+def is_modular(task: str) -> bool:
+    """Whether the examples of a task are pairs of numbers modulo p."""
+    return task not in DRAWN and digits_of(task) is None
+
+
+def task_of(text: Any) -> str:
+    """The task that a text names: one of CHOICES, or an expression in its one form.
+
+    Raises BadInput, named task.
+    """
+    if isinstance(text, str) and (digits_of(text) is not None or (text in CHOICES["task"] and text != DRAWN[0])):
+        return text
+    accepted = f"{' '.join(CHOICES['task'])} (N from 1 to {MAX_DIGITS} digits), or an expression in x and y"
+    if not isinstance(text, str) or not re.search(r"[xy0-9]\s*[-+*/^]|^\s*[(-]|\bif\b", text):
+        raise BadInput("task", text, accepted)
+    try:
+        expression = parse(text)
+    except ValueError as error:
+        raise BadInput("task", text, str(error)) from None
+    return NAMED.get(expression.text, expression.text)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -109,8 +132,9 @@ def _real(name: str, value: Any, accepted: str, test) -> float:
 class Config:
     """The shapes and operations of one run. The defaults are the post's mainline (spec: PUBLISHED.md).
 
-    task: an operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2) or random (a random table);
-        or addition<N> (of N-digit numbers), induction (repeated subsequences), skip_trigram (find the one entry >= 10).
+    task: an operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2), random (a random table), or
+        an expression (`expressions`); or addition<N> (of N-digit numbers), induction (repeated subsequences),
+        skip_trigram (find the one entry >= 10).
     arch: `transformer` (no LayerNorm, learned positions, untied embeddings), `attn_only` (the same without MLPs), or
         `mlp` (p -> d_mlp -> p on the sum of two one-hots; modular tasks only).
     d_mlp: the hidden width. None means 4 d_model for the transformer and 256 for the MLP.
@@ -173,10 +197,10 @@ class Config:
 
     def __post_init__(self):
         for name in CHOICES:
-            if not _is_choice(name, getattr(self, name)):
-                more = f" (N from 1 to {MAX_DIGITS} digits)" if name == "task" else ""
-                raise BadInput(name, getattr(self, name), " ".join(CHOICES[name]) + more)
-        # The dataclass is frozen, so that numbers are made plain int and float past its guard.
+            if name != "task" and getattr(self, name) not in CHOICES[name]:
+                raise BadInput(name, getattr(self, name), " ".join(CHOICES[name]))
+        # The dataclass is frozen, so that values are made plain past its guard.
+        object.__setattr__(self, "task", task_of(self.task))
         for name in _SMALLEST:
             if getattr(self, name) is not None or name not in MAY_BE_NONE:
                 object.__setattr__(self, name, _whole(name, getattr(self, name)))
@@ -205,6 +229,8 @@ class Config:
             for name in ("sequence", "attention", "attn_coeff", "tied"):
                 if getattr(self, name) != CONFIG_FIELDS[name].default:
                     raise BadInput(name, getattr(self, name), "with arch transformer or attn_only")
+        if self.modular and "/" in self.task and not is_prime(self.p):
+            raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
         if self.n_ctx is not None and self.modular:
             accepted = "with task addition<N>, induction or skip_trigram; the others have as many as tokens"
             raise BadInput("n_ctx", self.n_ctx, accepted)
@@ -213,8 +239,8 @@ class Config:
 
     @property
     def modular(self) -> bool:
-        """Whether the examples are the p^2 pairs. The other tasks draw theirs."""
-        return self.task in MODULAR
+        """Whether the examples are pairs of numbers modulo p. The other tasks draw theirs."""
+        return is_modular(self.task)
 
     @property
     def d_head(self) -> int:

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxgrok"
 # Lowest first. A package imports only those that stand before it.
 ORDER = (
     "stopping",
+    "expressions",
     "config",
     "atomic",
     "tasks",

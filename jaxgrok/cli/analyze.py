@@ -23,7 +23,7 @@ from jaxgrok.cli.parser import (
     status_of,
     write_tables,
 )
-from jaxgrok.config import CHOICES, MODULAR, BadInput, digits_of
+from jaxgrok.config import CHOICES, MODULAR, BadInput, is_modular, task_of
 
 EPILOG = """\
 examples:
@@ -129,12 +129,13 @@ def checked(args: dict[str, Any]) -> dict[str, Any]:
             if len(values) > 1:
                 raise BadInput(flag_of(name), given[name], "one number")
             given[name] = values[0]
-    choices = {name: CHOICES[name] for name in ("dtype", "task", "act", "sequence", "attention", "tied")}
+    choices = {name: CHOICES[name] for name in ("dtype", "act", "sequence", "attention", "tied")}
+    if "task" in given:
+        given["task"] = task_of(given["task"])
     if not _is_map(given):
         choices["names"] = NAMES if "export" in given else READ_NAMES
     for name, accepted in choices.items():
-        is_addition = name == "task" and name in given and digits_of(given[name]) is not None
-        if name in given and given[name] not in accepted and not is_addition:
+        if name in given and given[name] not in accepted:
             raise BadInput(flag_of(name), given[name], " ".join(accepted))
     for name in ("json", "export"):
         if name in given and (not given[name].absolute().parent.is_dir() or given[name].is_dir()):
@@ -163,8 +164,8 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
             _refuse(given, ("names",), "with --export, or a file of weights")
     else:
         _refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
-        if given.get("task", MODULAR[0]) not in MODULAR:
-            _refuse(given, ("frac", "split", "split_seed", "seed"), f"with a task of {' '.join(MODULAR)}")
+        if not is_modular(given.get("task", MODULAR[0])):
+            _refuse(given, ("frac", "split", "split_seed", "seed"), f"with {' '.join(MODULAR)} or an expression")
     if is_one or not is_directory:
         _refuse(given, ("tables", "all_controls"), "with a directory, and without --json, --export or --figures")
 

@@ -14,6 +14,7 @@ from jaxgrok.atomic import DISK_FAILS
 from jaxgrok.cli import machine
 from jaxgrok.config import CHOICES, MODULAR, BadInput, printable
 
+EXAMPLES = '"x^2+y^2", "x/y", "x/y if y%%2 else x-y"'
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 FAILED, BAD_INPUT, UNREAD = 1, 2, 141  # exit statuses; 141 is 128 + SIGPIPE
 FAILURES = {*DISK_FAILS, errno.EROFS}
@@ -54,8 +55,8 @@ def flag_of(name: str) -> str:
 def add_run_flags(p: Parser) -> None:
     """Add the flags that say what a run is: its task, network, optimiser and numerics."""
     model = p.add_argument_group("task and network; a comma list of values makes an axis of the grid")
-    tasks = " ".join(CHOICES["task"])
-    model.add_argument("--task", metavar="NAME", help=f"{tasks} (default add; the first {len(MODULAR)} are modulo p)")
+    tasks = f"{' '.join(CHOICES['task'])} (default add; the first {len(MODULAR)} are modulo p)"
+    model.add_argument("--task", metavar="NAME", help=f"{tasks}; or an expression modulo p: {EXAMPLES}")
     model.add_argument("--p", metavar="N", help="modulus, prime or not (default 113)")
     model.add_argument("--seq-len", metavar="N", help="sequence length of induction (default 85), skip_trigram (13)")
     model.add_argument("--repeat-len", metavar="N", help="induction: length of the repeated subsequence (default 16)")

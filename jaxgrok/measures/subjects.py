@@ -22,6 +22,7 @@ from jaxgrok.nets import interop
 from jaxgrok.nets.model import Params, unembedding
 from jaxgrok.nets.weight_files import ARRAY, contents
 from jaxgrok.store.results import Cell, Results
+from jaxgrok.tasks import modular_task
 
 Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
 
@@ -34,7 +35,7 @@ class MeasureSet(StrEnum):
 
 
 CIRCUITS, HEADS = MeasureSet.CIRCUITS, MeasureSet.HEADS
-MEASURABLE = "induction, or a modular task with an MLP and residual factor 1"
+MEASURABLE = "induction, or a modular task that every pair has an answer in, with an MLP and residual factor 1"
 LEARNED = 0.9  # a network that was trained answers more of its train pairs than this
 SAME_LOSS = 0.1  # halves whose losses differ by a smaller share are drawn from the same pairs, as far as one can see
 # The fields of a config that decide what is measured; all others are at their defaults, so that one compilation serves
@@ -50,7 +51,8 @@ def kind_of(config: Config) -> MeasureSet | None:
     """What is measured of a network, or None if there are no measures of it."""
     if config.task == "induction":
         return HEADS
-    return CIRCUITS if config.modular and config.arch != "attn_only" and config.residual_factor == 1 else None
+    is_measured = config.modular and config.arch != "attn_only" and config.residual_factor == 1
+    return CIRCUITS if is_measured and modular_task(config).is_total else None
 
 
 def described(config: Config) -> str:

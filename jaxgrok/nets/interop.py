@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgrok.config import CHOICES, MODULAR, BadInput, Config
+from jaxgrok.config import CHOICES, BadInput, Config, is_modular
 from jaxgrok.nets.entries import Picked, State, in_list, pick
 from jaxgrok.nets.model import Params, context, make_model, unembedding
 from jaxgrok.nets.name_map import Sizes, axes_of, kind_of, listed, read_map, rearrange, shape_of
@@ -354,7 +354,7 @@ def _config_of(weights: Weights, task: str, fields: dict[str, Any]) -> Config:
         "d_model": sizes["D"],
         "d_mlp": sizes.get("M"),
     }
-    return _modular_config(sizes, fields) if task in MODULAR else _drawn_config(weights, fields)
+    return _modular_config(sizes, fields) if is_modular(task) else _drawn_config(weights, fields)
 
 
 def _modular_config(sizes: Sizes, fields: dict[str, Any]) -> Config:

@@ -1,27 +1,29 @@
 """Binary operations modulo p: the tokens x, y and "=", with the answer read at "="; or x and y alone, read at y.
 
 Worked example, p = 5, add: the pair (3, 4) is the tokens [3, 4, 5], where 5 is "=". Its target is (3 + 4) mod 5 = 2.
-The 25 pairs are numbered in lexicographic order, so (3, 4) is pair 19. Without "=" it is [3, 4].
+The 25 pairs are numbered in lexicographic order, so (3, 4) is pair 19. Without "=" it is [3, 4]. An operation that
+divides leaves pairs out: x/y has the 20 pairs with y != 0, and the target of (3, 4) is 3 * 4 = 2, for 4 is its own
+inverse.
 """
 
+import functools
 import random
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxgrok.config import BadInput
+from jaxgrok.expressions import NAMED, parse
 from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
 
-OPERATIONS = {
-    "add": lambda x, y: x + y,
-    "subtract": lambda x, y: x - y,
-    "multiply": lambda x, y: x * y,
-    "x2xyy2": lambda x, y: x * x + x * y + y * y,
-}
+EXPRESSIONS = {name: text for text, name in NAMED.items()}
 
 
 class ModularTask(Task):
-    """All p^2 pairs of one operation: a key of OPERATIONS, or `random`, a table of labels drawn from the seed.
+    """All pairs of one operation that has a value there: an expression in x and y, or its name in EXPRESSIONS; or
+    `random`, a table of labels drawn from the seed.
+
+    values: the answers of the p^2 pairs in lexicographic order. pairs_defined: the numbers of those that have one.
 
     sequence: `xy=` or `xy`. With "=" the output has p + 1 classes, "=" among them, as in the authors' training (spec:
     PUBLISHED.md); without it, p.
@@ -36,24 +38,31 @@ class ModularTask(Task):
         self.read = (self.n_ctx - 1, self.n_ctx)
         self.d_vocab = self.d_vocab_out = p + self.has_equals
         self.read_token = p if self.has_equals else None
+        self.values, self.pairs_defined = _table(operation, p)
+
+    @property
+    def is_total(self) -> bool:
+        """Whether every pair has an answer."""
+        return len(self.pairs_defined) == self.p**2
 
     def labels(self, seed: int) -> Int[np.ndarray, "P*P"]:
-        """The answers of the pairs in lexicographic order. Only those of `random` depend on the seed."""
-        p = self.p
+        """The answers of the pairs in lexicographic order, 0 where there is none. Only those of `random` depend on the
+        seed."""
         if self.operation == "random":
-            return np.random.default_rng(seed).integers(p, size=p * p).astype(np.int32)
-        x, y = np.divmod(np.arange(p * p, dtype=np.int64), p)
-        return (OPERATIONS[self.operation](x, y) % p).astype(np.int32)
+            return np.random.default_rng(seed).integers(self.p, size=self.p**2).astype(np.int32)
+        return self.values
 
     def n_train(self, size: float) -> int:
-        n = int(size * self.p**2)
-        if not 0 < n < self.p**2:
-            accepted = f"a fraction that leaves train and test pairs among the {self.p**2} of p = {self.p}"
-            raise BadInput("frac", size, accepted)
+        n_pairs = len(self.pairs_defined)
+        n = int(size * n_pairs)
+        if not 0 < n < n_pairs:
+            raise BadInput(
+                "frac", size, f"a fraction that leaves train and test pairs among the {n_pairs} of p = {self.p}"
+            )
         return n
 
     def n_test(self, size: float) -> int:
-        return self.p**2 - self.n_train(size)
+        return len(self.pairs_defined) - self.n_train(size)
 
     def pairs(self, indices: Int[np.ndarray, "N"], seed: int) -> Examples:
         """The pairs with these lexicographic numbers."""
@@ -64,7 +73,7 @@ class ModularTask(Task):
     def split_indices(self, size: float, split_seed: int) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "T"]]:
         """The train and test pairs by number. As the authors do: Python's `random.seed(s)`, shuffle the pairs, and the
         first int(frac p^2) are for training."""
-        order = list(range(self.p**2))
+        order = self.pairs_defined.tolist()
         random.Random(split_seed).shuffle(order)
         n = self.n_train(size)
         return np.array(order[:n]), np.array(order[n:])
@@ -72,3 +81,12 @@ class ModularTask(Task):
     def split(self, size: float, seed: int, split_seed: int | None = None) -> tuple[Examples, Examples]:
         train, test = self.split_indices(size, seed if split_seed is None else split_seed)
         return self.pairs(train, seed), self.pairs(test, seed)
+
+
+@functools.lru_cache(maxsize=16)
+def _table(operation: str, p: int) -> tuple[Int[np.ndarray, "P*P"], Int[np.ndarray, "N"]]:
+    """(the answers of the pairs, the numbers of those that have one). Nobody may write into them."""
+    if operation == "random":
+        return np.zeros(0, np.int32), np.arange(p * p)
+    values, defined = parse(EXPRESSIONS.get(operation, operation)).table(p)
+    return values.ravel().astype(np.int32), np.flatnonzero(defined)

@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from jaxgrok.config import (
     Config,
     Run,
     fingerprint,
+    task_of,
 )
 from jaxgrok.tasks import make_config, make_task, step_examples
 
@@ -155,6 +157,7 @@ class Sweep:
         """
         fixed = self.fixed()
         task, p = ("-".join(map(str, x)) if isinstance(x, list) else str(x) for x in (fixed["task"], fixed["p"]))
+        task = re.sub(r"[^\w-]+", "_", task).strip("_")[:60]  # an expression
         what = f"{task}-p{p}" if any(config.modular for config in self.configs) else task
         return f"{self.name or what}-{fingerprint(fixed | {name: self.setting(name) for name in also})}"
 
@@ -187,6 +190,8 @@ def parse_list(name: str, value: Any, kind: Callable[[Any], T], accepted: str) -
             if isinstance(item, bool) or is_fraction or (kind is str and not is_text):
                 raise ValueError
             out.append(kind(item))
+        except BadInput:
+            raise
         except (TypeError, ValueError, OverflowError):
             raise BadInput(name, value, accepted) from None
     if len(set(out)) != len(out):
@@ -300,6 +305,8 @@ FIELDS = (*CONFIG_FIELDS, *GRID_FIELDS)
 
 def _config_values(name: str, value: Any) -> tuple[Any, ...]:
     """The values of one field of Config. Most sweeps give one value; a list makes the field an axis."""
+    if name == "task":
+        return parse_list(name, value, task_of, "one or a comma list of tasks")
     if name in CHOICES:
         return parse_list(name, value, str, "one or a comma list of: " + " ".join(CHOICES[name]))
     if name in MAY_BE_NONE and value is None:

@@ -22,7 +22,7 @@ from jaxgrok.nets.model import Transformer, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.records import Status
 from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES, SEAL_STATES
-from jaxgrok.tasks import DrawnTask, make_config, make_task, step_examples
+from jaxgrok.tasks import DrawnTask, make_config, make_task, modular_task, step_examples
 
 if TYPE_CHECKING:
     from jaxgrok.training.layout import Plan
@@ -63,7 +63,7 @@ def block_of(config: Config) -> int:
 def n_test(config: Config, n_train: int | None) -> int:
     """The number of test examples beside this number of train examples. n_train None means unlimited data."""
     if config.modular and n_train is not None:
-        return config.p**2 - n_train
+        return len(modular_task(config).pairs_defined) - n_train
     return make_task(config).n_test(n_train)
 
 
