@@ -648,10 +648,10 @@ def test_coordinates_of_several_runs_and_epochs_not_saved_are_refused(analysed):
 
 def test_remarks_say_what_a_reader_must_know():
     subject = subjects.Subject(
-        Config(task="multiply"), {}, None, {}, 0, {"recorded_train_loss": 2.0, "recorded_test_loss": 1.0}
+        Config(task="x2xyy2"), {}, None, {}, 0, {"recorded_train_loss": 2.0, "recorded_test_loss": 1.0}
     )
     lines = subjects.remarks(subject, {"no_keys": True, "loss_all_classes": {"train": 1.0, "test": 1.0001}})
-    assert "multiply" in lines[0]
+    assert "x2xyy2" in lines[0]
     assert "no keys" in lines[1]
     assert lines[2].startswith("train loss 1.0")
     assert lines[2].endswith("?")

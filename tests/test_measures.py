@@ -430,7 +430,7 @@ def test_every_frequency_a_key_leaves_no_controls(three):
 
 
 def test_a_task_without_waves():
-    config = Config(task="multiply", p=7, n_heads=2, d_model=8, d_mlp=10, dtype="float64")
+    config = Config(task="x2xyy2", p=7, n_heads=2, d_model=8, d_mlp=10, dtype="float64")
     m = measures.all(config, params_of(config), measures.split_of(config, 0.4, 0), fourier.mask_of([2], 7))
     out = measures.to_json(config, m)
     assert out["waves"] is None

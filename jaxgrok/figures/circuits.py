@@ -162,7 +162,7 @@ def neuron_waves_figure(config: Config, params: Params, m: Measures) -> Figure:
     figure, panels = make_figure(0.9 + 2.1 * len(best), 7.2, rows=3, columns=len(best), **shared)
     for column, (k, neuron, fve) in zip(panels.T, best):
         activation = net["neurons"][:, :, neuron]
-        waves = fourier.block_waves(config.p)[k - 1]
+        waves = fourier.block_waves(len(net["W_E"]))[k - 1]
         fit = waves.T @ net["of_neurons"].blocks[k - 1, :, :, neuron] @ waves + net["of_neurons"].mean[neuron]
         most = np.abs(activation).max()
         for axes, image in zip(column, (activation, fit, activation - fit)):
@@ -208,7 +208,8 @@ def neuron_spectra_figure(config: Config, params: Params, m: Measures) -> Figure
     First L2 over all neurons, then the same at the keys alone, then one neuron per key: the one it explains best.
     """
     keys, names = _shown(m)
-    net, p = _activations(config, params), config.p
+    net = _activations(config, params)
+    p = len(net["W_E"])
     best = _best_neurons(m, keys)
     drawings: list[tuple[str, Callable, np.ndarray, list[int]]]
     drawings = [("all neurons, L2", _spectrum2d, net["magnitude"]["neurons"], keys)]
@@ -232,7 +233,8 @@ def neuron_spectra_figure(config: Config, params: Params, m: Measures) -> Figure
 def logit_spectrum_figure(config: Config, params: Params, m: Measures) -> Figure:
     """Magnitudes of the 2D Fourier components of the logits, L2 over output classes: all, and only the keys."""
     keys, names = _shown(m)
-    magnitude, p = _activations(config, params)["magnitude"]["logits"], config.p
+    magnitude = _activations(config, params)["magnitude"]["logits"]
+    p = len(magnitude)
     width, columns = (8.4, 2) if keys else (4.4, 1)
     figure, panels = make_figure(width, 4.5, columns=columns, layout="compressed", squeeze=False)
     drawings = ((_spectrum2d, "all components"), (_spectrum2d_of_keys, "the keys alone"))
@@ -314,7 +316,8 @@ def embedding_circles_figure(config: Config, params: Params, m: Measures) -> Fig
     frequency of the first one.
     """
     keys, names = _shown(m)
-    W_E, p = np.asarray(_activations(config, params)["W_E"], float), config.p
+    W_E = np.asarray(_activations(config, params)["W_E"], float)
+    p = len(W_E)
     if not np.isfinite(W_E).all():
         return words_figure("no circles: the weights are not finite")
     if min(W_E.shape) < 2:

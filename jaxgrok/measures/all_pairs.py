@@ -15,15 +15,16 @@ from jaxgrok.config import Config
 from jaxgrok.nets.loss import cross_entropy
 from jaxgrok.nets.model import ACTIVATIONS, affine, make_model, unembedding
 from jaxgrok.nets.precision import at_precision
-from jaxgrok.tasks import modular_task
+from jaxgrok.tasks import ModularTask, modular_task
 
 
 class Split(NamedTuple):
-    """The answers of a run's pairs, and the pairs that it is trained on.
+    """The answers of a run's pairs, and the pairs that it is trained on. Pairs and answers are counted in the order of
+    the task's group (`tasks.modular`), which for most tasks is that of the numbers themselves.
 
     Attributes:
-        labels: the answers of all pairs in lexicographic order, int32.
-        train: the numbers of the train pairs in that order, int32.
+        labels: the answers of all pairs over the group, int32.
+        train: the train pairs, int32; P*P for one that is not of the group, such as 0 * 3.
     """
 
     labels: Int[np.ndarray, "P*P"]
@@ -37,7 +38,20 @@ def split_of(config: Config, frac: float, seed: int, split_seed: int | None = No
     """
     task = modular_task(config)
     train, _ = task.split_indices(frac, seed if split_seed is None else split_seed)
-    return Split(task.labels(seed), train.astype(np.int32))
+    return split_over(task, train, seed)
+
+
+def split_over(task: ModularTask, train: Int[np.ndarray, "n_train"], seed: int) -> Split:
+    """The split with these train pairs, by their lexicographic numbers. seed: of random labels."""
+    P, (a, b) = len(task.group), np.divmod(train, task.p)
+    a, b = task.place[a], task.place[b]
+    inside = (a < P) & (b < P)
+    return Split(task.group_labels(seed), np.where(inside, a * P + b, P * P).astype(np.int32))
+
+
+def mask_of_train(split: Split, P: int) -> Bool[Array, "P P"]:
+    """Whether each pair is a train pair."""
+    return jnp.zeros(P * P, bool).at[split.train].set(True, mode="drop").reshape(P, P)
 
 
 class Stream(NamedTuple):
@@ -99,21 +113,22 @@ STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "at
 def neurons_to_logits(config: Config, params: dict) -> Float[Array, "P M"]:
     """W_L = W_out W_U without the class "=": what each neuron of a transformer's last block adds to each class."""
     W_out, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"]["W_out"], unembedding(params)
-    return (jnp.asarray(W_out) @ jnp.asarray(W_U[:, : config.p])).T
+    return (jnp.asarray(W_out) @ _of_group(modular_task(config), W_U.T).T).T
 
 
 @at_precision("highest")
 def run_network(config: Config, params: dict) -> Network:
-    """The network on all p^2 pairs. The weights decide the number of classes: p, or p + 1 with "=".
+    """The network on all pairs over the task's group, in its order. The weights decide the number of classes: p, or
+    p + 1 with "=". Classes that are not of the group come last.
 
     Raises BadInput if the task is not modular.
     """
-    task, p = modular_task(config), config.p
-    params = jax.tree.map(jnp.asarray, params)
+    task = modular_task(config)
+    P, params = len(task.group), jax.tree.map(jnp.asarray, params)
     model, is_mlp = make_model(config, task), config.arch == "mlp"
-    prepared = model.prepare(params, p * p)
+    prepared = model.prepare(params, P * P)
     last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
-    W_U = None if is_mlp else unembedding(params)[:, :p]
+    W_U = None if is_mlp else _of_group(task, unembedding(params).T).T
     hooks = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
 
     def of_pairs(tokens):
@@ -123,14 +138,16 @@ def run_network(config: Config, params: dict) -> Network:
         direct = [] if W_U is None else [kept[1] @ W_U]
         return logits[:, 0], *kept, *direct
 
-    outputs = in_blocks(of_pairs, jnp.asarray(task.pairs(np.arange(p * p), 0).tokens))
-    all_logits, neurons, *of_stream = (x.reshape(p, p, *x.shape[1:]) for x in outputs)
+    outputs = in_blocks(of_pairs, jnp.asarray(task.pairs(task.group_pairs, 0).tokens))
+    all_logits, neurons, *of_stream = (x.reshape(P, P, *x.shape[1:]) for x in outputs)
+    all_logits = group_first(task, all_logits)
     if W_U is None:
-        return Network(params["W_in"], params["W_out"].T, all_logits, all_logits, neurons, params["b_out"], None)
+        W_in, W_out, bias = (_of_group(task, x) for x in (params["W_in"], params["W_out"].T, params["b_out"]))
+        return Network(W_in, W_out, all_logits, all_logits[..., :P], neurons, bias, None)
     mid, before, scores, pattern, direct = of_stream
     before = before[:1, :1] if config.n_layers == 1 and task.has_equals else before
     weights = params[f"blocks_{config.n_layers - 1}"]["mlp"]
-    W_E, W_L, bias = params["embed"]["W_E"][:p], neurons_to_logits(config, params), weights["b_out"] @ W_U
+    W_E, W_L, bias = _of_group(task, params["embed"]["W_E"]), neurons_to_logits(config, params), weights["b_out"] @ W_U
 
     @at_precision("highest")
     def logits_with(mid):
@@ -138,10 +155,24 @@ def run_network(config: Config, params: dict) -> Network:
             post = ACTIVATIONS[config.act](affine(mid, weights["W_in"], weights["b_in"]))
             return affine(mid, W_U, bias) + post @ W_L.T
 
-        return in_blocks(of_pairs, mid.reshape(-1, config.d_model)).reshape(*mid.shape[:2], p)
+        return in_blocks(of_pairs, mid.reshape(-1, config.d_model)).reshape(*mid.shape[:2], P)
 
     stream = Stream(before, mid, direct, logits_with, scores, pattern)
-    return Network(W_E, W_L, all_logits, all_logits[..., :p], neurons, bias, stream)
+    return Network(W_E, W_L, all_logits, all_logits[..., :P], neurons, bias, stream)
+
+
+def _of_group(task: ModularTask, rows: Shaped[Array | np.ndarray, "p ..."]) -> Shaped[Array, "P ..."]:
+    """The rows of the numbers of the group, in its order."""
+    rows = jnp.asarray(rows)
+    return rows[task.group] if task.is_multiplicative else rows[: task.p]
+
+
+def group_first(task: ModularTask, logits: Float[Array, "P P C"]) -> Float[Array, "P P C"]:
+    """Logits with the classes of the group first, in its order."""
+    if not task.is_multiplicative:
+        return logits
+    others = np.setdiff1d(np.arange(logits.shape[-1]), task.group)
+    return logits[..., np.concatenate([task.group, others])]
 
 
 def in_blocks(f: Callable[[Array], Any], pairs: Shaped[Array, "N ..."]) -> Any:

@@ -40,7 +40,17 @@ from jaxgrok.measures.ablations import (
     median_and_range,
     where_known,
 )
-from jaxgrok.measures.all_pairs import Network, Split, Stream, losses, over_splits, run_network, split_of
+from jaxgrok.measures.all_pairs import (
+    Network,
+    Split,
+    Stream,
+    group_first,
+    losses,
+    mask_of_train,
+    over_splits,
+    run_network,
+    split_of,
+)
 from jaxgrok.nets import interop
 from jaxgrok.nets.loss import cross_entropy, is_correct
 from jaxgrok.nets.precision import at_precision
@@ -124,13 +134,15 @@ def excluded_loss(
 def excluded_loss_of_each(logits: Float[Array, "P P P"], waves: Waves, split: Split) -> Float[Array, "K"]:
     """The train loss with one frequency excluded, for every frequency."""
     p = len(waves.s)
-    logits, s = logits.reshape(p * p, p)[split.train], jnp.asarray(waves.s).ravel()[split.train]
-    labels = split.labels[split.train]
+    train = jnp.minimum(jnp.asarray(split.train), p * p - 1)
+    weight = (jnp.asarray(split.train) < p * p).astype(logits.dtype)
+    logits, s = logits.reshape(p * p, p)[train], jnp.asarray(waves.s).ravel()[train]
+    labels = jnp.asarray(split.labels)[train]
     rows = jnp.asarray(fourier.by_frequency(fourier.basis(p)), logits.dtype)
 
     def of_frequency(cos_and_sin):
         wave = cos_and_sin.T @ (cos_and_sin @ waves.levels)
-        return cross_entropy(logits - wave[s], labels).mean()
+        return (weight * cross_entropy(logits - wave[s], labels)).sum() / weight.sum()
 
     return jax.lax.map(of_frequency, rows)
 
@@ -246,7 +258,8 @@ def _where_waves(task: ModularTask, of_argument: Callable[[np.ndarray], Any]) ->
     """What of_argument returns for the task's wave argument, with NaN for every number if the task has none."""
     if fourier.has_waves(task):
         return of_argument(fourier.wave_argument(task))
-    any_argument = np.indices((task.p, task.p)).sum(axis=0) % task.p  # any gives the shapes
+    P = len(task.group)
+    any_argument = np.indices((P, P)).sum(axis=0) % P  # any gives the shapes
     shapes = jax.eval_shape(lambda: of_argument(any_argument))
     return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
@@ -254,11 +267,6 @@ def _where_waves(task: ModularTask, of_argument: Callable[[np.ndarray], Any]) ->
 def _rules(net: Network, fits: fourier.NeuronFits) -> fourier.KeyRules:
     W_L_norms, W_E_norms = fourier.frequency_norms(net.W_L), fourier.frequency_norms(net.W_E)
     return fourier.key_frequencies(W_L_norms, W_E_norms, fourier.cluster_sizes(fits, len(W_L_norms)))
-
-
-def _mask(split: Split, p: int) -> Bool[Array, "P P"]:
-    """Whether each pair is a train pair."""
-    return jnp.zeros(p * p, bool).at[split.train].set(True).reshape(p, p)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -289,10 +297,11 @@ def measure(
 
     Raises BadInput if the task is not modular.
     """
-    task, p = modular_task(config), config.p
+    task = modular_task(config)
+    p = len(task.group)
     net = run_network(config, params)
     labels = split.labels.reshape(p, p)
-    is_train = _mask(split, p)
+    is_train = mask_of_train(split, p)
     of_neurons = fourier.neuron_blocks(net.neurons)
     fits = fourier.fit_neurons(of_neurons)
     clusters = fourier.cluster_sizes(fits, p // 2)
@@ -353,8 +362,10 @@ def of_logits(
 
     Raises BadInput if the task is not modular.
     """
-    task, p = modular_task(config), config.p
-    numbers, labels, is_train = jnp.asarray(logits)[..., :p], split.labels.reshape(p, p), _mask(split, p)
+    task = modular_task(config)
+    p = len(task.group)
+    logits = group_first(task, jnp.asarray(logits)[task.group[:, None], task.group])
+    numbers, labels, is_train = logits[..., :p], split.labels.reshape(p, p), mask_of_train(split, p)
     no_clusters = jnp.zeros(p // 2, int)
 
     def of_argument(s):
@@ -374,7 +385,7 @@ def of_logits(
         "accuracy": accuracies["all"],
         "accuracies": accuracies,
         "loss": losses(numbers, labels, is_train),
-        "loss_all_classes": losses(jnp.asarray(logits), labels, is_train),
+        "loss_all_classes": losses(logits, labels, is_train),
         "key_frequencies": {"keys": keys > 0},
         "no_keys": ~(keys > 0).any(),
         "distance_irrelevance": clock_pizza.distance_irrelevance(config, numbers, labels),
@@ -400,12 +411,14 @@ def to_json(config: Config, measures: dict[str, Any]) -> dict[str, Any]:
     Sets of frequencies are lists. A measure that exists for each key is a dictionary from key frequency to value. None
     means that the measure does not exist here (no keys, no waves, or not finite).
 
+    For products and quotients modulo a prime, `group` lists the numbers in the order that frequencies refer to.
+
     Names beyond those of the reference: `accuracies`, `neuron_frequency`, `neuron_fve`, `no_keys`, `controls`, `waves`
     (the argument of the task's waves), `attention_pattern_mean`, `principal_components`, `gradient_symmetricity`,
     `distance_irrelevance` and key_frequencies `found`.
     The caller adds `split`.
     """
-    m, p = jax.tree.map(np.asarray, measures), config.p
+    m, p = jax.tree.map(np.asarray, measures), len(modular_task(config).group)
     per_key, keys = _by_key(m)
     rows = [(row, name) for row, name in enumerate(fourier.row_names(p)) if fourier.frequency_of_row(p)[row] in keys]
     out = m | {
@@ -445,4 +458,6 @@ def _with_waves(config: Config, out: dict[str, Any]) -> dict[str, Any]:
     """Plain values, with the argument of the task's waves."""
     task = modular_task(config)
     out["waves"] = fourier.WAVE_ARGUMENTS[task.operation][0] if fourier.has_waves(task) else None
+    if task.is_multiplicative:
+        out["group"] = task.group
     return {name: x if x is None or isinstance(x, str) else plain(x) for name, x in out.items()}

@@ -14,12 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxgrok.config import Config
+from jaxgrok.measures import fourier
 from jaxgrok.nets.model import Transformer, unembedding
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import modular_task
 
 TRIPLES = 200  # the paper has 100
-DISTANCE = {"add": -1, "subtract": 1}  # of tasks whose answer is a +- b: what the distance a -+ b has before b
+# Of tasks whose answer is a +- b in their group: what the distance a -+ b has before b.
+DISTANCE = {"add": -1, "subtract": 1, "multiply": -1, "x/y": 1}
 
 
 @at_precision("highest")
@@ -60,11 +62,13 @@ def distance_irrelevance(
     """The standard deviation of the right logit over the pairs at one distance a - b, averaged over distances, as a
     share of its standard deviation over all pairs. 0: the right logit is a function of the distance alone.
 
-    For `subtract` the distance is a + b. None for a task whose answer is neither a + b nor a - b.
+    For `subtract` the distance is a + b; for products and quotients a and b are discrete logarithms. None for a task
+    whose answer is neither a + b nor a - b.
     """
-    if config.task not in DISTANCE:
+    if not fourier.has_waves(modular_task(config)):
         return None
-    b, distance = np.indices((config.p, config.p))
-    a = (distance - DISTANCE[config.task] * b) % config.p
+    P = len(logits)
+    b, distance = np.indices((P, P))
+    a = (distance - DISTANCE[config.task] * b) % P
     right = jnp.take_along_axis(logits, jnp.asarray(labels)[..., None], axis=2)[..., 0]
     return right[a, b].std(axis=0).mean() / right.std()

@@ -21,12 +21,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxgrok.config import BadInput
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import ModularTask
+from jaxgrok.tasks.modular import MULTIPLICATIVE
 
-# The argument of the waves of each task: its name, and its value for a pair. Each value modulo p must belong to p
-# pairs. The other operations have no such argument.
+# The argument of the waves of each task: its name, and its value for a pair of places in the task's group, of P numbers
+# (`tasks.modular`). Each value modulo P must belong to P pairs. The other operations have no such argument.
 WAVE_ARGUMENTS = {
     "add": ("a + b", lambda a, b: a + b),
     "subtract": ("a - b", lambda a, b: a - b),
+    "multiply": ("log a + log b", lambda a, b: a + b),
+    "x/y": ("log a - log b", lambda a, b: a - b),
 }
 RULE_SHARE = 1 / 4  # the rules `W_L` and `W_E`: the least norm that counts, as a share of the largest
 STANDS_OUT = 3  # a frequency stands out if its norm is at least this many times the median norm
@@ -241,16 +244,20 @@ def cluster_sizes(fits: NeuronFits, K: int) -> Int[Array, "K"]:
 
 def has_waves(task: ModularTask) -> bool:
     """Whether the task's answer is a function of one wave argument, as in addition and subtraction."""
-    return task.operation in WAVE_ARGUMENTS
+    return task.operation in WAVE_ARGUMENTS and (task.is_multiplicative or task.operation not in MULTIPLICATIVE)
 
 
 def wave_argument(task: ModularTask) -> Int[np.ndarray, "P P"]:
-    """The argument s modulo p of the task's waves on every pair, int32. Raises BadInput if the task has none."""
+    """The argument s modulo P of the task's waves on every pair over its group, int32.
+
+    Raises BadInput if there is none.
+    """
     if not has_waves(task):
         raise BadInput("task", task.operation, f"one whose answer is a wave of a and b: {' '.join(WAVE_ARGUMENTS)}")
-    a, b = np.divmod(np.arange(task.p**2, dtype=np.int32), np.int32(task.p))
+    P = len(task.group)
+    a, b = np.divmod(np.arange(P * P, dtype=np.int32), np.int32(P))
     _, argument = WAVE_ARGUMENTS[task.operation]
-    return (argument(a, b) % task.p).reshape(task.p, task.p)
+    return (argument(a, b) % P).reshape(P, P)
 
 
 def average_over_levels(f: Float[Array | np.ndarray, "P P ..."], s: Int[np.ndarray, "P P"]) -> Float[Array, "P ..."]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxgrok.config import BadInput, Config
-from jaxgrok.measures.all_pairs import Split, split_of
+from jaxgrok.measures.all_pairs import Split, split_of, split_over
 from jaxgrok.nets.weight_files import ARRAY, SUFFIXES, contents, optional
 from jaxgrok.tasks import modular_task
 
@@ -52,7 +52,7 @@ def split_of_file(
         raise BadInput("split" if frac is None else "frac", split if frac is None else frac, "one with a train pair")
     if frac is not None and abs(frac * n_pairs - len(train)) > 1:  # programs round up or down
         raise BadInput("frac", frac, f"{len(train) / n_pairs:.6g}: the split has {len(train)} of the {n_pairs} pairs")
-    return Split(task.labels(seed), train.astype(np.int32)), about | {"frac_train": len(train) / n_pairs}
+    return split_over(task, train, seed), about | {"frac_train": len(train) / n_pairs}
 
 
 def _recorded(recorded: dict[str, Any], p: int) -> tuple[Int[np.ndarray, "n_train"], dict[str, Any]] | None:

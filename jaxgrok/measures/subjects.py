@@ -289,6 +289,8 @@ def remarks(subject: Subject, measured: Measures) -> list[str]:
     lines += _of_keys(subject.config, measured)
     losses = {part: float(measured["loss_all_classes"][part]) for part in ("train", "test")}
     recorded = {part: subject.about.get(f"recorded_{part}_loss") for part in losses}
+    if modular_task(subject.config).is_multiplicative:
+        recorded = dict.fromkeys(recorded)  # they are of other pairs: those with 0 among them
     for part, theirs in recorded.items():
         if theirs is not None and math.isfinite(losses[part]):
             agrees = abs(losses[part] - theirs) <= 0.01 * abs(theirs)
@@ -389,9 +391,14 @@ def measure_logits(
 
 
 def _of_keys(config: Config, measured: Measures) -> list[str]:
-    """Why measures of waves or of keys do not exist, where they do not."""
-    lines = []
-    if config.task not in fourier.WAVE_ARGUMENTS:
+    """What is measured where the task's group is not the numbers themselves, and why measures do not exist."""
+    lines, task = [], modular_task(config)
+    if task.is_multiplicative:
+        lines.append(
+            f"task {config.task}: measured on the pairs without 0, and frequencies are those of the discrete logarithm "
+            f"to the base {task.group[1]}, modulo {len(task.group)}"
+        )
+    if not fourier.has_waves(task):
         lines.append(
             f"task {config.task}: its answer is no wave of a and b, so restricted, excluded and fitted losses "
             "do not exist"

@@ -215,7 +215,7 @@ def _circuits(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tu
     records = [record for cell in cells for record in cell.records if record.number in analysed]
     if not records:
         return [], ""
-    K = max(record.config.p for record in records) // 2
+    K = max(len(modular_task(record.config).group) for record in records) // 2
     checkpoints = max(len(results.checkpoint_epochs(record)) for record in records)
     most = max(1, MOST_MEASURES // (checkpoints * (4 * K + 10)))
     chosen = records[:: -(-len(records) // most)]
@@ -261,7 +261,7 @@ def computes_in_page(config: Config) -> bool:
     """Whether the page can compute a network's forward pass: one block of the post's transformer on a modular task."""
     usual = Config(p=config.p, n_heads=config.n_heads, d_model=config.d_model)
     same = all(getattr(config, name) == getattr(usual, name) for name in COMPUTED)
-    return config.modular and config.arch == "transformer" and same
+    return config.modular and config.arch == "transformer" and same and not modular_task(config).is_multiplicative
 
 
 def _networks(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tuple[list[dict[str, Any]], str]:

@@ -12,11 +12,12 @@ import random
 import numpy as np
 from jaxtyping import Int
 
-from jaxgrok.config import BadInput
+from jaxgrok.config import BadInput, is_prime
 from jaxgrok.expressions import NAMED, parse
 from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
 
 EXPRESSIONS = {name: text for text, name in NAMED.items()}
+MULTIPLICATIVE = ("multiply", "x/y")  # sums and differences of discrete logarithms
 
 
 class ModularTask(Task):
@@ -24,6 +25,11 @@ class ModularTask(Task):
     `random`, a table of labels drawn from the seed.
 
     values: the answers of the p^2 pairs in lexicographic order. pairs_defined: the numbers of those that have one.
+
+    Measures go through the numbers of a group, in the order in which the operation is a sum or a difference. For most
+    operations these are the numbers from 0 to p - 1. For products and quotients modulo a prime they are g^0, g^1, ...,
+    g^(p-2), all but 0, where g is the least primitive root. group [P]: these numbers. group_pairs [P*P]: the numbers of
+    the pairs over them.
 
     sequence: `xy=` or `xy`. With "=" the output has p + 1 classes, "=" among them, as in the authors' training (spec:
     PUBLISHED.md); without it, p.
@@ -39,11 +45,25 @@ class ModularTask(Task):
         self.d_vocab = self.d_vocab_out = p + self.has_equals
         self.read_token = p if self.has_equals else None
         self.values, self.pairs_defined = _table(operation, p)
+        self.is_multiplicative = operation in MULTIPLICATIVE and is_prime(p) and p > 3
+        self.group = _powers(p) if self.is_multiplicative else np.arange(p)
+        self.group_pairs = (self.group[:, None] * p + self.group).ravel()
 
     @property
     def is_total(self) -> bool:
-        """Whether every pair has an answer."""
-        return len(self.pairs_defined) == self.p**2
+        """Whether every pair over the group has an answer."""
+        return len(self.pairs_defined) == self.p**2 or bool(np.isin(self.group_pairs, self.pairs_defined).all())
+
+    def group_labels(self, seed: int) -> Int[np.ndarray, "P*P"]:
+        """The answers of the pairs over the group, as places in `group`."""
+        return self.place[self.labels(seed)[self.group_pairs]].astype(np.int32)
+
+    @property
+    def place(self) -> Int[np.ndarray, "p"]:
+        """The place of each number from 0 to p - 1 in `group`; P where it has none."""
+        place = np.full(self.p, len(self.group))
+        place[self.group] = np.arange(len(self.group))
+        return place
 
     def labels(self, seed: int) -> Int[np.ndarray, "P*P"]:
         """The answers of the pairs in lexicographic order, 0 where there is none. Only those of `random` depend on the
@@ -90,3 +110,14 @@ def _table(operation: str, p: int) -> tuple[Int[np.ndarray, "P*P"], Int[np.ndarr
         return np.zeros(0, np.int32), np.arange(p * p)
     values, defined = parse(EXPRESSIONS.get(operation, operation)).table(p)
     return values.ravel().astype(np.int32), np.flatnonzero(defined)
+
+
+def _powers(p: int) -> Int[np.ndarray, "p-1"]:
+    """The powers 0 to p - 2 of the least primitive root modulo a prime p."""
+    for root in range(2, p):
+        powers = [1]
+        while (power := powers[-1] * root % p) != 1:
+            powers.append(power)
+        if len(powers) == p - 1:
+            return np.array(powers)
+    raise AssertionError(f"{p} is no prime above 3")
