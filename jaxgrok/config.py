@@ -43,14 +43,15 @@ CHOICES = {
     "task": (*MODULAR, *DRAWN),
     "arch": ("transformer", "attn_only", "mlp"),
     "act": ("relu", "gelu", "square"),
-    "optimizer": ("adam", "sgd"),
+    "optimizer": ("adam", "sgd", "lion"),
     "regulariser": ("weight_decay", "l2", "l1", "none"),
-    "loss": ("exact", "float64", "float32"),
+    "loss": ("exact", "float64", "float32", "stablemax"),
     "dtype": ("float32", "float64"),
     "matmul_precision": ("default", "high", "highest"),
     "sequence": ("xy=", "xy"),
     "attention": ("causal", "full"),
     "tied": ("no", "yes"),
+    "orthograd": ("no", "yes"),
 }
 MAX_DIGITS = 100  # of addition<N>
 _SMALLEST = {
@@ -150,7 +151,8 @@ class Config:
     optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 are terms of the loss. The run's `weight_decay`
         is the strength of whichever regulariser there is.
     loss: `exact` works in the parameters' own dtype, `float64` casts the logits and takes log_softmax as the authors
-        do, `float32` takes log_softmax in float32.
+        do, `float32` takes log_softmax in float32. `stablemax` has another function in place of the exponential
+        (`nets.loss`).
     dtype: of parameters and activations.
     matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU.
     b1, b2, eps, warmup_steps: of AdamW; b1 is the momentum of sgd. The learning rate is multiplied by
@@ -160,6 +162,9 @@ class Config:
     attn_coeff: c in c softmax + (1 - c), the weight of each position that is seen: 1 is softmax attention, 0 gives
         every position the weight 1 (Zhong et al. 2023, "The Clock and the Pizza").
     tied: whether W_U is the transpose of W_E.
+    grokfast: the factor of Grokfast-EMA, 0 for none; grokfast_alpha: its memory. orthograd: whether gradients are made
+        orthogonal to the weights. max_norm: the most that the norm of all weights may be; None means no bound
+        (`training.gradients` has the equations).
 
     Raises BadInput for a value outside its range, and names the field.
     """
@@ -194,6 +199,10 @@ class Config:
     attention: str = "causal"
     attn_coeff: float = 1.0
     tied: str = "no"
+    grokfast: float = 0.0
+    grokfast_alpha: float = 0.98
+    orthograd: str = "no"
+    max_norm: float | None = None
 
     def __post_init__(self):
         for name in CHOICES:
@@ -204,13 +213,16 @@ class Config:
         for name in _SMALLEST:
             if getattr(self, name) is not None or name not in MAY_BE_NONE:
                 object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        for name in ("b1", "b2", "eps", "dropout"):
+        for name in ("b1", "b2", "eps", "dropout", "grokfast_alpha"):
             number = _real(name, getattr(self, name), "a number in [0, 1)", lambda x: 0 <= x < 1)
             object.__setattr__(self, name, number)
         factor = _real("residual_factor", self.residual_factor, "a number > 0", lambda x: x > 0)
         object.__setattr__(self, "residual_factor", factor)
         coeff = _real("attn_coeff", self.attn_coeff, "a number in [0, 1]", lambda x: 0 <= x <= 1)
         object.__setattr__(self, "attn_coeff", coeff)
+        object.__setattr__(self, "grokfast", _real("grokfast", self.grokfast, "a number >= 0", lambda x: x >= 0))
+        if self.max_norm is not None:
+            object.__setattr__(self, "max_norm", _real("max_norm", self.max_norm, "a number > 0", lambda x: x > 0))
         self._check_combinations()
 
     def _check_combinations(self) -> None:

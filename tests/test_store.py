@@ -207,7 +207,9 @@ def test_a_new_field_of_config_changes_no_identity_at_its_default():
     mainline = replace(RECORD, run=Run(Config(), frac=0.3))
     assert mainline.identity == "cbb292ba3dfcb82afb4bd5d332b6df0b"
     for field in UNDIGESTED:
-        other = {"sequence": "xy", "attention": "full", "attn_coeff": 0.5, "tied": "yes"}[field]
+        others = {"sequence": "xy", "attention": "full", "attn_coeff": 0.5, "tied": "yes", "grokfast": 2.0}
+        others |= {"grokfast_alpha": 0.9, "orthograd": "yes", "max_norm": 10.0}
+        other = others[field]
         changed = replace(mainline, run=Run(Config(**{field: other}), frac=0.3))
         assert changed.identity != mainline.identity
 

@@ -81,9 +81,8 @@ def add_run_flags(p: Parser) -> None:
     model.add_argument("--n-ctx", metavar="N", help="positions of the network (default: the sequence length)")
     add_network_flags(model)
     optimiser = p.add_argument_group("optimiser; a comma list of values makes an axis of the grid")
-    optimiser.add_argument(
-        "--optimizer", metavar="NAME", help=f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1)"
-    )
+    optimizers = f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1; lion takes a tenth of --lr)"
+    optimiser.add_argument("--optimizer", metavar="NAME", help=optimizers)
     regularisers = " ".join(CHOICES["regulariser"])
     optimiser.add_argument(
         "--regulariser", metavar="NAME", help=f"{regularisers}; --wd is its strength (default weight_decay: AdamW)"
@@ -93,8 +92,14 @@ def add_run_flags(p: Parser) -> None:
     optimiser.add_argument("--batch-size", metavar="N", help=batch)
     optimiser.add_argument("--b1", metavar="X", help="Adam's first beta, or the momentum of sgd (default 0.9)")
     optimiser.add_argument("--b2", metavar="X", help="Adam's second beta (default 0.98; induction: 0.999)")
+    tricks = p.add_argument_group("what is published to make networks grok sooner; a comma list makes an axis")
+    tricks.add_argument("--grokfast", metavar="X", help="factor of the slow part of the gradient (default 0: off)")
+    tricks.add_argument("--grokfast-alpha", metavar="X", help="memory of its moving average (default 0.98)")
+    across = "take from the gradient what only scales the weights (default no)"
+    tricks.add_argument("--orthograd", metavar="yes|no", nargs="?", const="yes", help=across)
+    tricks.add_argument("--max-norm", metavar="X", help="most that the norm of all weights may be (default: no bound)")
     numerics = p.add_argument_group("numerics")
-    loss = "exact uses the parameters' dtype, the others compute log_softmax in theirs; float32 shows slingshots"
+    loss = "exact uses the parameters' dtype, float64 and float32 take log_softmax in theirs; float32 shows slingshots"
     numerics.add_argument("--loss", metavar="NAME", help=f"{' '.join(CHOICES['loss'])} (default exact); {loss}")
     numerics.add_argument(
         "--dtype", metavar="NAME", help=f"{' '.join(CHOICES['dtype'])} (default float32), of weights and activations"

@@ -36,6 +36,7 @@ from jaxgrok.measures import fourier
 from jaxgrok.measures.all_pairs import run_network
 from jaxgrok.nets.model import Params
 from jaxgrok.nets.precision import at_precision
+from jaxgrok.tasks import modular_task
 
 UPRIGHT: dict[str, Any] = {"rotation": 90, "ha": "center", "fontsize": 8}  # numbers above bars, so that none overlap
 MOST_PANELS = 6  # with one key each. If there are more keys, those with the largest norms of W_L are shown
@@ -137,6 +138,11 @@ def spectra_figure(config: Config, params: Params, m: Measures) -> Figure:
     return figure
 
 
+def _of_number(config: Config, name: str) -> str:
+    """What an axis over the task's group counts: a number, or its discrete logarithm."""
+    return f"log {name}" if modular_task(config).is_multiplicative else name
+
+
 def _over_pairs(axes: Axes, image: Float[np.ndarray, "P P"], **options: Any) -> AxesImage:
     """Draw a heat map over (a, b), with a downwards."""
     drawn = axes.imshow(image, interpolation="nearest", **options)
@@ -168,12 +174,12 @@ def neuron_waves_figure(config: Config, params: Params, m: Measures) -> Figure:
         for axes, image in zip(column, (activation, fit, activation - fit)):
             drawn = _over_pairs(axes, image, cmap="RdBu_r", vmin=-most, vmax=most)
         column[0].set_title(f"neuron {neuron}, k = {k}\nFVE {fve:.3f}", fontsize=8.5)
-        column[2].set_xlabel("b")
+        column[2].set_xlabel(_of_number(config, "b"))
         place = {"orientation": "horizontal", "fraction": 0.03, "pad": 0.02, "aspect": 12, "shrink": 0.8}
         bar = figure.colorbar(drawn, ax=column, **place)
         bar.ax.xaxis.set_major_locator(MaxNLocator(2, symmetric=True))
     for axes, name in zip(panels[:, 0], ("activation", "its waves", "residual")):
-        axes.set_ylabel(f"{name}\n\na")
+        axes.set_ylabel(f"{name}\n\n{_of_number(config, 'a')}")
     figure.suptitle(names, x=0.01, ha="left", fontsize=10)
     return figure
 
@@ -290,7 +296,7 @@ def _draw_cluster_sizes(sizes: Axes, m: Measures) -> None:
 
 @styled
 def attention_figure(config: Config, params: Params, m: Measures) -> Figure:
-    """The attention of each head of the last block from "=" to a, over (a, b).
+    """The attention of each head of the last block from "=", or from b where there is no "=", to a, over (a, b).
 
     Titles name the best frequency of the head's attention score, and the share of its variance that this frequency
     explains (FVE).
@@ -303,8 +309,9 @@ def attention_figure(config: Config, params: Params, m: Measures) -> Figure:
     for head, (axes, k, fve) in enumerate(zip(panels, by_head["frequency"], by_head["fve"])):
         drawn = _over_pairs(axes, pattern[..., head], cmap="viridis", vmin=0, vmax=1)
         axes.set_title(f"head {head}: k = {k}, FVE {fve:.2f}", fontsize=8.5)
-        axes.set(xlabel="b", ylabel="a")
-    figure.colorbar(drawn, ax=list(panels), label='attention from "=" to a', shrink=0.8)
+        axes.set(xlabel=_of_number(config, "b"), ylabel=_of_number(config, "a"))
+    read_at = '"="' if config.sequence == "xy=" else "b"
+    figure.colorbar(drawn, ax=list(panels), label=f"attention from {read_at} to a", shrink=0.8)
     return figure
 
 
@@ -337,7 +344,7 @@ def embedding_circles_figure(config: Config, params: Params, m: Measures) -> Fig
         for i in (0, 1)
     )
     panels[-1].set(xlabel=first, ylabel=second, title="principal components")
-    figure.colorbar(drawn, ax=list(panels), label="number", shrink=0.6)
+    figure.colorbar(drawn, ax=list(panels), label=_of_number(config, "number"), shrink=0.6)
     drawn_of = "embedding" if config.arch == "transformer" else "input weights"
     figure.suptitle(f"{drawn_of}; {names}", x=0.01, ha="left", fontsize=10)
     return figure

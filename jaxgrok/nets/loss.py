@@ -28,7 +28,13 @@ def cross_entropy(
     mode: `exact` works in the logits' dtype, and in float32 keeps about 1e-6 relative accuracy at any margin.
         `float64` casts the logits and takes log_softmax, as the authors' runs do. It needs x64.
         `float32` takes log_softmax in float32, as the authors' low-precision run does.
+        `stablemax` is -log(s(z_right) / sum s(z)) with s(z) = z + 1 from 0 on and 1 / (1 - z) below, which keeps
+        float32 from rounding losses to zero (Prieto et al. 2025, "Grokking at the edge of numerical stability").
     """
+    if mode == "stablemax":
+        log_s = jnp.where(logits >= 0, jnp.log1p(jnp.maximum(logits, 0)), -jnp.log1p(-jnp.minimum(logits, 0)))
+        right, wrong = _right_and_wrong(log_s, targets)
+        return jax.nn.softplus(jax.nn.logsumexp(wrong, axis=-1) - right)
     if mode == "exact":
         right, wrong = _right_and_wrong(logits, targets)
         return jax.nn.softplus(jax.nn.logsumexp(wrong, axis=-1) - right)

@@ -311,7 +311,7 @@ def _config_values(name: str, value: Any) -> tuple[Any, ...]:
         return parse_list(name, value, str, "one or a comma list of: " + " ".join(CHOICES[name]))
     if name in MAY_BE_NONE and value is None:
         return (None,)
-    if CONFIG_FIELDS[name].type is float:
+    if CONFIG_FIELDS[name].type in (float, float | None):
         return parse_list(name, value, float, "a number or a comma list of numbers")
     return parse_list(name, value, int, "a whole number or a comma list of them")
 

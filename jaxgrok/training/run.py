@@ -25,6 +25,7 @@ from jaxgrok.nets.model import Model, Params, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import DrawnTask, Examples, Task, make_task, step_examples
+from jaxgrok.training.gradients import grokfast, orthograd, within_norm
 
 # The fold_in constants of a seed's PRNG streams. A new consumer takes 5: examples that are drawn once have 2
 # (tasks/drawn.py), and the sequences on which heads are measured have 4.
@@ -72,11 +73,16 @@ def make_optimizer(config: Config, hyper: Hyper) -> optax.GradientTransformation
 
     decayed = optax.add_decayed_weights(hyper.weight_decay)
     in_loss = {"l2": [decayed], "l1": [optax.stateless(add_l1)]}.get(config.regulariser, [])
-    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
-    direction = adam if config.optimizer == "adam" else optax.trace(config.b1)
+    filters = [grokfast(config.grokfast_alpha, config.grokfast)] if config.grokfast else []
+    filters += [orthograd()] if config.orthograd == "yes" else []
+    direction = {
+        "adam": optax.scale_by_adam(config.b1, config.b2, config.eps),
+        "sgd": optax.trace(config.b1),
+        "lion": optax.scale_by_lion(config.b1, config.b2),
+    }[config.optimizer]
     decoupled = [decayed] if config.regulariser == "weight_decay" else []
     step_size = optax.scale_by_learning_rate(rate if config.warmup_steps else hyper.lr)
-    return optax.chain(*in_loss, direction, *decoupled, step_size)
+    return optax.chain(*in_loss, *filters, direction, *decoupled, step_size)
 
 
 def sum_over_blocks(f: Callable[[Any], Any], examples: Any, block: int | None) -> Any:
@@ -234,6 +240,8 @@ class Program:
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
+        if self.config.max_norm is not None:
+            params = within_norm(params, self.config.max_norm)
         return TrainState(params, opt_state, state.epoch + 1), loss, accuracy
 
 

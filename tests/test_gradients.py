@@ -1,0 +1,111 @@
+"""Published tricks on gradients and weights, against their equations in numpy."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxgrok
+from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.nets.loss import cross_entropy
+from jaxgrok.training.gradients import grokfast, orthograd, within_norm
+from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.run import make_program
+from jaxgrok.training.sweep import sweep
+
+SMALL = {"p": 5, "d_model": 8, "n_heads": 2, "dtype": "float64"}
+
+
+def tree(rng):
+    return {"a": rng.normal(size=(3, 4)), "b": {"c": rng.normal(size=5)}}
+
+
+def test_grokfast_adds_the_moving_average_that_starts_at_the_first_gradient(rng):
+    alpha, factor = 0.9, 2.5
+    transform, weights = grokfast(alpha, factor), tree(rng)
+    state, average = transform.init(weights), None
+    for _ in range(4):
+        g = tree(rng)
+        average = g if average is None else jax.tree.map(lambda m, g: alpha * m + (1 - alpha) * g, average, g)
+        found, state = transform.update(g, state, weights)
+        expected = jax.tree.map(lambda g, m: g + factor * m, g, average)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), found, expected)
+
+
+def test_orthograd_is_across_the_weights_and_as_long_as_the_gradient(rng):
+    weights, g = tree(rng), tree(rng)
+    found, _ = orthograd().update(g, optax.EmptyState(), weights)
+    for w, before, after in zip(*map(jax.tree.leaves, (weights, g, found)), strict=True):
+        assert abs((w * after).sum()) < 1e-12
+        assert np.linalg.norm(after) == pytest.approx(np.linalg.norm(before), rel=1e-12)
+        rest = before - (w * before).sum() / (w * w).sum() * w
+        np.testing.assert_allclose(after / np.linalg.norm(after), rest / np.linalg.norm(rest), rtol=1e-9)
+    zero = jax.tree.map(np.zeros_like, weights)
+    same, _ = orthograd().update(g, optax.EmptyState(), zero)  # biases start at zero
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), same, g)
+    nothing, _ = orthograd().update(zero, optax.EmptyState(), weights)
+    assert all((x == 0).all() for x in jax.tree.leaves(nothing))
+
+
+def test_a_norm_is_bounded_and_left_alone_below(rng):
+    weights = tree(rng)
+    norm = np.sqrt(sum((w**2).sum() for w in jax.tree.leaves(weights)))
+    half = within_norm(weights, norm / 2)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y / 2, rtol=1e-12), half, weights)
+    jax.tree.map(np.testing.assert_array_equal, within_norm(weights, 2 * norm), weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_stablemax_is_its_equation_and_keeps_small_losses(dtype, rng):
+    logits = (10 * rng.normal(size=(50, 7))).astype(dtype)
+    targets = rng.integers(7, size=50)
+    z = logits.astype(float)
+    s = np.where(z >= 0, z + 1, 1 / (1 - np.minimum(z, 0)))
+    expected = -np.log(s[np.arange(50), targets] / s.sum(axis=1))
+    found = cross_entropy(logits, targets, "stablemax")
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-11)
+    slopes = jax.grad(lambda x: cross_entropy(x, targets, "stablemax").sum())(logits)
+    assert np.isfinite(slopes).all()
+    sure = np.array([[3e4, 0, -3e4]], dtype)
+    assert 0 < float(cross_entropy(sure, np.array([0]), "stablemax")[0]) < 1e-4
+
+
+FIELDS = ({"grokfast": 2.0}, {"orthograd": "yes"}, {"max_norm": 3.0}, {"loss": "stablemax"}, {"optimizer": "lion"})
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: next(iter(fields)))
+def test_a_trick_changes_training_and_resumes(fields, tmp_path):
+    config, plain = Config(**SMALL, **fields), Config(**SMALL)
+    states = []
+    for c in (config, plain):
+        program, run = make_program(c, 6), Run(c, frac=0.5)
+        train, _ = program.task.split(0.5, 0)
+        state, losses, _ = program.advance(program.init(run.hyper()), train, run.hyper(), 6)
+        assert np.isfinite(losses).all()
+        states.append(state)
+    differ = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), *(state.params for state in states))
+    assert max(jax.tree.leaves(differ)) > 1e-9
+    if "max_norm" in fields:
+        assert sum(float((w**2).sum()) for w in jax.tree.leaves(states[0].params)) <= 9 * (1 + 1e-9)
+    settings = {**SMALL, **fields, "frac": 0.5, "eval_every": 5, "checkpoint_every": 10, "seeds": 2}
+    sweep(make_sweep({**settings, "epochs": 20}), tmp_path / "a")
+    for name in ("a", "b"):
+        sweep(make_sweep({**settings, "epochs": 40}), tmp_path / name)
+    resumed, whole = (jaxgrok.load(tmp_path / name).params(run=1) for name in ("a", "b"))
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({"grokfast": -1.0}, "grokfast"), ({"grokfast_alpha": 1.0}, "grokfast_alpha"), ({"max_norm": 0.0}, "max_norm")],
+)
+def test_settings_that_cannot_be_are_refused(fields, name):
+    with pytest.raises(BadInput, match=f"^{name}: got"):
+        Config(**fields)
+
+
+def test_tricks_are_axes_of_a_sweep():
+    made = make_sweep({"grokfast": "0,2", "max_norm": "20.5", "orthograd": "no,yes", "seeds": 3})
+    assert len(list(made.runs())) == 12
+    assert {config.max_norm for config in made.configs} == {20.5}
