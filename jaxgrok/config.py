@@ -241,6 +241,11 @@ class Config:
             for name in ("sequence", "attention", "attn_coeff", "tied"):
                 if getattr(self, name) != CONFIG_FIELDS[name].default:
                     raise BadInput(name, getattr(self, name), "with arch transformer or attn_only")
+        if self.orthograd == "yes" and self.regulariser in ("l2", "l1"):
+            accepted = "weight_decay or none with orthograd, which takes l2 out of the gradient"
+            raise BadInput("regulariser", self.regulariser, accepted)
+        if self.grokfast_alpha != CONFIG_FIELDS["grokfast_alpha"].default and not self.grokfast:
+            raise BadInput("grokfast_alpha", self.grokfast_alpha, "with a grokfast above 0")
         if self.modular and "/" in self.task and not is_prime(self.p):
             raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
         if self.n_ctx is not None and self.modular:

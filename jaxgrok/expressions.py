@@ -57,6 +57,10 @@ def parse(text: str) -> Expression:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError("an expression such as x^2+y^2") from None
     written = _written(tree, 0)
+    if isinstance(tree, ast.Name):
+        raise ValueError("an expression such as x^2+y^2")
+    if len(written) > MAX_LENGTH:
+        raise ValueError(f"at most {MAX_LENGTH} characters, with the brackets of its one form: {written[:40]}...")
     if not any(isinstance(node, ast.Name) for node in ast.walk(tree)):
         raise ValueError("an expression with x or y")
     divides = any(isinstance(node, ast.Div) for node in ast.walk(tree))
@@ -83,7 +87,7 @@ def _written(node: ast.expr, binding: int, in_condition: bool = False) -> str:
         text = f"{left}{symbol}{_written(node.right, own + 1, in_condition)}"
         return f"({text})" if own < binding else text
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        text = f"-{_written(node.operand, 2, in_condition)}"
+        text = f"-{_written(node.operand, 3, in_condition)}"
         return f"({text})" if binding > 1 else text
     if _number(node) is not None:
         return str(_number(node))
@@ -114,7 +118,7 @@ class _Modulo:
     def value(self, node: ast.expr) -> tuple[Table, Bool[np.ndarray, "..."]]:
         """(the values, whether they are defined)."""
         if isinstance(node, ast.IfExp):
-            holds = _whole(node.test, self.names).astype(bool)
+            holds = np.asarray(_whole(node.test, self.names)).astype(bool)
             (then, then_defined), (otherwise, otherwise_defined) = self.value(node.body), self.value(node.orelse)
             return np.where(holds, then, otherwise), np.where(holds, then_defined, otherwise_defined)
         if isinstance(node, ast.BinOp):

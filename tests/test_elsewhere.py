@@ -575,6 +575,23 @@ def test_a_split_drawn_by_torch_is_torchs(torch):
         np.testing.assert_array_equal(split.labels, make_task(config).labels(0))
 
 
+def test_a_split_of_a_task_that_leaves_pairs_out_has_none_of_them(tmp_path, torch):
+    config, path = Config(task="x/y", p=7), tmp_path / "pairs.npy"
+    task = make_task(config)
+    np.save(path, task.split_indices(0.5, 0)[0])
+    split, about = splits.split_of_file(config, {}, 0.5, None, str(path), 0)
+    assert about["frac_train"] == 0.5
+    np.testing.assert_array_equal(split.train, measures.split_of(config, 0.5, 0).train)
+    of_torch, _ = splits.chosen_pairs("torch:3", task, 0.5)
+    order = torch.randperm(42, generator=torch.Generator().manual_seed(3)).numpy()
+    np.testing.assert_array_equal(of_torch, task.pairs_defined[order[:21]])
+    np.save(path, np.array([1, 2, 7]))
+    with pytest.raises(
+        BadInput, match=r"split: got 'the pair \(1, 0\)'; accepted: pairs that have an answer in task x/y"
+    ):
+        splits.split_of_file(config, {}, None, None, str(path), 0)
+
+
 def test_a_split_is_read_from_a_file_in_every_form(tmp_path, file):
     p, numbers = 11, np.array([5, 120, 0, 33])
     pairs = np.stack(np.divmod(numbers, p), axis=1)

@@ -16,6 +16,7 @@ from jaxgrok.training.grid import make_sweep
 EXPRESSIONS = (
     *("x+y", "x-y", "x/y", "x/y if y%2 else x-y", "x^2+y^2", "x^2+x*y+y^2", "x^2+x*y+y^2+x", "x^3+x*y", "x^3+x*y^2+y"),
     *("-x", "-x^2", "(-x)^3", "x-(y-1)", "x-y-1", "x/y/3", "x/(y*3)", "2*(x+y)", "x^0", "0*x", "x/(x-y)", "(x+y)^5"),
+    *("x if -(y%2)==0-1 else y", "x if -((x+1)%3)==0-2 else y", "-(x*y)", "-x*y", "x-(-y)", "-(x+y)^2", "-(-x)+0*y"),
     *("x if x<y else y", "(x if x%3 else 2*y)+1", "x*y if x+y==4 else 1/x", "x if x*x*y%5 else -y"),
 )
 
@@ -89,9 +90,48 @@ def test_the_one_form_of_an_expression_means_the_same(text):
         np.testing.assert_array_equal(a, b)
 
 
+def test_what_is_stored_of_a_random_expression_means_the_same():
+    rng = random.Random(0)
+
+    def value(depth):
+        if depth == 0:
+            return rng.choice(["x", "y", "3", "x", "y"])
+        form = rng.choice(
+            ["({})+({})", "({})-({})", "({})*({})", "({})/({})", "-({})", "({})^2", "({}) if {} else ({})"]
+        )
+        parts = [value(depth - 1) for _ in range(2)]
+        if "if" in form:
+            return form.format(parts[0], condition(1), parts[1])
+        return form.format(*parts)
+
+    def condition(depth):
+        if depth == 0:
+            return rng.choice(["x", "y", "2"])
+        form = rng.choice(["({})%3", "-({})", "({})+({})", "({})-({})", "({})*({})"])
+        text = form.format(condition(depth - 1), condition(depth - 1))
+        return f"({text}) {rng.choice(['==', '<', '>='])} ({condition(0)})" if rng.random() < 0.5 else f"({text})"
+
+    kept = 0
+    for _ in range(400):
+        text = value(rng.choice([1, 2, 3]))
+        try:
+            once = parse(text)
+        except ValueError:
+            continue  # too long, or without x and y
+        kept += 1
+        assert parse(once.text).text == once.text
+        task = Config(task=text, p=5).task
+        assert Config(task=task, p=5).task == task
+        for a, b in zip(parse(once.text).table(5), once.table(5), strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=text)
+    assert kept > 200
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "x if x else " * 15 + "y",
+        "(x)",
         *(
             "",
             "3",

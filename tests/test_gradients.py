@@ -67,6 +67,9 @@ def test_stablemax_is_its_equation_and_keeps_small_losses(dtype, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == "float32" else 1e-11)
     slopes = jax.grad(lambda x: cross_entropy(x, targets, "stablemax").sum())(logits)
     assert np.isfinite(slopes).all()
+    at_zero = jax.grad(lambda z: cross_entropy(z, np.int32(0), "stablemax"))(np.array([0, 1, 2], dtype))
+    near_zero = jax.grad(lambda z: cross_entropy(z, np.int32(0), "stablemax"))(np.array([1e-6, 1, 2], dtype))
+    np.testing.assert_allclose(at_zero, near_zero, rtol=1e-4)
     sure = np.array([[3e4, 0, -3e4]], dtype)
     assert 0 < float(cross_entropy(sure, np.array([0]), "stablemax")[0]) < 1e-4
 
@@ -98,11 +101,27 @@ def test_a_trick_changes_training_and_resumes(fields, tmp_path):
 
 @pytest.mark.parametrize(
     ("fields", "name"),
-    [({"grokfast": -1.0}, "grokfast"), ({"grokfast_alpha": 1.0}, "grokfast_alpha"), ({"max_norm": 0.0}, "max_norm")],
+    [
+        ({"grokfast": -1.0}, "grokfast"),
+        ({"grokfast_alpha": 1.0}, "grokfast_alpha"),
+        ({"grokfast_alpha": 0.9}, "grokfast_alpha"),
+        ({"max_norm": 0.0}, "max_norm"),
+        ({"orthograd": "yes", "regulariser": "l2"}, "regulariser"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(fields, name):
     with pytest.raises(BadInput, match=f"^{name}: got"):
         Config(**fields)
+
+
+def test_evaluations_of_stablemax_are_cross_entropies_and_a_bound_holds_from_the_start():
+    config, plain = Config(**SMALL, loss="stablemax", max_norm=1.5), Config(**SMALL)
+    programs, run = [make_program(c, 3) for c in (config, plain)], Run(config, frac=0.5)
+    state = programs[0].init(run.hyper())
+    assert sum(float((w**2).sum()) for w in jax.tree.leaves(state.params)) == pytest.approx(2.25)
+    _, test = programs[0].task.split(0.5, 0)
+    ours, theirs = (program.evaluate(state.params, test) for program in programs)
+    np.testing.assert_array_equal(ours.loss, theirs.loss)
 
 
 def test_tricks_are_axes_of_a_sweep():

@@ -81,7 +81,9 @@ def add_run_flags(p: Parser) -> None:
     model.add_argument("--n-ctx", metavar="N", help="positions of the network (default: the sequence length)")
     add_network_flags(model)
     optimiser = p.add_argument_group("optimiser; a comma list of values makes an axis of the grid")
-    optimizers = f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1; lion takes a tenth of --lr)"
+    optimizers = (
+        f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1; lion wants a tenth of Adam's --lr)"
+    )
     optimiser.add_argument("--optimizer", metavar="NAME", help=optimizers)
     regularisers = " ".join(CHOICES["regulariser"])
     optimiser.add_argument(
@@ -99,7 +101,10 @@ def add_run_flags(p: Parser) -> None:
     tricks.add_argument("--orthograd", metavar="yes|no", nargs="?", const="yes", help=across)
     tricks.add_argument("--max-norm", metavar="X", help="most that the norm of all weights may be (default: no bound)")
     numerics = p.add_argument_group("numerics")
-    loss = "exact uses the parameters' dtype, float64 and float32 take log_softmax in theirs; float32 shows slingshots"
+    loss = (
+        "exact uses the parameters' dtype, float64 and float32 take log_softmax in theirs; float32 shows slingshots; "
+        "stablemax trains on another function than the exponential"
+    )
     numerics.add_argument("--loss", metavar="NAME", help=f"{' '.join(CHOICES['loss'])} (default exact); {loss}")
     numerics.add_argument(
         "--dtype", metavar="NAME", help=f"{' '.join(CHOICES['dtype'])} (default float32), of weights and activations"

@@ -177,7 +177,7 @@ def print_networks(found: Analysis) -> None:
             print_table(*circuit_tables.keys_table(circuit_tables.by_seed(cell, networks)))
             print_table(*circuit_tables.networks_table(networks))
     if circuits:
-        print(circuit_tables.NETWORKS_NOTE)
+        print(circuit_tables.networks_note(circuits))
         _print_stages(circuits)
     _print_heads(results, subjects.of_kind(subjects.HEADS, results.cells))
     for line in (*subjects.left_out(results), *found.pending, *found.mended):

@@ -16,7 +16,7 @@ from jaxgrok.figures.style import MOST_POINTS, THIN, make_figure, styled
 from jaxgrok.store.results import name_of
 from jaxgrok.tables.slingshots import FLOOR, CellSlingshots
 
-COLOURS = dict(zip(CHOICES["loss"], ("#2f7d5b", "#3b6fb6", "#c8553d")))
+COLOURS = dict(zip(CHOICES["loss"], ("#2f7d5b", "#3b6fb6", "#c8553d", "#8a6bb1"), strict=True))
 LOWEST = 1e-14  # nats: an axis goes no lower
 ROW = 0.08  # inches of a run in the raster
 GAP = 0.7  # rows between the cells of the raster

@@ -9,7 +9,7 @@ from flax.traverse_util import unflatten_dict
 from matplotlib.figure import Figure
 
 from jaxgrok.atomic import bad_place, replace_file
-from jaxgrok.config import Config
+from jaxgrok.config import Config, fingerprint
 from jaxgrok.figures import circuits, over_training
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
@@ -54,6 +54,9 @@ DRAWN = (
 )
 
 
+LONGEST = 120  # characters of a name, before its fingerprint
+
+
 def _save(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
     paths = [folder / f"{name}.png" for name in figures]
     with bad_place("figures", folder):
@@ -64,8 +67,11 @@ def _save(folder: Path, figures: Mapping[str, Figure]) -> list[Path]:
 
 
 def _name(*parts: str) -> str:
-    """The name of a file. A character that might lead out of the folder becomes `_`."""
-    return re.sub(r"[^\w.,=+-]", "_", "-".join(word for part in parts for word in part.split()))
+    """The name of a file. A character that might lead out of the folder becomes `_`; then, and if the name is long, a
+    fingerprint tells it from others."""
+    whole = "-".join(word for part in parts for word in part.split())
+    name = re.sub(r"[^\w.,=+-]", "_", whole)
+    return name if name == whole and len(name) <= LONGEST else f"{name[:LONGEST]}-{fingerprint({'name': whole})}"
 
 
 def _folder(results: Results, folder: Path | None) -> Path:

@@ -60,7 +60,7 @@ __all__ = ["SCHEMA", "Split", "all", "find_keys", "measure", "plain", "split_of"
 
 # The version of what `measure` returns. Raise it whenever a measure is added, removed or defined anew: saved measures
 # of another version are then computed again.
-SCHEMA = 3
+SCHEMA = 4
 
 # --- progress measures, from the logits alone -------------------------------------------------------------------------
 

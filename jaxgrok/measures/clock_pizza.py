@@ -38,7 +38,8 @@ def gradient_symmetricity(
     if config.arch == "mlp":
         return None
     p, task, params = config.p, modular_task(config), jax.tree.map(jnp.asarray, params)
-    a, b, c = np.random.default_rng(0).integers(p, size=(3, TRIPLES)) if triples is None else triples
+    drawn = np.random.default_rng(0).integers(len(task.group), size=(3, TRIPLES))
+    a, b, c = task.group[drawn] if triples is None else triples
     W_E, tokens = params["embed"]["W_E"], np.arange(task.n_ctx)[None]
     # The same network with three tokens: this a, this b and "=".
     read_token = 2 if task.has_equals else None

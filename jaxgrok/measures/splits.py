@@ -14,7 +14,7 @@ from jaxtyping import Int
 from jaxgrok.config import BadInput, Config
 from jaxgrok.measures.all_pairs import Split, split_of, split_over
 from jaxgrok.nets.weight_files import ARRAY, SUFFIXES, contents, optional
-from jaxgrok.tasks import modular_task
+from jaxgrok.tasks import ModularTask, modular_task
 
 FRAC = 0.3  # of the pairs, unless something else is said
 TORCH = "torch:"
@@ -38,16 +38,19 @@ def split_of_file(
     Raises BadInput for a split that cannot be read, or that does not fit the modulus or the fraction.
     """
     task, p = modular_task(config), config.p
-    n_pairs = p * p
+    n_pairs = len(task.pairs_defined)
     if split is not None:
-        train, about = chosen_pairs(split, p, frac)
+        train, about = chosen_pairs(split, task, frac)
     elif frac == 1:
-        train, about = np.arange(n_pairs), {}
+        train, about = task.pairs_defined, {}
     elif split_seed is None and (own := _recorded(recorded, p)) is not None:
         train, about = own
     else:
         about = {"seed": split_seed or 0, "frac_train": frac or FRAC}
         return split_of(config, frac or FRAC, seed, split_seed or 0), about
+    if len(without := np.setdiff1d(train, task.pairs_defined)):
+        x, y = divmod(int(without[0]), p)
+        raise BadInput("split", f"the pair ({x}, {y})", f"pairs that have an answer in task {config.task}")
     if not len(train):
         raise BadInput("split" if frac is None else "frac", split if frac is None else frac, "one with a train pair")
     if frac is not None and abs(frac * n_pairs - len(train)) > 1:  # programs round up or down
@@ -69,10 +72,13 @@ def _recorded(recorded: dict[str, Any], p: int) -> tuple[Int[np.ndarray, "n_trai
     return None
 
 
-def chosen_pairs(split: str, p: int, frac: float | None) -> tuple[Int[np.ndarray, "n_train"], dict[str, Any]]:
+def chosen_pairs(
+    split: str, task: ModularTask, frac: float | None
+) -> tuple[Int[np.ndarray, "n_train"], dict[str, Any]]:
     """The numbers of the train pairs, and what is reported about them.
 
-    split: `torch:SEED`, for the first int(frac p^2) of `torch.randperm(p^2)` after `torch.manual_seed(SEED)`; or
+    split: `torch:SEED`, for the first int(frac n) of the n pairs (p^2, where all have an answer), in the order of
+        `torch.randperm(n)` after `torch.manual_seed(SEED)`; or
         `FILE[:KEY]`, for a .npy, .npz or .pth with the train pairs: their numbers a p + b, the pairs (a, b) themselves,
         or a mask over all pairs.
 
@@ -84,8 +90,9 @@ def chosen_pairs(split: str, p: int, frac: float | None) -> tuple[Int[np.ndarray
             raise BadInput("split", split, "torch:SEED, with a whole number below 10^18")
         torch = optional("torch", "split", split)
         generator = torch.Generator().manual_seed(int(seed))
-        order = torch.randperm(p * p, generator=generator).numpy()
-        return order[: int((frac or FRAC) * p * p)], {"seed": int(seed), "generator": "torch"}
+        n = len(task.pairs_defined)
+        order = torch.randperm(n, generator=generator).numpy()
+        return task.pairs_defined[order[: int((frac or FRAC) * n)]], {"seed": int(seed), "generator": "torch"}
     path, key = (split, "") if Path(split).exists() else (*split.rsplit(":", 1), "")[:2]
     if not Path(path).is_file():
         raise BadInput("split", split, "torch:SEED, or FILE[:KEY] with a file that exists")
@@ -100,7 +107,7 @@ def chosen_pairs(split: str, p: int, frac: float | None) -> tuple[Int[np.ndarray
         content = content[key]
     elif key:
         raise BadInput("split", split, f"{path} alone: it holds one array or list, and no keys")
-    return as_numbers(content, p, split), {"from": split}
+    return as_numbers(content, task.p, split), {"from": split}
 
 
 def as_numbers(x: Any, p: int, name: str) -> Int[np.ndarray, "n_train"]:

@@ -35,7 +35,9 @@ class MeasureSet(StrEnum):
 
 
 CIRCUITS, HEADS = MeasureSet.CIRCUITS, MeasureSet.HEADS
-MEASURABLE = "induction, or a modular task that every pair has an answer in, with an MLP and residual factor 1"
+MEASURABLE = (
+    "induction, or a modular task in which every pair has an answer (x/y without 0), with an MLP and residual factor 1"
+)
 LEARNED = 0.9  # a network that was trained answers more of its train pairs than this
 SAME_LOSS = 0.1  # halves whose losses differ by a smaller share are drawn from the same pairs, as far as one can see
 # The fields of a config that decide what is measured; all others are at their defaults, so that one compilation serves

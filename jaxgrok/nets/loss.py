@@ -32,7 +32,9 @@ def cross_entropy(
         float32 from rounding losses to zero (Prieto et al. 2025, "Grokking at the edge of numerical stability").
     """
     if mode == "stablemax":
-        log_s = jnp.where(logits >= 0, jnp.log1p(jnp.maximum(logits, 0)), -jnp.log1p(-jnp.minimum(logits, 0)))
+        # Not jnp.maximum, whose gradient at 0 is one half.
+        above, below = jnp.where(logits >= 0, logits, 0), jnp.where(logits >= 0, 0, logits)
+        log_s = jnp.where(logits >= 0, jnp.log1p(above), -jnp.log1p(-below))
         right, wrong = _right_and_wrong(log_s, targets)
         return jax.nn.softplus(jax.nn.logsumexp(wrong, axis=-1) - right)
     if mode == "exact":

@@ -339,7 +339,7 @@ def _sizes(results: Results) -> list[dict[str, Any]]:
 
 def _slingshots(results: Results) -> list[dict[str, Any]]:
     """The spikes of the train loss, if any run has another loss than the exact one, which is asked for to see them."""
-    if results.train_every > 1 or all(cell.config.loss == "exact" for cell in results.cells):
+    if results.train_every > 1 or all(cell.config.loss in ("exact", "stablemax") for cell in results.cells):
         return []
     table = slingshot_tables.readable_table(slingshot_tables.slingshots_of_cells(results))
     return [_table(table, f"{slingshot_tables.NOTE} {slingshot_tables.FLOOR_NOTE}", "Slingshots")]
@@ -356,7 +356,8 @@ def _across_seeds(results: Results, cells: Sequence[Cell]) -> list[dict[str, Any
         if networks := results.last_analysed(cell.records):
             keys = circuit_tables.keys_table(circuit_tables.by_seed(cell, networks))
             tables.append(_table(keys, name=cell.name))
-            tables.append(_table(circuit_tables.networks_table(networks), circuit_tables.NETWORKS_NOTE, cell.name))
+            note = circuit_tables.networks_note([cell])
+            tables.append(_table(circuit_tables.networks_table(networks), note, cell.name))
     for cell in subjects.of_kind(subjects.HEADS, cells):
         if runs := head_tables.heads_of(results, cell):
             tables.append(_table(head_tables.medians_table(runs), name=cell.name))

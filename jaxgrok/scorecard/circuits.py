@@ -16,6 +16,7 @@ from jaxgrok.scorecard.findings import Finding, finding_of
 from jaxgrok.scorecard.times import grokked_runs
 from jaxgrok.store.events import first_held
 from jaxgrok.store.results import KEYS, Results, RunRecord
+from jaxgrok.tasks import modular_task
 
 # The matrices between the embedding and the unembedding, through which every logit passes.
 IN_A_ROW = ("embed.W_E", "blocks.0.attn.W_V", "blocks.0.attn.W_O", "blocks.0.mlp.W_in", "blocks.0.mlp.W_out")
@@ -242,9 +243,9 @@ def start_on_final_directions(results: Results) -> Finding:
     energy at this key's frequency, over the share that chance gives, as the mean over the keys of a network."""
     values, names = [], []
     for name, record, found in _last_networks(results):
-        p, keys = record.config.p, np.flatnonzero(found[KEYS]) + 1
+        group, keys = modular_task(record.config).group, np.flatnonzero(found[KEYS]) + 1
         start, end = (
-            np.asarray(params["embed"]["W_E"][:p])
+            np.asarray(params["embed"]["W_E"])[group]
             for params in (results.network(record, results.checkpoint_epochs(record)[0]), found["params"])
         )
         components = np.asarray(fourier.transform(end))
@@ -254,7 +255,7 @@ def start_on_final_directions(results: Results) -> Finding:
             projected = start @ directions
             energies = np.asarray(fourier.frequency_energies(projected - projected.mean(axis=0))).sum(axis=-1)
             shares.append(energies[k - 1] / energies.sum())
-        values.append(float(np.mean(shares)) * (p - 1) / 2 if shares else np.nan)
+        values.append(float(np.mean(shares)) * (len(group) - 1) / 2 if shares else np.nan)
         names.append(name)
     return finding_of(values, names)
 

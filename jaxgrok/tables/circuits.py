@@ -22,6 +22,7 @@ from jaxgrok.measures.fourier import frequencies_of
 from jaxgrok.measures.subjects import CIRCUITS, kind_of, of_kind
 from jaxgrok.store.results import AXES, KEYS, NOT_MEASURES, Cell, Results, RunRecord
 from jaxgrok.tables.write import markdown, write_csv, write_text
+from jaxgrok.tasks import modular_task
 
 Found = dict[str, Any]  # {name: array} of one network, as `Results.analysed` and `Results.last_analysed` give it
 Row = dict[str, Any]  # {column: value}
@@ -267,7 +268,16 @@ NETWORK_NOTE = (
     "pairs and the p number classes, in nats. The random control replaces the keys by as many random non-key "
     "frequencies, or by random directions: the median of 10 draws per network."
 )
-NETWORKS_NOTE = f"Each network is measured at its last checkpoint. {NETWORK_NOTE}"
+GROUP_NOTE = (
+    "Products and quotients modulo a prime are measured on the pairs without 0, and their frequencies are of the "
+    "discrete logarithm modulo p - 1."
+)
+
+
+def networks_note(cells: Iterable[Cell]) -> str:
+    """What a reader of these cells' networks must know."""
+    others = any(cell.config.modular and modular_task(cell.config).is_multiplicative for cell in cells)
+    return f"Each network is measured at its last checkpoint. {NETWORK_NOTE}" + (f" {GROUP_NOTE}" if others else "")
 
 
 def networks_markdown(results: Results, cells: Sequence[Cell]) -> str:
@@ -279,7 +289,7 @@ def networks_markdown(results: Results, cells: Sequence[Cell]) -> str:
             continue
         parts += [f"## {cell.name}"] if cell.name else []
         parts += [markdown(*keys_table(by_seed(cell, networks))), markdown(*networks_table(networks))]
-    return "\n\n".join([*parts, NETWORKS_NOTE]) + "\n"
+    return "\n\n".join([*parts, networks_note(cells)]) + "\n"
 
 
 def write_circuit_tables(results: Results, folder: Path | None = None) -> None:

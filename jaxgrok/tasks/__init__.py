@@ -49,7 +49,7 @@ def modular_task(config: Config) -> ModularTask:
     """The task of a config whose examples are the p^2 pairs. Raises BadInput for another."""
     task = make_task(config)
     if not isinstance(task, ModularTask):
-        raise BadInput("task", config.task, " ".join(MODULAR))
+        raise BadInput("task", config.task, f"{' '.join(MODULAR)}, or an expression in x and y")
     return task
 
 

@@ -138,6 +138,8 @@ class Program:
 
     def start(self, params: Params, hyper: Hyper) -> TrainState:
         """The state at epoch 0, with given parameters."""
+        if self.config.max_norm is not None:
+            params = within_norm(params, self.config.max_norm)
         return TrainState(params, make_optimizer(self.config, hyper).init(params), jnp.int32(0))
 
     def advance(
@@ -175,7 +177,8 @@ class Program:
     def _sums(self, prepared: Any, examples: Examples) -> tuple[Array, ...]:
         """Sums over examples: of the losses, of the right answers and of the examples with all answers right; then of
         losses, right answers and targets for each part."""
-        loss, right = self._losses(prepared, examples, None)
+        mode = "exact" if self.config.loss == "stablemax" else self.config.loss  # all evaluations are cross-entropies
+        loss, right = self._losses(prepared, examples, None, mode)
         counted_right = self._counted(right, examples)
         answers = (counted_right.sum(axis=1) == self.task.n_counted).sum(dtype=loss.dtype)
         # [N, Q, parts]
@@ -184,10 +187,12 @@ class Program:
         by_part = [jnp.where(of_part, x[..., None], 0).sum((0, 1)) for x in (loss, right, jnp.ones_like(loss))]
         return self._counted(loss, examples).sum(), counted_right.sum(), answers, *by_part
 
-    def _losses(self, prepared: Any, examples: Examples, keys: Any) -> tuple[Float[Array, "N Q"], Float[Array, "N Q"]]:
-        """The cross-entropy of each target, and whether its answer is right. keys: of dropout [N]; None: no dropout."""
+    def _losses(
+        self, prepared: Any, examples: Examples, keys: Any, mode: str
+    ) -> tuple[Float[Array, "N Q"], Float[Array, "N Q"]]:
+        """The loss of each target, and whether its answer is right. keys: of dropout [N]; None: no dropout."""
         logits, _ = self.model.forward(prepared, examples.tokens, keys)
-        loss = cross_entropy(logits, examples.targets, self.config.loss)
+        loss = cross_entropy(logits, examples.targets, mode)
         return loss, is_correct(logits, examples.targets).astype(loss.dtype)
 
     def _counted(self, values: Float[Array, "N Q"], examples: Examples) -> Float[Array, "N Q"]:
@@ -227,7 +232,7 @@ class Program:
         prepared, pull_back = jax.vjp(lambda params: self.model.prepare(params, n), state.params)
 
         def sums(prepared, examples, keys):
-            loss, right = self._losses(prepared, examples, keys)
+            loss, right = self._losses(prepared, examples, keys, self.config.loss)
             return self._counted(loss, examples).sum(), self._counted(right, examples).sum()
 
         def with_gradient(block):
