@@ -249,7 +249,7 @@ class Config:
         if self.modular and "/" in self.task and not is_prime(self.p):
             raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
         if self.n_ctx is not None and self.modular:
-            accepted = "with task addition<N>, induction or skip_trigram; the others have as many as tokens"
+            accepted = "with task addition<N>, induction or skip_trigram; the others have two or three positions"
             raise BadInput("n_ctx", self.n_ctx, accepted)
         if self.d_model % self.n_heads:
             raise BadInput("n_heads", self.n_heads, f"a divisor of d_model = {self.d_model}")

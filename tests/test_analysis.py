@@ -626,7 +626,7 @@ def test_a_network_of_a_run_and_of_a_file_are_measured_alike(analysed, tmp_path)
         subjects.subject_to_json(subject, subjects.measure_subject(subject)) for subject in (of_run, of_file)
     )
     assert first.pop("split") == {"seed": 1, "frac_train": 0.4, "run": 1, "epoch": 10}
-    assert second.pop("split") == {"seed": 1, "frac_train": 0.4}
+    assert second.pop("split") == {"seed": 1, "frac_train": 0.4, "act": "relu"}
     assert json.dumps(first) == json.dumps(second)
     earlier = subjects.subject_of_run(results, 0, seed=1)
     np.testing.assert_array_equal(earlier.params["unembed"]["W_U"], planted()["unembed"]["W_U"])

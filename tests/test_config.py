@@ -126,7 +126,7 @@ def test_attention_alone_has_no_width():
         ("repeat_len", 4),
         ("n_repeats", 2),
         ("n_tokens", 9),
-        ("optimizer", "lion"),
+        ("optimizer", "adagrad"),
         ("regulariser", "l3"),
         *((field, True) for field in ("p", "d_mlp", "n_layers", "residual_factor", "dropout", "b1")),
         *((field, np.bool_(True)) for field in ("p", "residual_factor")),

@@ -190,7 +190,7 @@ def test_default_length(wd, epochs):
         ("init_scale", "nan"),
         ("residual_factor", "0"),
         ("dropout", "1"),
-        ("optimizer", "lion"),
+        ("optimizer", "adagrad"),
         ("regulariser", "l3"),
         ("batch_size", "4000"),
         ("batch_size", "0"),

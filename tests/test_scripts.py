@@ -74,7 +74,10 @@ def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(
     assert list(tmp_path.iterdir()) == []
 
 
-TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram (N from 1 to 100 digits)"
+TASKS = (
+    "add subtract multiply x2xyy2 random addition<N> induction skip_trigram (N from 1 to 100 digits), "
+    "or an expression in x and y"
+)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +137,7 @@ TASKS = "add subtract multiply x2xyy2 random addition<N> induction skip_trigram 
         (
             "--n-ctx 4",
             "--n-ctx: got 4; accepted: with task addition<N>, induction or skip_trigram; "
-            "the others have three positions",
+            "the others have two or three positions",
         ),
         (
             "--init torch --init-scale 2",

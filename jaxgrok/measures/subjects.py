@@ -222,7 +222,9 @@ def _subject(
         pairs, about = splits.split_of_file(config, recorded, frac, split_seed, split, seed)
     if config.task == "random":
         about = about | {"label_seed": seed}
-    return Subject(config, params, pairs, params, seed, about | {"act": config.act})
+    if config.mlp_width:
+        about = about | {"act": config.act}
+    return Subject(config, params, pairs, params, seed, about)
 
 
 def _recorded_losses(recorded: dict[str, Any]) -> dict[str, float]:

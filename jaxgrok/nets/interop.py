@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgrok.config import CHOICES, BadInput, Config, is_modular
+from jaxgrok.config import CHOICES, BadInput, Config, is_modular, task_of
 from jaxgrok.nets.entries import Picked, State, in_list, pick
 from jaxgrok.nets.model import Params, context, make_model, unembedding
 from jaxgrok.nets.name_map import Sizes, axes_of, kind_of, listed, read_map, rearrange, shape_of
@@ -344,7 +344,7 @@ def _n_layers(state: State) -> int:
 
 def _config_of(weights: Weights, task: str, fields: dict[str, Any]) -> Config:
     """The config, with these fields, of a network for a task. Raises BadInput if the sizes are not the task's."""
-    sizes = weights.sizes
+    sizes, task = weights.sizes, task_of(task)
     fields = {**fields, "task": task, "arch": weights.arch, "dtype": str(next(iter(weights.arrays.values())).dtype)}
     if weights.arch == "mlp":
         return Config(**fields, p=sizes["P"], d_mlp=sizes["M"])

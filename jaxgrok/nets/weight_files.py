@@ -113,8 +113,9 @@ def is_checkpoint_folder(path: Path) -> bool:
 
 
 def checkpoints_in(folder: Path) -> list[str]:
-    """The folders below this one that are checkpoints of orbax's."""
-    return sorted({str(file.parent) for name in OF_ORBAX for file in folder.glob(f"*/**/{name}")})
+    """The folders in this one, and in those, that are checkpoints of orbax's. The steps of a sweep lie deeper."""
+    places = [f"{below}/{name}" for below in ("*", "*/*") for name in OF_ORBAX]
+    return sorted({str(file.parent) for place in places for file in folder.glob(place)})
 
 
 def contents(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Any:
