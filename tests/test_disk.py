@@ -81,7 +81,8 @@ def step_of(path, epoch):
 # --- few files, whole steps -------------------------------------------------------------------------------------------
 
 
-def test_checkpoints_of_small_networks_share_a_step(tmp_path):
+def test_checkpoints_of_small_networks_share_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeping, "SAVE_SECONDS", 1e6)  # a slow machine would save once more
     path = sweep(small(checkpoint_every=1, epochs=200), tmp_path / "runs", batch_runs=2)
     results = jaxgrok.load(path)
     assert len(results.checkpoint_epochs(results.runs[0])) > 40
