@@ -200,7 +200,7 @@ def test_functions_called_by_themselves_have_full_precision_too():
         (lambda waves: circuits.wave_fit(waves._replace(s=s), keys), waves),
         (lambda logits: circuits.mlp_readout_fve(logits, s), net.logits),
         (ablations.row_space, net.W_L, jnp.ones(5, bool)),
-        (ablations.losses_without_each_block, net, labels, keys),
+        (ablations.losses_without_each_block, net, of_neurons, labels, keys),
         (ablations.losses_with_polynomials, net, of_neurons, fits, stand_ins, labels),
         (ablations.losses_on_directions, net, directions, rank, labels),
         (skips, params),

@@ -101,12 +101,11 @@ def losses_of_key_blocks(
     """The loss of the logits' mean and their 3x3 blocks of the keys alone, and that of each random set in their place;
     NaN without keys, or without enough other frequencies."""
     p = len(labels)
-    components = fourier.transform2(logits)
-    blocks, mean = fourier.blocks(components), components[0, 0] / p
+    of_logits = fourier.neuron_blocks(logits)
 
     def keep(mask):
-        kept = fourier.from_blocks(jnp.where(mask[:, None, None, None], blocks, 0), p)
-        return mean_loss(mean[None, None] + kept, labels)
+        kept = fourier.from_blocks(jnp.where(mask[:, None, None, None], of_logits.blocks, 0), p)
+        return mean_loss(of_logits.mean[None, None] + kept, labels)
 
     of_keys, of_sets = keep(keys), jax.lax.map(keep, controls.sets)
     return where_known(keys.any(), of_keys), where_known(controls.sets.any(), of_sets)
@@ -115,16 +114,16 @@ def losses_of_key_blocks(
 @at_precision("highest")
 def losses_without_each_block(
     net: Network,
+    of_neurons: fourier.NeuronBlocks,
     labels: Int[Array | np.ndarray, "P P"],
     wanted: Bool[Array, "K"],
 ) -> Float[Array, "K"]:
     """The loss when every neuron loses the 3x3 block of one frequency and keeps its mean; NaN if it is not wanted.
 
-    Projecting over pairs commutes with reading out over neurons, so the block is taken from the logits that the neurons
-    write.
+    Projecting over pairs commutes with reading out over neurons, so the neurons' blocks are read out.
     """
     waves = jnp.asarray(fourier.block_waves(len(labels)), net.logits.dtype)
-    blocks = fourier.blocks(fourier.transform2(net.mlp_logits))
+    blocks = of_neurons.blocks @ net.W_L.T
 
     def without(wave, block):
         return mean_loss(net.logits - jnp.einsum("ia,ijc,jb->abc", wave, block, wave), labels)
@@ -213,7 +212,7 @@ def ablations(
     """The loss of every ablation, and the losses of each draw of their controls."""
     p, M = net.W_L.shape
     key_blocks, draws_of_blocks = losses_of_key_blocks(net.logits, labels, keys, controls)
-    without_each = losses_without_each_block(net, labels, keys | controls.singles.any(axis=0))
+    without_each = losses_without_each_block(net, of_neurons, labels, keys | controls.singles.any(axis=0))
     itself = jnp.arange(p // 2)[None]
     stand_ins = jnp.concatenate([itself, controls.stand_ins])
     polynomials = losses_with_polynomials(net, of_neurons, fits, stand_ins, labels)

@@ -86,6 +86,8 @@ class Network(NamedTuple):
         all_logits: the logits, with the class of "=" if the network has it.
         logits: the logits of the p number classes.
         neurons: the activations of the MLP.
+        mlp_logits: the logits that the neurons write, without the output bias. They are exactly zero where no neuron
+            fires.
         bias: the contribution of the output bias to the logits.
         stream: the residual stream and the attention; None for the MLP network.
     """
@@ -95,14 +97,9 @@ class Network(NamedTuple):
     all_logits: Float[Array, "P P C"]
     logits: Float[Array, "P P P"]
     neurons: Float[Array, "P P M"]
+    mlp_logits: Float[Array, "P P P"]
     bias: Float[Array, "P"]
     stream: Stream | None
-
-    @property
-    @at_precision("highest")
-    def mlp_logits(self) -> Float[Array, "P P P"]:
-        """The logits that the neurons write, without the output bias. They are exactly zero where no neuron fires."""
-        return self.neurons @ self.W_L.T
 
 
 BLOCK = 1024  # pairs that pass through the network at once
@@ -129,6 +126,7 @@ def run_network(config: Config, params: dict) -> Network:
     prepared = model.prepare(params, P * P)
     last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
     W_U = None if is_mlp else _of_group(task, unembedding(params).T).T
+    W_L = _of_group(task, params["W_out"].T) if is_mlp else neurons_to_logits(config, params)
     hooks = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
 
     def of_pairs(tokens):
@@ -136,18 +134,18 @@ def run_network(config: Config, params: dict) -> Network:
         # Only one position is read: drop its axis.
         kept = [x[:, :, 0] if x.ndim == 4 else x[:, 0] for x in (activations[last + name] for name in hooks)]
         direct = [] if W_U is None else [kept[1] @ W_U]
-        return logits[:, 0], *kept, *direct
+        return logits[:, 0], kept[0] @ W_L.T, *kept, *direct
 
     outputs = in_blocks(of_pairs, jnp.asarray(task.pairs(task.group_pairs, 0).tokens))
-    all_logits, neurons, *of_stream = (x.reshape(P, P, *x.shape[1:]) for x in outputs)
+    all_logits, mlp_logits, neurons, *of_stream = (x.reshape(P, P, *x.shape[1:]) for x in outputs)
     all_logits = group_first(task, all_logits)
     if W_U is None:
-        W_in, W_out, bias = (_of_group(task, x) for x in (params["W_in"], params["W_out"].T, params["b_out"]))
-        return Network(W_in, W_out, all_logits, all_logits[..., :P], neurons, bias, None)
+        W_in, bias = (_of_group(task, x) for x in (params["W_in"], params["b_out"]))
+        return Network(W_in, W_L, all_logits, all_logits[..., :P], neurons, mlp_logits, bias, None)
     mid, before, scores, pattern, direct = of_stream
     before = before[:1, :1] if config.n_layers == 1 and task.has_equals else before
     weights = params[f"blocks_{config.n_layers - 1}"]["mlp"]
-    W_E, W_L, bias = _of_group(task, params["embed"]["W_E"]), neurons_to_logits(config, params), weights["b_out"] @ W_U
+    W_E, bias = _of_group(task, params["embed"]["W_E"]), weights["b_out"] @ W_U
 
     @at_precision("highest")
     def logits_with(mid):
@@ -158,7 +156,7 @@ def run_network(config: Config, params: dict) -> Network:
         return in_blocks(of_pairs, mid.reshape(-1, config.d_model)).reshape(*mid.shape[:2], P)
 
     stream = Stream(before, mid, direct, logits_with, scores, pattern)
-    return Network(W_E, W_L, all_logits, all_logits[..., :P], neurons, bias, stream)
+    return Network(W_E, W_L, all_logits, all_logits[..., :P], neurons, mlp_logits, bias, stream)
 
 
 def _of_group(task: ModularTask, rows: Shaped[Array | np.ndarray, "p ..."]) -> Shaped[Array, "P ..."]:

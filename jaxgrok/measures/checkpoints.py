@@ -11,6 +11,7 @@ it lacks are asked for, or if the saved measures are of another version (their `
 """
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Bool
 
 from jaxgrok.atomic import bad_place
-from jaxgrok.config import BadInput
+from jaxgrok.config import BadInput, Run
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import heads
 from jaxgrok.measures.ablations import DRAWS
@@ -241,11 +242,14 @@ class _Batch:
             params = cast(self.network(*place), self.dtype)
             keys[run] = np.asarray(measures.find_keys(self.config, params))
 
+        @functools.cache
+        def split_of(run: Run) -> measures.Split:
+            assert run.frac is not None  # modular tasks have one
+            return measures.split_of(self.config, run.frac, run.seed, run.split_seed)
+
         def measure(record: RunRecord, params: Params, draws: int) -> Measures:
             run = record.run
-            assert run.frac is not None  # modular tasks have one
-            split = measures.split_of(self.config, run.frac, run.seed, run.split_seed)
-            return measures.all(self.config, params, split, keys[record.number], run.seed, draws)
+            return measures.all(self.config, params, split_of(run), keys[record.number], run.seed, draws)
 
         return self._measurer(measure, measures.SCHEMA, last, keys, DRAWS)
 

@@ -34,6 +34,7 @@ WAVE_ARGUMENTS = {
 RULE_SHARE = 1 / 4  # the rules `W_L` and `W_E`: the least norm that counts, as a share of the largest
 STANDS_OUT = 3  # a frequency stands out if its norm is at least this many times the median norm
 CLUSTERED = 0.85  # a neuron is in a cluster if its best frequency explains more than this share of its centred energy
+NEURONS_AT_ONCE = 128  # neurons whose components are computed at once
 CONSTANT_ROUNDINGS = 8  # a neuron is constant if its energy is no more than this many roundings of its mean could leave
 
 
@@ -198,13 +199,30 @@ class NeuronBlocks(NamedTuple):
 def neuron_blocks(neurons: Float[Array | np.ndarray, "P P M"]) -> NeuronBlocks:
     """The blocks of activations over all pairs.
 
-    Of the 2D components it computes only those in a block: along the second axis each row needs three waves.
+    Of the 2D components it computes only those in a block: along the second axis each row needs three waves. It takes
+    a few neurons at a time, whose components stay in a CPU's cache.
     """
+    M = neurons.shape[2]
+    n = -(-M // NEURONS_AT_ONCE)
+    size = -(-M // n)
+    starts = np.minimum(np.arange(n) * size, M - size)  # the last ones overlap those before, so that all are as many
+    _, first = np.unique(starts[:, None] + np.arange(size), return_index=True)
+
+    def of_some(start):
+        return _neuron_blocks(jax.lax.dynamic_slice_in_dim(neurons, start, size, axis=2))
+
+    found = jax.lax.map(of_some, jnp.asarray(starts))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], n * size)[..., first], found)
+
+
+def _neuron_blocks(neurons: Float[Array, "P P M"]) -> NeuronBlocks:
     p = neurons.shape[0]
     half, waves = transform(neurons), jnp.asarray(block_waves(p), neurons.dtype)
     top = jnp.tensordot(waves, half[0], axes=1)
     mean = top[0, 0] / p
-    below = jnp.einsum("kjb,kibm->kijm", waves, by_frequency(half))
+    # Three sums instead of one product per frequency, for which XLA transposes everything on a CPU.
+    rows = by_frequency(half)
+    below = jnp.stack([(waves[:, None, j, :, None] * rows).sum(axis=2) for j in range(3)], axis=2)
     energy = ((neurons - mean[None, None]) ** 2).sum(axis=1).sum(axis=0)
     return NeuronBlocks(jnp.concatenate([top.at[:, 0].set(0)[:, None], below], axis=1), mean, energy)
 
