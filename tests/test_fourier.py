@@ -143,9 +143,7 @@ def test_blocks_are_the_projections_on_their_directions(p):
         )
 
 
-@pytest.mark.parametrize(
-    ("p", "n_neurons"), [(2, 4), (3, 4), (12, 4), (59, 4), (5, 128), (5, 129), (5, 256), (5, 300)]
-)
+@pytest.mark.parametrize(("p", "n_neurons"), [(2, 4), (3, 4), (12, 4), (59, 4), (5, 128), (5, 129), (5, 256), (5, 300)])
 def test_neuron_blocks_a_few_at_a_time_are_those_of_all_components(p, n_neurons):
     f = noise(p, p, n_neurons)
     of, components = fourier.neuron_blocks(f), fourier.transform2(f)
