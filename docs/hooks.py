@@ -48,7 +48,7 @@ def command_reference(name: str) -> str:
     sections = [f"## jaxgrok {name}", parser.description or ""]
     sections += _epilog((parser.epilog or "") % {"prog": parser.prog})
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if "--help" not in action.option_strings]
+        actions = [action for action in group._group_actions if action.dest not in ("help", "help_all")]
         if actions:
             sections += _heading((group.title or "").replace("positional arguments", "arguments"))
             rows = [f"| {_flag(action)} | {_help(action)} |" for action in actions]

@@ -1,6 +1,8 @@
 """The package at its door: the entry point `jaxgrok`, what Tab shows, and the live line."""
 
+import importlib
 import io
+import re
 import subprocess
 import sys
 import tomllib
@@ -129,7 +131,27 @@ def test_a_mistyped_flag_is_refused_before_jax_is_imported():
         [sys.executable, "-c", f"{code}sys.exit('jax' in sys.modules)"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "unrecognized arguments: --epoch; --help lists" in done.stderr
+    assert "unrecognized arguments: --epoch; --help-all lists" in done.stderr
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_rare_flags_are_explained_under_help_all_alone(capsys, name):
+    p = importlib.import_module(f"jaxgrok.cli.{name}").parser()
+    flags = {action.dest: action.option_strings[-1] for action in p._actions if action.option_strings}
+    assert set(p.rare) <= set(flags)
+    assert ("help_all" in flags) == bool(p.rare)
+
+    def shown(flag):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, flag])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        return {field for field, flag in flags.items() if re.search(rf"{flag}(?![-\w])", text)}
+
+    assert shown("--help") == set(flags) - set(p.rare)
+    if p.rare:
+        assert shown("--help-all") == set(flags)
+        assert len(p.format_help().splitlines()) < 0.7 * len(p.format_help_all().splitlines())
 
 
 def test_presets_are_found_in_the_checkout_and_in_an_installed_package(tmp_path, monkeypatch):

@@ -108,7 +108,9 @@ def test_the_pages_made_from_the_code_have_every_flag_and_every_experiment():
         section = re.split(rf"^## jaxgrok {name}$", reference, flags=re.M)[1].split("\n## ")[0]
         for action in importlib.import_module(f"jaxgrok.cli.{name}").parser()._actions:
             flag = action.option_strings[-1] if action.option_strings else action.dest
-            assert flag == "--help" or re.search(rf"^\| `({flag}|{action.metavar})[ `]", section, flags=re.M), flag
+            assert flag in ("--help", "--help-all") or re.search(
+                rf"^\| `({flag}|{action.metavar})[ `]", section, flags=re.M
+            ), flag
     experiments = hooks.on_page_markdown((DOCS / "reference" / "experiments.md").read_text())
     assert re.findall(r"^## (\w+)$", experiments, flags=re.M) == presets()
 

@@ -244,7 +244,7 @@ def test_version(main, capsys):
 
 def test_help_names_every_flag_of_the_contract(main, capsys):
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main(["--help-all"])
     text = capsys.readouterr().out
     flags = (
         "seeds wd frac lr split-seed task p arch n-layers n-heads d-model d-mlp act epochs "

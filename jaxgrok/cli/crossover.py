@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxgrok import stopping
 from jaxgrok.cli import machine
-from jaxgrok.cli.parser import Parser, add_cache_flag, add_run_flags, flag_of, status_of
+from jaxgrok.cli.parser import RARE, Parser, add_cache_flag, add_run_flags, flag_of, status_of
 from jaxgrok.config import BadInput
 
 EPILOG = """\
@@ -25,7 +25,7 @@ The same command resumes an interrupted search. More seeds or a wider range exte
 
 
 def parser(prog: str = "crossover.py") -> Parser:
-    p = Parser(prog=prog, description=__doc__, epilog=EPILOG)
+    p = Parser(RARE, prog=prog, description=__doc__, epilog=EPILOG)
     search = p.add_argument_group("the search")
     seeds = "seeds at each size: a count (0..N-1), a half-open range, or a list (default 8)"
     search.add_argument("--seeds", metavar="N|A:B|LIST", help=seeds)

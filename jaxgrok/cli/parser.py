@@ -14,6 +14,33 @@ from jaxgrok.atomic import DISK_FAILS
 from jaxgrok.cli import machine
 from jaxgrok.config import CHOICES, MODULAR, BadInput, printable
 
+# The flags of a run that `--help` leaves out: those of one task alone, of networks that are not the post's, of tricks,
+# and of numerics.
+RARE = frozenset(
+    {
+        "seq_len",
+        "repeat_len",
+        "n_repeats",
+        "n_tokens",
+        "n_test",
+        "init",
+        "n_ctx",
+        "residual_factor",
+        "sequence",
+        "attention",
+        "attn_coeff",
+        "tied",
+        "regulariser",
+        "dropout",
+        "b1",
+        "b2",
+        "grokfast",
+        "grokfast_alpha",
+        "orthograd",
+        "max_norm",
+        "matmul_precision",
+    }
+)
 EXAMPLES = '"x^2+y^2", "x/y", "x/y if y%%2 else x-y"'
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 FAILED, BAD_INPUT, UNREAD = 1, 2, 141  # exit statuses; 141 is 128 + SIGPIPE
@@ -31,10 +58,32 @@ OUT_OF_MEMORY = (
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with one line for a flag that it does not accept."""
+    """argparse without abbreviations, and with one line for a flag that it does not accept.
 
-    def __init__(self, **options: Any):
+    rare: the fields of flags that `--help` leaves out and `--help-all` lists.
+    """
+
+    def __init__(self, rare: Collection[str] = (), **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        self.rare = rare
+        if rare:
+            self.add_argument(
+                "--help-all", action=_HelpAll, nargs=0, help="show every flag, the rare ones too, and exit"
+            )
+
+    def format_help(self) -> str:
+        rare = [(action, action.help) for action in self._actions if action.dest in self.rare]
+        try:
+            for action, _ in rare:
+                action.help = argparse.SUPPRESS
+            return super().format_help()
+        finally:
+            for action, text in rare:
+                action.help = text
+
+    def format_help_all(self) -> str:
+        """The help with every flag."""
+        return super().format_help()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed = super().parse_args(args, namespace)
@@ -44,7 +93,16 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: error: {printable(message)}; --help lists what is accepted\n")
+        flag = "--help-all" if self.rare else "--help"
+        self.exit(BAD_INPUT, f"{self.prog}: error: {printable(message)}; {flag} lists what is accepted\n")
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help with every flag, and exits."""
+
+    def __call__(self, parser: Any, *_: Any) -> NoReturn:
+        print(parser.format_help_all(), end="")
+        parser.exit()
 
 
 def flag_of(name: str) -> str:

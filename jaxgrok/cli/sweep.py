@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jaxgrok
 from jaxgrok import stopping
 from jaxgrok.cli import machine
-from jaxgrok.cli.parser import Parser, add_cache_flag, add_run_flags, flag_of, status_of
+from jaxgrok.cli.parser import RARE, Parser, add_cache_flag, add_run_flags, flag_of, status_of
 from jaxgrok.config import BadInput
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ The same command resumes an interrupted sweep. More seeds, more values of an axi
 directory. The seed of a run fixes its initial weights, its train/test split (Python's random.seed, as in the authors'
 code) and its random labels, or the examples of a task that draws them. An epoch is one update of the weights.
 """
+RARE_HERE = frozenset(
+    {"max_epochs", "train_every", "no_compilation_cache", "distributed", "coordinator", "num_processes", "process_id"}
+)
 LENGTH = "40000 at weight decay 1 and above; 40000 / wd below, at most 150000; unlimited data: 6000"
 
 
@@ -46,7 +49,7 @@ def presets() -> list[str]:
 
 
 def parser(prog: str = "sweep.py") -> Parser:
-    p = Parser(prog=prog, description=__doc__, epilog=EPILOG)
+    p = Parser(RARE | RARE_HERE, prog=prog, description=__doc__, epilog=EPILOG)
     p.add_argument("--version", action="version", version=f"jaxgrok {jaxgrok.__version__}")
     what = p.add_argument_group("what to train")
     what.add_argument("file", nargs="?", type=Path, help="a sweep file (TOML); flags override its values")
