@@ -43,7 +43,7 @@ CHOICES = {
     "task": (*MODULAR, *DRAWN),
     "arch": ("transformer", "attn_only", "mlp"),
     "act": ("relu", "gelu", "square"),
-    "optimizer": ("adam", "sgd", "lion"),
+    "optimizer": ("adam", "sgd", "lion", "muon"),
     "regulariser": ("weight_decay", "l2", "l1", "none"),
     "loss": ("exact", "float64", "float32", "stablemax"),
     "dtype": ("float32", "float64"),
@@ -149,7 +149,7 @@ class Config:
     batch_size: examples per step. None means all train examples, or the task's own number on unlimited data.
     n_test: test examples of a task that draws them. None means the task's own number.
     optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 are terms of the loss. The run's `weight_decay`
-        is the strength of whichever regulariser there is.
+        is the strength of whichever regulariser there is. muon is for matrices between layers, and adam for all else.
     loss: `exact` works in the parameters' own dtype, `float64` casts the logits and takes log_softmax as the authors
         do, `float32` takes log_softmax in float32. `stablemax` has another function in place of the exponential
         (`nets.loss`).
@@ -231,6 +231,8 @@ class Config:
                 raise BadInput(name, getattr(self, name), f"with task {' or '.join(tasks)}")
         if self.arch == "mlp" and not self.modular:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
+        if self.arch == "mlp" and self.optimizer == "muon":
+            raise BadInput("optimizer", "muon", "adam, sgd or lion with arch mlp, which has no matrix between layers")
         if self.arch == "mlp" and self.dropout:
             raise BadInput("dropout", self.dropout, "0 with arch mlp")
         if not self.modular:

@@ -8,7 +8,7 @@ import pytest
 import jaxgrok
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.training.gradients import grokfast, orthograd, within_norm
+from jaxgrok.training.gradients import grokfast, muon, orthograd, within_norm
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program
 from jaxgrok.training.sweep import sweep
@@ -47,6 +47,47 @@ def test_orthograd_is_across_the_weights_and_as_long_as_the_gradient(rng):
     assert all((x == 0).all() for x in jax.tree.leaves(nothing))
 
 
+def newton_schulz(g):
+    """Five steps of Muon's quintic iteration, on a matrix of norm 1."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = g / np.linalg.norm(g)
+    x = x.T if x.shape[0] > x.shape[1] else x
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if g.shape[0] > g.shape[1] else x
+
+
+def test_muon_makes_the_momentum_of_matrices_orthogonal_and_leaves_the_rest_to_adam(rng):
+    shapes = {"attn": {"W_Q": (2, 8, 4)}, "mlp": {"W_in": (8, 32), "b_in": (32,)}}
+    weights = {"blocks_0": shapes, "embed": {"W_E": (6, 8)}}
+
+    def drawn():
+        return jax.tree.map(lambda shape: rng.normal(size=shape), weights, is_leaf=lambda x: isinstance(x, tuple))
+
+    transform, adam = muon(optax.scale_by_adam()), optax.scale_by_adam()
+    params = drawn()
+    state, adam_state, m = transform.init(params), adam.init(params), jax.tree.map(np.zeros_like, params)
+    for step in range(1, 4):
+        g = drawn()
+        with jax.numpy_dtype_promotion("standard"):
+            found, state = transform.update(g, state, params)
+            others, adam_state = adam.update(g, adam_state, params)
+        m = jax.tree.map(lambda m, g: 0.95 * m + 0.05 * g, m, g)
+        # Nesterov: with the bias corrections of the next step and of this one.
+        ahead = jax.tree.map(
+            lambda m, g, step=step: 0.95 * m / (1 - 0.95 ** (step + 1)) + 0.05 * g / (1 - 0.95**step), m, g
+        )
+        W_in, W_Q = ahead["blocks_0"]["mlp"]["W_in"], ahead["blocks_0"]["attn"]["W_Q"]
+        np.testing.assert_allclose(
+            found["blocks_0"]["mlp"]["W_in"], 0.2 * 32**0.5 * newton_schulz(W_in), rtol=1e-6, atol=1e-7
+        )
+        by_head = 0.2 * 8**0.5 * np.stack([newton_schulz(head) for head in W_Q])
+        np.testing.assert_allclose(found["blocks_0"]["attn"]["W_Q"], by_head, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(found["embed"]["W_E"], others["embed"]["W_E"])
+        np.testing.assert_array_equal(found["blocks_0"]["mlp"]["b_in"], others["blocks_0"]["mlp"]["b_in"])
+
+
 def test_a_norm_is_bounded_and_left_alone_below(rng):
     weights = tree(rng)
     norm = np.sqrt(sum((w**2).sum() for w in jax.tree.leaves(weights)))
@@ -74,10 +115,13 @@ def test_stablemax_is_its_equation_and_keeps_small_losses(dtype, rng):
     assert 0 < float(cross_entropy(sure, np.array([0]), "stablemax")[0]) < 1e-4
 
 
-FIELDS = ({"grokfast": 2.0}, {"orthograd": "yes"}, {"max_norm": 3.0}, {"loss": "stablemax"}, {"optimizer": "lion"})
+FIELDS = (
+    *({"grokfast": 2.0}, {"orthograd": "yes"}, {"max_norm": 3.0}, {"loss": "stablemax"}, {"optimizer": "lion"}),
+    {"optimizer": "muon"},
+)
 
 
-@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: next(iter(fields)))
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, *fields.items())))
 def test_a_trick_changes_training_and_resumes(fields, tmp_path):
     config, plain = Config(**SMALL, **fields), Config(**SMALL)
     states = []
@@ -106,6 +150,7 @@ def test_a_trick_changes_training_and_resumes(fields, tmp_path):
         ({"grokfast_alpha": 1.0}, "grokfast_alpha"),
         ({"grokfast_alpha": 0.9}, "grokfast_alpha"),
         ({"max_norm": 0.0}, "max_norm"),
+        ({"optimizer": "muon", "arch": "mlp"}, "optimizer"),
         ({"orthograd": "yes", "regulariser": "l2"}, "regulariser"),
     ],
 )

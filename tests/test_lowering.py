@@ -37,6 +37,7 @@ CASES = {
         0.3,
     ),
     "tied": ({**MODULAR, "task": "add", "tied": "yes", "orthograd": "yes", "loss": "stablemax", "max_norm": 20.0}, 0.3),
+    "muon": ({**MODULAR, "task": "add", "optimizer": "muon"}, 0.3),
     "lion": ({**MODULAR, "task": "add", "optimizer": "lion", "grokfast": 2.0}, 0.3),
     "multiply": ({"p": 5, "task": "multiply", "arch": "mlp", "loss": "float64", "regulariser": "l2"}, 0.3),
     "x2xyy2": ({**MODULAR, "task": "x2xyy2", "act": "gelu", "dtype": "float64", "dropout": 0.1}, 0.3),

@@ -102,7 +102,7 @@ class _HelpAll(argparse.Action):
 
     def __call__(self, parser: Any, *_: Any) -> NoReturn:
         print(parser.format_help_all(), end="")
-        parser.exit()
+        raise SystemExit(0)
 
 
 def flag_of(name: str) -> str:
@@ -140,7 +140,8 @@ def add_run_flags(p: Parser) -> None:
     add_network_flags(model)
     optimiser = p.add_argument_group("optimiser; a comma list of values makes an axis of the grid")
     optimizers = (
-        f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1; lion wants a tenth of Adam's --lr)"
+        f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1; lion wants a tenth of Adam's --lr; "
+        "muon is for the matrices between layers)"
     )
     optimiser.add_argument("--optimizer", metavar="NAME", help=optimizers)
     regularisers = " ".join(CHOICES["regulariser"])

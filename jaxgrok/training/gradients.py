@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Int
 
+MUON_RMS = 0.2  # the root mean square of Muon's updates (Liu et al. 2025, "Muon is scalable for LLM training")
 TINY = 1e-30  # keeps a division by the size of a zero array finite
 
 
@@ -52,6 +54,37 @@ def orthograd() -> optax.GradientTransformation:
         return rest * (jnp.sqrt((g * g).sum()) / (jnp.sqrt((rest * rest).sum()) + TINY))
 
     return optax.stateless(lambda grads, params: jax.tree.map(across, grads, params))
+
+
+def muon(others: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024), by optax, for the matrices of attention, each head's by itself, and of MLPs. `others`
+    is for all else: embeddings, the unembedding and biases.
+
+    The momentum of a matrix [A, B] is made orthogonal and multiplied by 0.2 sqrt(max(A, B)). Its root mean square is
+    then about that of Adam's updates, so that both have the same learning rate and weight decay.
+    """
+
+    def kinds(params: Any) -> Any:
+        def kind(path, w):
+            return "matrix" if w.ndim > 1 and {"attn", "mlp"} & {step.key for step in path} else "other"
+
+        return jax.tree.map_with_path(kind, params)
+
+    def axes(params: Any) -> Any:
+        return jax.tree.map(lambda w: optax.contrib.MuonDimensionNumbers(w.ndim - 2, w.ndim - 1), params)
+
+    def scaled(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda w: w * float(MUON_RMS * max(w.shape[-2:]) ** 0.5), updates)
+
+    orthogonal = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
+
+    def init(params: Any) -> Any:
+        # Optax keeps the iteration's coefficients in the state: under x64 in float64, whatever the weights are in.
+        state: Any = orthogonal.init(params)
+        return state._replace(ns_coeffs=state.ns_coeffs.astype(jax.tree.leaves(params)[0].dtype))
+
+    of_matrices = optax.chain(optax.GradientTransformation(init, orthogonal.update), optax.stateless(scaled))
+    return optax.partition({"matrix": of_matrices, "other": others}, kinds)
 
 
 def within_norm(params: Any, most: float) -> Any:

@@ -25,7 +25,7 @@ from jaxgrok.nets.model import Model, Params, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import DrawnTask, Examples, Task, make_task, step_examples
-from jaxgrok.training.gradients import grokfast, orthograd, within_norm
+from jaxgrok.training.gradients import grokfast, muon, orthograd, within_norm
 
 # The fold_in constants of a seed's PRNG streams. A new consumer takes 5: examples that are drawn once have 2
 # (tasks/drawn.py), and the sequences on which heads are measured have 4.
@@ -79,6 +79,7 @@ def make_optimizer(config: Config, hyper: Hyper) -> optax.GradientTransformation
         "adam": optax.scale_by_adam(config.b1, config.b2, config.eps),
         "sgd": optax.trace(config.b1),
         "lion": optax.scale_by_lion(config.b1, config.b2),
+        "muon": muon(optax.scale_by_adam(config.b1, config.b2, config.eps)),
     }[config.optimizer]
     decoupled = [decayed] if config.regulariser == "weight_decay" else []
     step_size = optax.scale_by_learning_rate(rate if config.warmup_steps else hyper.lr)
