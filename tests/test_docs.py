@@ -72,7 +72,7 @@ def test_the_pages_commands_are_commands(page, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     for name, arguments in commands_of(page.read_text()):
         command = importlib.import_module(f"jaxgrok.cli.{name}")
-        accepted = command.parser().format_help()
+        accepted = command.parser().format_help_all()
         for flag in [word.partition("=")[0] for word in arguments if word.startswith("--")]:
             assert f"{flag} " in accepted or f"{flag}\n" in accepted or f"{flag}]" in accepted, (name, flag)
         needs_torch = "torch" in arguments and importlib.util.find_spec("torch") is None
