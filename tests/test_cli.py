@@ -151,6 +151,7 @@ def test_rare_flags_are_explained_under_help_all_alone(capsys, name):
     assert shown("--help") == set(flags) - set(p.rare)
     if p.rare:
         assert shown("--help-all") == set(flags)
+        # What it is for: a help that is a third shorter.
         assert len(p.format_help().splitlines()) < 0.7 * len(p.format_help_all().splitlines())
 
 

@@ -23,6 +23,15 @@ from jaxgrok.stats.order import concordance
 times = np.array([[1, 2, 3], [1, 3, 2], [2, 1, 3], [1, 2, 3]])
 assert 0 < concordance(times, times > 0).pvalue <= 1
 """
+# Updates of another size would be a wrong number without a word: optax 0.2.6 gives 0.4.
+MUON = """
+import jax, optax
+from jaxgrok.training.gradients import muon
+weights = {"mlp": {"W_in": jax.random.normal(jax.random.key(0), (8, 32))}}
+transform = muon(optax.scale_by_adam())
+updates, _ = transform.update(weights, transform.init(weights), weights)
+assert 0.15 < float((updates["mlp"]["W_in"] ** 2).mean() ** 0.5) < 0.25
+"""
 
 
 def floors() -> dict[str, str]:
@@ -78,3 +87,4 @@ def test_the_lowest_versions_train_resume_analyze_and_load(tmp_path):
     run(SCRIPTS / "analyze.py", "runs")
     run("-c", "import jaxgrok; assert jaxgrok.load('runs').params(seed=0)")
     run("-c", CONCORDANCE)
+    run("-c", MUON)

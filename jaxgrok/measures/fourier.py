@@ -149,22 +149,11 @@ def gini(x: Float[Array, "n"]) -> Float[Array, ""]:
 # --- 3x3 blocks {const, cos_k, sin_k}^2 -------------------------------------------------------------------------------
 
 
-def _block_rows(p: int) -> Int[np.ndarray, "K 3"]:
-    """The basis rows of each frequency's block. For even p the sine of k = p/2 gets row p, which does not exist."""
-    k = np.arange(1, n_frequencies(p) + 1)
-    return np.stack([np.zeros_like(k), 2 * k - 1, 2 * k], axis=1)
-
-
 def block_waves(p: int) -> Float[np.ndarray, "K 3 P"]:
     """The 1D basis rows const, cos_k, sin_k of each frequency, in float64. For even p the sine of k = p/2 is zero."""
-    return np.concatenate([basis(p), np.zeros((1, p))])[_block_rows(p)]
-
-
-def blocks(components: Float[Array, "F F ..."]) -> Float[Array, "K 3 3 ..."]:
-    """Each frequency's block of the 2D components. Its entry const x const is set to zero."""
-    rows = _block_rows(components.shape[0])
-    found = components.at[rows[:, :, None], rows[:, None, :]].get(mode="fill", fill_value=0)
-    return found.at[:, 0, 0].set(0)
+    k = np.arange(1, n_frequencies(p) + 1)
+    rows = np.stack([np.zeros_like(k), 2 * k - 1, 2 * k], axis=1)
+    return np.concatenate([basis(p), np.zeros((1, p))])[rows]
 
 
 @at_precision("highest")
@@ -182,10 +171,10 @@ def from_blocks(found: Float[Array, "K 3 3 C"], p: int) -> Float[Array, "P P C"]
 
 
 class NeuronBlocks(NamedTuple):
-    """The parts of the 2D components of M neurons that the measures need.
+    """The parts of the 2D components of M neurons, or of the logits of M classes, that the measures need.
 
     Attributes:
-        blocks: each frequency's block, see the function `blocks`.
+        blocks: the components of each frequency's block. Its entry const x const is set to zero.
         mean: the mean over all pairs.
         energy: the sum over all pairs of the squared distance from the mean.
     """
@@ -197,7 +186,7 @@ class NeuronBlocks(NamedTuple):
 
 @at_precision("highest")
 def neuron_blocks(neurons: Float[Array | np.ndarray, "P P M"]) -> NeuronBlocks:
-    """The blocks of activations over all pairs.
+    """The blocks of activations, or of logits, over all pairs.
 
     Of the 2D components it computes only those in a block: along the second axis each row needs three waves. It takes
     a few neurons at a time, whose components stay in a CPU's cache.
