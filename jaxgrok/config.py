@@ -9,13 +9,13 @@ import dataclasses
 import hashlib
 import json
 import operator
-import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgrok.expressions import NAMED, parse
+from jaxgrok import task_names
+from jaxgrok.task_names import NAMES
 
 
 def printable(text: str) -> str:
@@ -37,10 +37,8 @@ class BadInput(ValueError):
         return printable(f"{self.name}: got {self.value!r}; accepted: {self.accepted}")
 
 
-MODULAR = ("add", "subtract", "multiply", "x2xyy2", "random")  # tasks on pairs that have a name; others are expressions
-DRAWN = ("addition<N>", "induction", "skip_trigram")  # tasks that draw their examples
 CHOICES = {
-    "task": (*MODULAR, *DRAWN),
+    "task": NAMES,
     "arch": ("transformer", "attn_only", "mlp"),
     "act": ("relu", "gelu", "square"),
     "optimizer": ("adam", "sgd", "lion", "muon"),
@@ -53,7 +51,6 @@ CHOICES = {
     "tied": ("no", "yes"),
     "orthograd": ("no", "yes"),
 }
-MAX_DIGITS = 100  # of addition<N>
 _SMALLEST = {
     **{"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0},
     **{"n_ctx": 1, "seq_len": 3, "repeat_len": 2, "n_repeats": 2, "n_tokens": 2, "batch_size": 1, "n_test": 1},
@@ -70,7 +67,7 @@ _LARGEST = {
 }
 # Fields that only some tasks have.
 _OF_TASKS = {
-    "seq_len": ("induction", "skip_trigram"),
+    "seq_len": ("induction", "skip_trigram", "parity<K>"),
     "repeat_len": ("induction",),
     "n_repeats": ("induction",),
     "n_tokens": ("induction",),
@@ -81,32 +78,14 @@ def is_prime(p: int) -> bool:
     return p > 1 and all(p % divisor for divisor in range(2, int(p**0.5) + 1))
 
 
-def digits_of(task: str) -> int | None:
-    """The N of `addition<N>`, from 1 to MAX_DIGITS; None for any other task."""
-    match = re.fullmatch(r"addition([1-9]\d{0,2})", task)
-    return int(match[1]) if match and int(match[1]) <= MAX_DIGITS else None
-
-
-def is_modular(task: str) -> bool:
-    """Whether the examples of a task are pairs of numbers modulo p."""
-    return task not in DRAWN and digits_of(task) is None
-
-
 def task_of(text: Any) -> str:
-    """The task that a text names: one of CHOICES, or an expression in its one form.
-
-    Raises BadInput, named task.
-    """
-    if isinstance(text, str) and (digits_of(text) is not None or (text in CHOICES["task"] and text != DRAWN[0])):
-        return text
-    accepted = f"{' '.join(CHOICES['task'])} (N from 1 to {MAX_DIGITS} digits), or an expression in x and y"
-    if not isinstance(text, str) or not re.search(r"[xy0-9]\s*[-+*/^]|^\s*[(-]|\bif\b", text):
-        raise BadInput("task", text, accepted)
+    """The task that a text names, in its one form (`task_names`). Raises BadInput, named task."""
+    if not isinstance(text, str):
+        raise BadInput("task", text, task_names.ACCEPTED)
     try:
-        expression = parse(text)
+        return task_names.name_of(text)
     except ValueError as error:
         raise BadInput("task", text, str(error)) from None
-    return NAMED.get(expression.text, expression.text)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -133,9 +112,9 @@ def _real(name: str, value: Any, accepted: str, test) -> float:
 class Config:
     """The shapes and operations of one run. The defaults are the post's mainline (spec: PUBLISHED.md).
 
-    task: an operation on (x, y) modulo p: add, subtract, multiply, x2xyy2 (x^2 + xy + y^2), random (a random table), or
-        an expression (`expressions`); or addition<N> (of N-digit numbers), induction (repeated subsequences),
-        skip_trigram (find the one entry >= 10).
+    task: its name (`task_names`): an operation on (x, y) modulo p such as add, random (a random table) or x/y; several
+        of them, add+subtract; an operation on a group, s5; addition<N> (of N-digit numbers), induction (repeated
+        subsequences), skip_trigram (find the one entry >= 10), parity<K> (of K bits among others); or your own class.
     arch: `transformer` (no LayerNorm, learned positions, untied embeddings), `attn_only` (the same without MLPs), or
         `mlp` (p -> d_mlp -> p on the sum of two one-hots; modular tasks only).
     d_mlp: the hidden width. None means 4 d_model for the transformer and 256 for the MLP.
@@ -157,7 +136,7 @@ class Config:
     matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU.
     b1, b2, eps, warmup_steps: of AdamW; b1 is the momentum of sgd. The learning rate is multiplied by
         min(step / warmup_steps, 1), where step counts from 0.
-    sequence: the tokens of a modular task: `xy=` reads the answer at "=", `xy` has no "=" and reads it at y.
+    sequence: the tokens of a task on pairs: `xy=` reads the answer at "=", `xy` has no "=" and reads it at y.
     attention: `causal`, or `full`: every position sees every other.
     attn_coeff: c in c softmax + (1 - c), the weight of each position that is seen: 1 is softmax attention, 0 gives
         every position the weight 1 (Zhong et al. 2023, "The Clock and the Pizza").
@@ -227,18 +206,22 @@ class Config:
 
     def _check_combinations(self) -> None:
         for name, tasks in _OF_TASKS.items():
-            if getattr(self, name) is not None and self.task not in tasks:
-                raise BadInput(name, getattr(self, name), f"with task {' or '.join(tasks)}")
-        if self.arch == "mlp" and not self.modular:
+            if getattr(self, name) is not None and task_names.kind_of_drawn(self.task) not in tasks:
+                *others, last = tasks
+                accepted = f"with task {', '.join(others)}{' or ' * bool(others)}{last}"
+                raise BadInput(name, getattr(self, name), accepted)
+        is_operation = task_names.is_operation(self.task)
+        if self.arch == "mlp" and not is_operation:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
         if self.arch == "mlp" and self.optimizer == "muon":
             raise BadInput("optimizer", "muon", "adam, sgd or lion with arch mlp, which has no matrix between layers")
         if self.arch == "mlp" and self.dropout:
             raise BadInput("dropout", self.dropout, "0 with arch mlp")
-        if not self.modular:
-            for name in ("sequence", "attention"):  # full attention would see the answers
-                if getattr(self, name) != CONFIG_FIELDS[name].default:
-                    raise BadInput(name, getattr(self, name), f"with a task of {' '.join(MODULAR)}")
+        pairs = is_operation or task_names.group_of(self.task) is not None
+        unread = pairs or bool(task_names.mixed_of(self.task))  # elsewhere full attention would see the answers
+        for name, may_differ in (("sequence", pairs), ("attention", unread)):
+            if not may_differ and getattr(self, name) != CONFIG_FIELDS[name].default:
+                raise BadInput(name, getattr(self, name), "with a task on pairs, such as add, x/y or s5")
         if self.arch == "mlp":
             for name in ("sequence", "attention", "attn_coeff", "tied"):
                 if getattr(self, name) != CONFIG_FIELDS[name].default:
@@ -248,18 +231,23 @@ class Config:
             raise BadInput("regulariser", self.regulariser, accepted)
         if self.grokfast_alpha != CONFIG_FIELDS["grokfast_alpha"].default and not self.grokfast:
             raise BadInput("grokfast_alpha", self.grokfast_alpha, "with a grokfast above 0")
-        if self.modular and "/" in self.task and not is_prime(self.p):
+        if is_operation and "/" in self.task and not is_prime(self.p):
             raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
-        if self.n_ctx is not None and self.modular:
-            accepted = "with task addition<N>, induction or skip_trigram; the others have two or three positions"
+        if self.n_ctx is not None and self.listed:
+            accepted = "with a task that draws its examples; the others have sequences of one length"
             raise BadInput("n_ctx", self.n_ctx, accepted)
         if self.d_model % self.n_heads:
             raise BadInput("n_heads", self.n_heads, f"a divisor of d_model = {self.d_model}")
 
     @property
     def modular(self) -> bool:
-        """Whether the examples are pairs of numbers modulo p. The other tasks draw theirs."""
-        return is_modular(self.task)
+        """Whether the task is about numbers modulo p."""
+        return task_names.is_modular(self.task)
+
+    @property
+    def listed(self) -> bool:
+        """Whether all examples are listed, so that a fraction of them is for training. Other tasks draw theirs."""
+        return task_names.is_listed(self.task)
 
     @property
     def d_head(self) -> int:
@@ -318,7 +306,7 @@ class Hyper(NamedTuple):
 class Run:
     """One run: its config, and the numbers that place it in a grid.
 
-    frac: the share of the pairs that are trained on, for a modular task; None for any other.
+    frac: the share of all examples that are trained on, where the task lists them; None for any other.
     n_train: the number of train examples; None means unlimited data.
     split_seed: fixes the train/test split, or the stream of fresh data; None means the run's own seed.
     """
@@ -334,8 +322,8 @@ class Run:
 
     @property
     def size(self) -> float | int | None:
-        """How much there is to train on, as the task counts it: a fraction of the pairs, or a number of examples."""
-        return self.frac if self.config.modular else self.n_train
+        """How much there is to train on, as the task counts it: a fraction of all examples, or a number of them."""
+        return self.frac if self.config.listed else self.n_train
 
     @property
     def unlimited(self) -> bool:

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxgrok"
 ORDER = (
     "stopping",
     "expressions",
+    "task_names",
     "config",
     "atomic",
     "tasks",

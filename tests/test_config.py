@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxgrok.config import BadInput, Config, Run, digits_of, fingerprint
+from jaxgrok.config import BadInput, Config, Run, fingerprint
+from jaxgrok.task_names import digits_of
 
 
 def test_defaults_are_the_mainline():

@@ -244,7 +244,7 @@ def test_wrong_weights_are_named(change, said):
         (
             "addition",
             {"task": "addition2", "seq_len": 9},
-            "seq_len: got 9; accepted: with task induction or skip_trigram",
+            "seq_len: got 9; accepted: with task induction, skip_trigram or parity<K>",
         ),
         ("addition", {"task": "addition"}, "task: got 'addition'; accepted: add subtract"),
         ("induction", {"n_tokens": 10}, r"embed.W_E: got \(6, 11\); accepted: a shape \(6, 10\), as in task induction"),

@@ -75,8 +75,9 @@ def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(
 
 
 TASKS = (
-    "add subtract multiply x2xyy2 random addition<N> induction skip_trigram (N from 1 to 100 digits), "
-    "or an expression in x and y"
+    "add subtract multiply x2xyy2 random s<N> a<N> d<N> addition<N> induction skip_trigram parity<K> (N and K from 1 "
+    "to 100; groups of at most 2,000 elements, with _conjugate or _xyx for xyx^-1 and xyx), several of the first "
+    "joined by +, an expression in x and y, or package.module:Name"
 )
 
 
@@ -114,17 +115,21 @@ TASKS = (
             "--task induction --seq-len 7",
             "--repeat-len: got 16; accepted: at most 2, a block of a sequence of 7 in 3 repeats",
         ),
-        ("--task addition5 --seq-len 20", "--seq-len: got 20; accepted: with task induction or skip_trigram"),
+        (
+            "--task addition5 --seq-len 20",
+            "--seq-len: got 20; accepted: with task induction, skip_trigram or parity<K>",
+        ),
         ("--task addition5 --arch mlp", "--arch: got 'mlp'; accepted: transformer or attn_only with task addition5"),
         (
             "--task addition5 --frac 0.3",
-            "--frac: got '0.3'; accepted: with a modular task; the size of the others is n_train",
+            "--frac: got '0.3'; accepted: with a task that lists its examples, as modular ones do; the size of the "
+            "others is n_train",
         ),
         ("--task addition5 --p 7", "--p: got '7'; accepted: with a modular task"),
         (
             "--n-train 30",
-            "--n-train: got '30'; accepted: with addition<N>, induction or skip_trigram; "
-            "the size of modular tasks is frac",
+            "--n-train: got '30'; accepted: with a task that draws its examples, such as addition<N> or induction; "
+            "the size of the others is frac",
         ),
         (
             "--task addition5 --n-train 700,20 --batch-size 21",
@@ -132,12 +137,12 @@ TASKS = (
         ),
         (
             "--n-test 100,200",
-            "--n-test: got '100,200'; accepted: with a task that draws its examples; modular ones test all other pairs",
+            "--n-test: got '100,200'; accepted: with a task that draws its examples, such as addition<N> or induction; "
+            "the others test all that they do not train on",
         ),
         (
             "--n-ctx 4",
-            "--n-ctx: got 4; accepted: with task addition<N>, induction or skip_trigram; "
-            "the others have two or three positions",
+            "--n-ctx: got 4; accepted: with a task that draws its examples; the others have sequences of one length",
         ),
         (
             "--init torch --init-scale 2",

@@ -23,7 +23,8 @@ from jaxgrok.cli.parser import (
     status_of,
     write_tables,
 )
-from jaxgrok.config import CHOICES, MODULAR, BadInput, is_modular, task_of
+from jaxgrok.config import CHOICES, BadInput, task_of
+from jaxgrok.task_names import MODULAR, is_operation
 
 EPILOG = """\
 examples:
@@ -164,7 +165,7 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
             _refuse(given, ("names",), "with --export, or a file of weights")
     else:
         _refuse(given, ("run", "epoch", "wd", "lr"), "with a directory; a file holds one network")
-        if not is_modular(given.get("task", MODULAR[0])):
+        if not is_operation(given.get("task", MODULAR[0])):
             _refuse(given, ("frac", "split", "split_seed", "seed"), f"with {' '.join(MODULAR)} or an expression")
     if is_one or not is_directory:
         _refuse(given, ("tables", "all_controls"), "with a directory, and without --json, --export or --figures")

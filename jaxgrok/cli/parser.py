@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from jaxgrok import stopping
 from jaxgrok.atomic import DISK_FAILS
 from jaxgrok.cli import machine
-from jaxgrok.config import CHOICES, MODULAR, BadInput, printable
+from jaxgrok.config import CHOICES, BadInput, printable
+from jaxgrok.task_names import DRAWN, GROUPS, MODULAR
 
 # The flags of a run that `--help` leaves out: those of one task alone, of networks that are not the post's, of tricks,
 # and of numerics.
@@ -113,10 +114,16 @@ def flag_of(name: str) -> str:
 def add_run_flags(p: Parser) -> None:
     """Add the flags that say what a run is: its task, network, optimiser and numerics."""
     model = p.add_argument_group("task and network; a comma list of values makes an axis of the grid")
-    tasks = f"{' '.join(CHOICES['task'])} (default add; the first {len(MODULAR)} are modulo p)"
-    model.add_argument("--task", metavar="NAME", help=f"{tasks}; or an expression modulo p: {EXAMPLES}")
+    tasks = (
+        f"modulo p: {' '.join(MODULAR)} (default add), an expression ({EXAMPLES}), or several in one network "
+        f"(add+subtract); on a group: {' '.join(GROUPS)}, also _conjugate, _xyx; drawn: {' '.join(DRAWN)}; your own: "
+        "package.module:Name"
+    )
+    model.add_argument("--task", metavar="NAME", help=tasks)
     model.add_argument("--p", metavar="N", help="modulus, prime or not (default 113)")
-    model.add_argument("--seq-len", metavar="N", help="sequence length of induction (default 85), skip_trigram (13)")
+    model.add_argument(
+        "--seq-len", metavar="N", help="sequence length of induction (default 85), skip_trigram (13), parity (41)"
+    )
     model.add_argument("--repeat-len", metavar="N", help="induction: length of the repeated subsequence (default 16)")
     model.add_argument("--n-repeats", metavar="N", help="induction: copies of the subsequence (default 3)")
     model.add_argument("--n-tokens", metavar="N", help="induction: vocabulary size (default 128)")

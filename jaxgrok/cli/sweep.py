@@ -59,8 +59,10 @@ def parser(prog: str = "sweep.py") -> Parser:
         "--seeds", metavar="N|A:B|LIST", help="a count (0..N-1), a half-open range, or a list (default 8)"
     )
     grid.add_argument("--wd", metavar="LIST", help="weight decay, on every parameter (default 1.0)")
-    grid.add_argument("--frac", metavar="LIST", help="modular tasks: fraction of all pairs to train on (default 0.3)")
-    n_train = "other tasks: number of train examples, or `unlimited`: fresh ones every step (default)"
+    grid.add_argument(
+        "--frac", metavar="LIST", help="tasks modulo p and on groups: fraction of all pairs to train on (default 0.3)"
+    )
+    n_train = "tasks that draw: number of train examples, or `unlimited`: fresh ones every step (default)"
     grid.add_argument("--n-train", metavar="LIST", help=n_train)
     grid.add_argument("--lr", metavar="LIST", help="learning rate (default 0.001)")
     grid.add_argument("--init-scale", metavar="LIST", help="factor of all initial weights (default 1)")

@@ -22,6 +22,7 @@ from jaxgrok.nets import interop
 from jaxgrok.nets.model import Params, unembedding
 from jaxgrok.nets.weight_files import ARRAY, contents
 from jaxgrok.store.results import Cell, Results
+from jaxgrok.task_names import is_operation
 from jaxgrok.tasks import modular_task
 
 Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
@@ -53,7 +54,7 @@ def kind_of(config: Config) -> MeasureSet | None:
     """What is measured of a network, or None if there are no measures of it."""
     if config.task == "induction":
         return HEADS
-    is_measured = config.modular and config.arch != "attn_only" and config.residual_factor == 1
+    is_measured = is_operation(config.task) and config.arch != "attn_only" and config.residual_factor == 1
     return CIRCUITS if is_measured and modular_task(config).is_total else None
 
 

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgrok.config import CHOICES, BadInput, Config, is_modular, task_of
+from jaxgrok.config import CHOICES, BadInput, Config, task_of
 from jaxgrok.nets.entries import Picked, State, in_list, pick
 from jaxgrok.nets.model import Params, context, make_model, unembedding
 from jaxgrok.nets.name_map import Sizes, axes_of, kind_of, listed, read_map, rearrange, shape_of
 from jaxgrok.nets.weight_files import contents, optional, read, write
+from jaxgrok.task_names import is_operation, mixed_of
 from jaxgrok.tasks import make_task
 
 
@@ -354,7 +355,9 @@ def _config_of(weights: Weights, task: str, fields: dict[str, Any]) -> Config:
         "d_model": sizes["D"],
         "d_mlp": sizes.get("M"),
     }
-    return _modular_config(sizes, fields) if is_modular(task) else _drawn_config(weights, fields)
+    if is_operation(task):
+        return _modular_config(sizes, fields)
+    return _other_config(weights, fields)
 
 
 def _modular_config(sizes: Sizes, fields: dict[str, Any]) -> Config:
@@ -375,15 +378,18 @@ def _modular_config(sizes: Sizes, fields: dict[str, Any]) -> Config:
     return Config(**fields, p=V - 1)
 
 
-def _drawn_config(weights: Weights, fields: dict[str, Any]) -> Config:
-    config, sizes = Config(**fields), weights.sizes
+def _other_config(weights: Weights, fields: dict[str, Any]) -> Config:
+    sizes = weights.sizes
+    if operations := mixed_of(fields["task"]):
+        fields = {**fields, "p": sizes["V"] - 1 - len(operations)}
+    config = Config(**fields)
     task = make_task(config)
     for name, letter, wanted in (
         ("embed.W_E", "V", task.d_vocab),
         ("unembed.W_U", "C", task.d_vocab_out),
         ("pos_embed.W_pos", "S", task.n_ctx),
     ):
-        may_be_longer = letter == "S"
+        may_be_longer = letter == "S" and not config.listed
         if sizes[letter] < wanted or (sizes[letter] > wanted and not may_be_longer):
             dims, more = weights.dims[name], " or longer" if may_be_longer else ""
             accepted = f"a shape {shape_of(dims, sizes | {letter: wanted})}{more}, as in task {config.task}"

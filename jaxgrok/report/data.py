@@ -27,6 +27,7 @@ from jaxgrok.tables import phase_diagram
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.tables import slingshots as slingshot_tables
 from jaxgrok.tables import timing as timing_tables
+from jaxgrok.task_names import is_operation
 from jaxgrok.tasks import modular_task
 
 MOST_POINTS = 800  # of a curve: more cannot be seen
@@ -98,7 +99,7 @@ def _about(results: Results) -> list[tuple[str, str]]:
         for name in ("seed", *results.varying)
     }
     grid = "; ".join(f"{name} {_listed(values)}" for name, values in varying.items())
-    names = AXES if first.config.modular else (*AXES, "n_train")
+    names = AXES if first.config.listed else (*AXES, "n_train")
     notes = [(label, session.get(name)) for label, name in (("question", "question"), ("expected", "expect"))]
     rows = [(label, text) for label, text in notes if isinstance(text, str) and text]
     rows.append(("runs", f"{len(results.runs):,}: {grid}"))
@@ -261,7 +262,12 @@ def computes_in_page(config: Config) -> bool:
     """Whether the page can compute a network's forward pass: one block of the post's transformer on a modular task."""
     usual = Config(p=config.p, n_heads=config.n_heads, d_model=config.d_model)
     same = all(getattr(config, name) == getattr(usual, name) for name in COMPUTED)
-    return config.modular and config.arch == "transformer" and same and not modular_task(config).is_multiplicative
+    return (
+        is_operation(config.task)
+        and config.arch == "transformer"
+        and same
+        and not modular_task(config).is_multiplicative
+    )
 
 
 def _networks(results: Results, cells: Sequence[Cell], analysed: set[int]) -> tuple[list[dict[str, Any]], str]:

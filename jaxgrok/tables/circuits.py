@@ -22,6 +22,7 @@ from jaxgrok.measures.fourier import frequencies_of
 from jaxgrok.measures.subjects import CIRCUITS, kind_of, of_kind
 from jaxgrok.store.results import AXES, KEYS, NOT_MEASURES, Cell, Results, RunRecord
 from jaxgrok.tables.write import markdown, write_csv, write_text
+from jaxgrok.task_names import is_operation
 from jaxgrok.tasks import modular_task
 
 Found = dict[str, Any]  # {name: array} of one network, as `Results.analysed` and `Results.last_analysed` give it
@@ -276,7 +277,7 @@ GROUP_NOTE = (
 
 def networks_note(cells: Iterable[Cell]) -> str:
     """What a reader of these cells' networks must know."""
-    others = any(cell.config.modular and modular_task(cell.config).is_multiplicative for cell in cells)
+    others = any(is_operation(cell.config.task) and modular_task(cell.config).is_multiplicative for cell in cells)
     return f"Each network is measured at its last checkpoint. {NETWORK_NOTE}" + (f" {GROUP_NOTE}" if others else "")
 
 

@@ -25,8 +25,9 @@ EVENTS = ("grokked", "test_loss_peak", "drop_10", "drop_50", "drop_90")
 MOST_ORDERED = 16  # with more parts, who came before whom is left to the figure
 NOTE = (
     "Learned: the test loss of the part is below half of a guess's (ln 2 / 2 for a digit that is 0 or 1, ln 10 / 2 "
-    "for any other digit and for skip trigrams, ln(tokens - 1) / 2 for repeated tokens); for skip trigrams the "
-    "accuracy is 99 % too. Times are medians with 95 % intervals in epochs (updates). First in: the number of runs in"
+    "for any other digit and for skip trigrams, ln(tokens - 1) / 2 for repeated tokens, about ln(p) / 2 for one of "
+    "several operations); where accuracy is the criterion of the whole, as for skip trigrams and operations, that of "
+    "the part is 99 % too. Times are medians with 95 % intervals in epochs (updates). First in: the number of runs in"
     " which the part came first; parts that tie share the run. Drop width: from 10 to 90 % of the fall of the part's "
     "log test loss, in the runs in which it has settled."
 )

@@ -297,7 +297,7 @@ def made_with(results: Results) -> str:
 def summary_markdown(results: Results, cells: Sequence[Cell]) -> str:
     """summary.md: the table for people, what it rests on, and the comparisons of cells."""
     first = results.runs[0]
-    names = AXES if first.config.modular else (*AXES, "n_train")
+    names = AXES if first.config.listed else (*AXES, "n_train")
     sections = [f"# {results.path.name}", constants_line(results, names), waiting_line(results)]
     sections += [markdown(*readable_table(cells)), NOTE]
     if results.has_circuit_events:

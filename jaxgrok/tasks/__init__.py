@@ -2,12 +2,17 @@
 
 from typing import Any
 
-from jaxgrok.config import MODULAR, BadInput, Config, digits_of
+from jaxgrok import task_names
+from jaxgrok.config import BadInput, Config
 from jaxgrok.tasks.addition import AdditionTask
 from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
 from jaxgrok.tasks.drawn import DrawnTask
+from jaxgrok.tasks.groups import GroupTask
 from jaxgrok.tasks.induction import InductionTask
+from jaxgrok.tasks.listed import ListedTask
+from jaxgrok.tasks.mixed import MixedTask
 from jaxgrok.tasks.modular import ModularTask
+from jaxgrok.tasks.parity import ParityTask
 from jaxgrok.tasks.skip_trigram import SkipTrigramTask
 
 # How the published network of a task differs from the mainline (spec: EXPERIMENTS.md A2, A3).
@@ -26,10 +31,21 @@ def make_config(task: str = "add", **fields: Any) -> Config:
 def make_task(config: Config) -> Task:
     """The task of a config. Raises BadInput for sequences that cannot exist, or that are longer than the network's
     context."""
-    task = ModularTask(config.task, config.p, config.sequence) if config.modular else _drawn_task(config)
+    task = _task(config)
     if config.n_ctx is not None and config.n_ctx < task.n_ctx:
         raise BadInput("n_ctx", config.n_ctx, f"at least {task.n_ctx}, the sequences of task {config.task}")
     return task
+
+
+def _task(config: Config) -> Task:
+    name = config.task
+    if own := task_names.own_class(name):
+        return own(config)
+    if mixed := task_names.mixed_of(name):
+        return MixedTask(mixed, config.p)
+    if group := task_names.group_of(name):
+        return GroupTask(group, config.sequence)
+    return ModularTask(name, config.p, config.sequence) if config.modular else _drawn_task(config)
 
 
 def _drawn_task(config: Config) -> DrawnTask:
@@ -40,16 +56,19 @@ def _drawn_task(config: Config) -> DrawnTask:
         return InductionTask(**given)
     if config.task == "skip_trigram":
         return SkipTrigramTask(**given)
-    digits = digits_of(config.task)
+    if (bits := task_names.bits_of(config.task)) is not None:
+        return ParityTask(bits, **given)
+    digits = task_names.digits_of(config.task)
     assert digits is not None  # Config accepts no other task
     return AdditionTask(digits, **given)
 
 
 def modular_task(config: Config) -> ModularTask:
-    """The task of a config whose examples are the p^2 pairs. Raises BadInput for another."""
+    """The task of a config whose examples are the pairs of one operation modulo p. Raises BadInput for another."""
     task = make_task(config)
     if not isinstance(task, ModularTask):
-        raise BadInput("task", config.task, f"{' '.join(MODULAR)}, or an expression in x and y")
+        accepted = f"{' '.join(task_names.MODULAR)}, or an expression in x and y"
+        raise BadInput("task", config.task, accepted)
     return task
 
 
@@ -84,8 +103,12 @@ __all__ = [
     "Criterion",
     "DrawnTask",
     "Examples",
+    "GroupTask",
     "InductionTask",
+    "ListedTask",
+    "MixedTask",
     "ModularTask",
+    "ParityTask",
     "SkipTrigramTask",
     "Task",
     "induction_task",

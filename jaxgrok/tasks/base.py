@@ -54,7 +54,13 @@ class Task(ABC):
     counted: how many of the parts, from the first, the loss counts. n_counted: how many targets of one example it
     counts.
     criterion: when the task counts as generalised.
+    listed: whether all examples are listed, so that the size of a train set is a fraction of them (`ListedTask`), or
+    they are drawn, so that it is a number (`DrawnTask`). modular: whether the task is about numbers modulo the
+    config's p.
     """
+
+    listed: bool
+    modular = False
 
     d_vocab: int
     d_vocab_out: int
@@ -75,8 +81,8 @@ class Task(ABC):
 
     @abstractmethod
     def n_train(self, size) -> int | None:
-        """The number of train examples at this size: a fraction of the pairs for a modular task, a number of examples
-        for another, where None means unlimited data. Raises BadInput if no train or no test example would be left."""
+        """The number of train examples at this size: a fraction of all examples where they are listed, else a number of
+        examples, where None means unlimited data. Raises BadInput if no train or no test example would be left."""
 
     @abstractmethod
     def n_test(self, size) -> int:

@@ -24,6 +24,7 @@ class DrawnTask(Task):
     universe: how many different sequences there are, or a number that is surely not larger.
     """
 
+    listed = False
     batch_size: int
     test_examples: int
     universe: int

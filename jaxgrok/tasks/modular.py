@@ -7,20 +7,20 @@ inverse.
 """
 
 import functools
-import random
 
 import numpy as np
 from jaxtyping import Int
 
-from jaxgrok.config import BadInput, is_prime
+from jaxgrok.config import is_prime
 from jaxgrok.expressions import NAMED, parse
-from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
+from jaxgrok.tasks.base import Examples
+from jaxgrok.tasks.listed import ListedTask
 
 EXPRESSIONS = {name: text for text, name in NAMED.items()}
 MULTIPLICATIVE = ("multiply", "x/y")  # sums and differences of discrete logarithms
 
 
-class ModularTask(Task):
+class ModularTask(ListedTask):
     """All pairs of one operation that has a value there: an expression in x and y, or its name in EXPRESSIONS; or
     `random`, a table of labels drawn from the seed.
 
@@ -35,8 +35,7 @@ class ModularTask(Task):
     PUBLISHED.md); without it, p.
     """
 
-    parts, chance, counted, n_counted = (), (), 0, 1
-    criterion = Criterion(accuracy=GENERALISED)
+    modular = True
 
     def __init__(self, operation: str, p: int, sequence: str = "xy="):
         self.operation, self.p, self.has_equals = operation, p, sequence == "xy="
@@ -72,17 +71,16 @@ class ModularTask(Task):
             return np.random.default_rng(seed).integers(self.p, size=self.p**2).astype(np.int32)
         return self.values
 
-    def n_train(self, size: float) -> int:
-        n_pairs = len(self.pairs_defined)
-        n = int(size * n_pairs)
-        if not 0 < n < n_pairs:
-            raise BadInput(
-                "frac", size, f"a fraction that leaves train and test pairs among the {n_pairs} of p = {self.p}"
-            )
-        return n
+    @property
+    def n_examples(self) -> int:
+        return len(self.pairs_defined)
 
-    def n_test(self, size: float) -> int:
-        return len(self.pairs_defined) - self.n_train(size)
+    @property
+    def among(self) -> str:
+        return f"{self.n_examples} of p = {self.p}"
+
+    def all_examples(self, seed: int) -> Examples:
+        return self.pairs(self.pairs_defined, seed)
 
     def pairs(self, indices: Int[np.ndarray, "N"], seed: int) -> Examples:
         """The pairs with these lexicographic numbers."""
@@ -91,12 +89,9 @@ class ModularTask(Task):
         return Examples(tokens, self.labels(seed)[indices][:, None])
 
     def split_indices(self, size: float, split_seed: int) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "T"]]:
-        """The train and test pairs by number. As the authors do: Python's `random.seed(s)`, shuffle the pairs, and the
-        first int(frac p^2) are for training."""
-        order = self.pairs_defined.tolist()
-        random.Random(split_seed).shuffle(order)
-        n = self.n_train(size)
-        return np.array(order[:n]), np.array(order[n:])
+        """The train and test pairs by their lexicographic numbers."""
+        train, test = super().split_indices(size, split_seed)
+        return self.pairs_defined[train], self.pairs_defined[test]
 
     def split(self, size: float, seed: int, split_seed: int | None = None) -> tuple[Examples, Examples]:
         train, test = self.split_indices(size, seed if split_seed is None else split_seed)

@@ -79,7 +79,7 @@ class Sweep:
     Attributes:
         configs: one for each combination of the listed model fields, tasks and losses. Most sweeps have one.
         seeds: of every cell of the grid.
-        frac: the train fractions of the modular tasks.
+        frac: the train fractions of the tasks that list their examples.
         n_train: the numbers of train examples of the other tasks. None means unlimited data.
         weight_decay, lr, init_scale: the other axes (see `Run`).
         split_seed: one train/test split for all runs. None means that each run splits by its own seed.
@@ -125,14 +125,14 @@ class Sweep:
         return tuple(runs)
 
     def _runs_of(self, config: Config) -> Iterator[Run]:
-        modular, task = config.modular, make_task(config)
+        listed, task = config.listed, make_task(config)
         # Runs must not differ in what has no effect on them: the modulus of a task that has none, or the strength of a
         # regulariser that is not there.
-        config = config if modular else replace(config, p=Config.p)
+        config = config if config.modular else replace(config, p=Config.p)
         decays = (0.0,) if config.regulariser == "none" else self.weight_decay
-        sizes = self.frac if modular else self.n_train
+        sizes = self.frac if listed else self.n_train
         for size, decay, lr, scale, seed in itertools.product(sizes, decays, self.lr, self.init_scale, self.seeds):
-            frac = size if modular else None
+            frac = size if listed else None
             yield Run(config, seed, frac, task.n_train(size), decay, lr, scale, self.split_seed)
 
     def planned_epochs(self, run: Run) -> int:
@@ -386,14 +386,17 @@ def _check_lengths(sweep: Sweep) -> None:
 
 def _check_fields_of_tasks(sweep: Sweep, settings: dict[str, Any]) -> None:
     """Refuse a setting that no task of the sweep has."""
-    modular = [config.modular for config in sweep.configs]
+    listed = [config.listed for config in sweep.configs]
     refused = {}
-    if not any(modular):
-        refused = {"frac": "with a modular task; the size of the others is n_train", "p": "with a modular task"}
-    if all(modular):
-        refused = {
-            "n_train": "with addition<N>, induction or skip_trigram; the size of modular tasks is frac",
-            "n_test": "with a task that draws its examples; modular ones test all other pairs",
+    if not any(config.modular for config in sweep.configs):
+        refused["p"] = "with a modular task"
+    if not any(listed):
+        refused["frac"] = "with a task that lists its examples, as modular ones do; the size of the others is n_train"
+    if all(listed):
+        drawing = "with a task that draws its examples, such as addition<N> or induction"
+        refused |= {
+            "n_train": f"{drawing}; the size of the others is frac",
+            "n_test": f"{drawing}; the others test all that they do not train on",
         }
     for field, accepted in refused.items():
         if field in settings:
@@ -404,7 +407,7 @@ def _check_train_sizes(sweep: Sweep) -> None:
     """Refuse a size that leaves no train or no test example, or fewer train examples than a minibatch."""
     for config in sweep.configs:
         task = make_task(config)
-        for size in sweep.frac if config.modular else sweep.n_train:
+        for size in sweep.frac if config.listed else sweep.n_train:
             step_examples(config, task.n_train(size))
 
 

@@ -22,7 +22,7 @@ from jaxgrok.nets.model import Transformer, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.records import Status
 from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES, SEAL_STATES
-from jaxgrok.tasks import DrawnTask, make_config, make_task, modular_task, step_examples
+from jaxgrok.tasks import DrawnTask, ListedTask, make_config, make_task, step_examples
 
 if TYPE_CHECKING:
     from jaxgrok.training.layout import Plan
@@ -62,9 +62,12 @@ def block_of(config: Config) -> int:
 
 def n_test(config: Config, n_train: int | None) -> int:
     """The number of test examples beside this number of train examples. n_train None means unlimited data."""
-    if config.modular and n_train is not None:
-        return len(modular_task(config).pairs_defined) - n_train
-    return make_task(config).n_test(n_train)
+    task = make_task(config)
+    if isinstance(task, ListedTask):
+        assert n_train is not None  # a fraction of the list
+        return task.n_examples - n_train
+    assert isinstance(task, DrawnTask)
+    return task.n_test(n_train)
 
 
 # --- operations -------------------------------------------------------------------------------------------------------
@@ -244,6 +247,7 @@ def _excessive(config: Config, n_train: int | None) -> tuple[str, int | None]:
         "n_layers": config.n_layers / published.n_layers,
         "seq_len": task.n_ctx / usual.n_ctx,
         "p" if config.modular else "n_tokens": task.d_vocab / usual.d_vocab,
+        **({"task": task.d_vocab / make_task(Config()).d_vocab} if config.listed and not config.modular else {}),
     }
     if isinstance(task, DrawnTask) and isinstance(usual, DrawnTask):
         examples = "n_train" if config.batch_size is None else "batch_size"

@@ -30,7 +30,7 @@ from jaxgrok.training.gradients import grokfast, muon, orthograd, within_norm
 # The fold_in constants of a seed's PRNG streams. A new consumer takes 5: examples that are drawn once have 2
 # (tasks/drawn.py), and the sequences on which heads are measured have 4.
 INIT_STREAM, FRESH_STREAM, DROPOUT_STREAM = 0, 1, 3
-DEFAULT_FRAC = 0.3  # of the pairs of a modular task, in the paper's main experiment
+DEFAULT_FRAC = 0.3  # of all examples; of the pairs in the paper's main experiment
 
 
 class Scores(NamedTuple):
@@ -302,7 +302,7 @@ def train(
 ) -> tuple[TrainState, Curves]:
     """Train one run in memory; returns its final state and its curves. `sweep` trains many, and keeps files.
 
-    frac: the share of the pairs to train on, for a modular task; None means 0.3.
+    frac: the share of all examples to train on, for a task that lists them, as modular ones do; None means 0.3.
     n_train: the number of train examples, for any other task; None means unlimited data.
     split_seed: the seed of the split; None means the run's own.
     eval_every: epochs between evaluations; None means 10, or 1 % of a short run.
@@ -334,11 +334,11 @@ def train(
 def _run_of(config: Config, frac: float | None, n_train: int | None, seed: int, *numbers: Any) -> Run:
     """The run of these numbers. Raises BadInput if its size does not fit its task."""
     task = make_task(config)
-    wrong, value, right = ("n_train", n_train, "frac") if config.modular else ("frac", frac, "n_train")
+    wrong, value, right = ("n_train", n_train, "frac") if config.listed else ("frac", frac, "n_train")
     if value is not None:
         raise BadInput(wrong, value, f"{right}, with task {config.task}")
-    if config.modular:
+    if config.listed:
         frac = DEFAULT_FRAC if frac is None else frac
         n_train = task.n_train(frac)
-    step_examples(config, task.n_train(frac if config.modular else n_train))  # raises for a minibatch that is too large
+    step_examples(config, task.n_train(frac if config.listed else n_train))  # raises for a minibatch that is too large
     return Run(config, seed, frac, n_train, *numbers)

@@ -1,0 +1,58 @@
+"""The base of tasks whose examples are all listed, of which a fraction is for training and the rest for testing."""
+
+import functools
+import random
+from abc import abstractmethod
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from jaxgrok.config import BadInput
+from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
+
+
+class ListedTask(Task):
+    """A task that lists its examples. By default it has no parts, one target is counted, and it counts as generalised
+    at a test accuracy of 99 %."""
+
+    listed = True
+    parts, chance, counted, n_counted = (), (), 0, 1
+    criterion = Criterion(accuracy=GENERALISED)
+
+    @abstractmethod
+    def all_examples(self, seed: int) -> Examples:
+        """All examples, as numpy: the same for every seed but for labels that are drawn from it."""
+
+    @functools.cached_property
+    def n_examples(self) -> int:
+        """How many there are."""
+        return len(self.all_examples(0).tokens)
+
+    @property
+    def among(self) -> str:
+        """How many there are, and of what, in words."""
+        return str(self.n_examples)
+
+    def n_train(self, size: float) -> int:
+        n = int(size * self.n_examples)
+        if not 0 < n < self.n_examples:
+            accepted = f"a fraction that leaves train and test examples among the {self.among}"
+            raise BadInput("frac", size, accepted)
+        return n
+
+    def n_test(self, size: float) -> int:
+        return self.n_examples - self.n_train(size)
+
+    def split_indices(self, size: float, split_seed: int) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "T"]]:
+        """The train and test examples by number. As the authors do: Python's `random.seed(s)`, shuffle the examples,
+        and the first int(frac n) are for training."""
+        order = list(range(self.n_examples))
+        random.Random(split_seed).shuffle(order)
+        n = self.n_train(size)
+        return np.array(order[:n]), np.array(order[n:])
+
+    def split(self, size: float, seed: int, split_seed: int | None = None) -> tuple[Examples, Examples]:
+        examples = self.all_examples(seed)
+        train, test = self.split_indices(size, seed if split_seed is None else split_seed)
+        return tuple(jax.tree.map(lambda x, rows=rows: x[rows], examples) for rows in (train, test))
