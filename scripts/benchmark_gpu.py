@@ -103,7 +103,7 @@ def trainer(
         scores = loss = None
         for _ in range(steps // length):
             scores = None if every is None else functions.evaluate(state.params, test)
-            state, loss, _ = functions.advance(state, train, hyper, length)
+            state, loss, *_ = functions.advance(state, train, hyper, length)
         return scores, loss
 
     return advance, lambda: jax.tree.map(np.asarray, state.params)

@@ -69,7 +69,7 @@ def stacked(items):
 def test_fresh_examples_follow_from_the_data_seed_and_the_step(name):
     config = CONFIGS[name]
     state, hyper = start(config, lr=0)
-    after, losses, _ = programs(config)[1](state, None, hyper, STEPS)
+    after, losses, *_ = programs(config)[1](state, None, hyper, STEPS)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     fresh = [sampler(config)(epoch) for epoch in range(STEPS)]
     assert len({examples.tokens.tobytes() for examples in fresh}) == STEPS
@@ -82,7 +82,7 @@ def test_minibatches_go_through_the_train_examples_in_turn(name):
     config = CONFIGS[name]
     data, _ = make_task(config).split(10, 0)
     state, hyper = start(config, lr=0)
-    _, losses, _ = programs(config)[1](state, data, hyper, STEPS)
+    _, losses, *_ = programs(config)[1](state, data, hyper, STEPS)
     turns = [[(epoch * 6 + i) % 10 for i in range(6)] for epoch in range(STEPS)]
     expected = [mean_loss(config, state.params, jax.tree.map(lambda x, rows=rows: x[rows], data)) for rows in turns]
     np.testing.assert_allclose(losses, expected, rtol=1e-11)
@@ -95,7 +95,7 @@ def test_minibatches_of_many_examples_late_in_a_run():
     config, n, epoch = CONFIGS["skip_trigram"], 70_000, 69_999
     examples = jax.jit(make_task(config).sample, static_argnums=1)(jax.random.key(0), n)
     state, hyper = start(config, lr=0)
-    _, losses, _ = programs(dataclasses.replace(config, batch_size=40_000))[1](
+    _, losses, *_ = programs(dataclasses.replace(config, batch_size=40_000))[1](
         state._replace(epoch=jnp.int32(epoch)), examples, hyper, 1
     )
     rows = (epoch * 40_000 + np.arange(40_000)) % n
@@ -108,10 +108,10 @@ def test_entry_e_is_on_the_examples_of_step_e_after_e_updates():
     config = CONFIGS["skip_trigram"]
     state, hyper = start(config)
     advance = programs(config)[1]
-    _, losses, _ = advance(state, None, hyper, STEPS)
+    _, losses, *_ = advance(state, None, hyper, STEPS)
     for epoch in range(STEPS):
         assert losses[epoch] == pytest.approx(mean_loss(config, state.params, sampler(config)(epoch)), rel=1e-10)
-        state, _, _ = advance(state, None, hyper, 1)
+        state, *_ = advance(state, None, hyper, 1)
     assert int(state.epoch) == STEPS
 
 
@@ -130,7 +130,7 @@ def test_train_takes_the_data_of_the_split_seed():
         config, seed=SEED, weight_decay=0.5, lr=1e-2, epochs=STEPS, split_seed=DATA_SEED, eval_every=STEPS
     )
     state, hyper = start(config)
-    _, losses, _ = programs(config)[1](state, None, hyper, STEPS)
+    _, losses, *_ = programs(config)[1](state, None, hyper, STEPS)
     np.testing.assert_allclose(curves.train_loss, losses, rtol=1e-11)  # compiled for other intervals
     _, test = make_task(config).split(None, DATA_SEED)
     assert curves.test_loss[0] == pytest.approx(mean_loss(config, state.params, test), rel=1e-11)
@@ -167,10 +167,10 @@ def test_fresh_data_and_dropout_do_not_depend_on_blocks_or_interruptions(config,
     advance = programs(config)[1]
     whole = advance(state, data, hyper, STEPS)
     # Six examples in blocks of three.
-    _, blocked, _ = programs(config, 4)[1](state, data, hyper, STEPS)
+    _, blocked, *_ = programs(config, 4)[1](state, data, hyper, STEPS)
     np.testing.assert_allclose(blocked, whole[1], rtol=1e-10)
-    early, first, _ = advance(state, data, hyper, 3)
-    late, then, _ = advance(jax.tree.map(np.asarray, early), data, hyper, STEPS - 3)
+    early, first, *_ = advance(state, data, hyper, 3)
+    late, then, *_ = advance(jax.tree.map(np.asarray, early), data, hyper, STEPS - 3)
     np.testing.assert_array_equal(np.concatenate([first[:3], then[: STEPS - 3]]), whole[1])
     jax.tree.map(np.testing.assert_array_equal, late, whole[0])
 

@@ -127,7 +127,7 @@ def test_a_trick_changes_training_and_resumes(fields, tmp_path):
     for c in (config, plain):
         program, run = make_program(c, 6), Run(c, frac=0.5)
         train, _ = program.task.split(0.5, 0)
-        state, losses, _ = program.advance(program.init(run.hyper()), train, run.hyper(), 6)
+        state, losses, *_ = program.advance(program.init(run.hyper()), train, run.hyper(), 6)
         assert np.isfinite(losses).all()
         states.append(state)
     differ = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), *(state.params for state in states))

@@ -111,7 +111,7 @@ def test_steps_against_the_optimiser_written_out(optimizer, regulariser, fields)
             v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
             towards = jax.tree.map(lambda m, v: m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.98**t)) + 1e-8), m, v)  # noqa: B023
         params = jax.tree.map(lambda p, u: p - rate * (u + decay * p), params, towards)  # noqa: B023
-    ours, recorded, _ = jax.jit(program.advance)(state, data, hyper, 3)
+    ours, recorded, *_ = jax.jit(program.advance)(state, data, hyper, 3)
     for a, b in zip(jax.tree.leaves(ours.params), jax.tree.leaves(params)):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(recorded, losses, rtol=1e-12)  # without what the regulariser adds
@@ -150,6 +150,28 @@ def test_entry_e_is_the_loss_after_e_updates():
         assert curves.test_loss[at] == pytest.approx(float(evaluate(early.params, test_set)[0]), rel=1e-12)
 
 
+@pytest.mark.parametrize(("loss", "factor"), [("float32", 200), ("float64", 400), ("exact", 1500)])
+def test_the_zero_share_counts_losses_that_rounding_has_made_zero(loss, factor):
+    """log_softmax is zero where the right logit leads by more than the dtype resolves; the exact loss, where softplus
+    underflows. The factor of the weights is such that some losses are zero and others are not."""
+    config = dataclasses.replace(SMALL, dtype="float32", loss=loss)
+    params = jax.jit(make_program(SMALL).init)(Run(SMALL).hyper()).params
+    params = jax.tree.map(lambda w: np.asarray(w, np.float32), params)
+    params["unembed"]["W_U"] = params["unembed"]["W_U"] * np.float32(factor)
+    _, curves = train(config, params=params, epochs=1, frac=0.7)
+    examples, _ = make_task(config).split(0.7, 0)
+    logits = np.array(make_model(config, make_task(config)).apply({"params": params}, examples.tokens)[0][:, 0])
+    right = np.take_along_axis(logits, examples.targets, axis=1)[:, 0]
+    np.put_along_axis(logits, examples.targets, -np.inf, axis=1)
+    # In float64: what is left of the probability of the wrong classes.
+    with np.errstate(over="ignore"):
+        wrong = np.exp(logits.astype(np.float64) - right[:, None]).sum(axis=1)
+    smallest = {"float32": 2.0**-24, "float64": 2.0**-53, "exact": 2.0**-149}[loss]
+    expected = (wrong < smallest).mean()
+    assert 0 < expected < 1
+    assert curves.train_zero[0] == pytest.approx(expected, abs=1.5 / len(right))
+
+
 def test_longer_is_a_continuation():
     _, short = train(SMALL, epochs=20, eval_every=10)
     _, long = train(SMALL, epochs=40, eval_every=10)
@@ -173,15 +195,15 @@ def test_vmapped_is_single_and_a_permutation_permutes(fields):
         hyper = stacked([hypers[i] for i in order])
         return advance(jax.jit(jax.vmap(program.init))(hyper), stacked([sets[i] for i in order]), hyper, 10)
 
-    state, losses, _ = batch([0, 1, 2])
+    state, losses, *_ = batch([0, 1, 2])
     init, single = jax.jit(program.init), jax.jit(program.advance)
     for i in range(3):
-        alone, loss, _ = single(init(hypers[i]), sets[i], hypers[i], 10)
+        alone, loss, *_ = single(init(hypers[i]), sets[i], hypers[i], 10)
         # The same float64 sums in another order.
         np.testing.assert_allclose(losses[i], loss, rtol=1e-12)
         for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params)):
             np.testing.assert_allclose(a[i], b, rtol=1e-9, atol=1e-12)
-    _, permuted, _ = batch([2, 0, 1])
+    _, permuted, *_ = batch([2, 0, 1])
     assert_equal_in_any_row(permuted, losses[np.array([2, 0, 1])])
 
 

@@ -45,6 +45,7 @@ def _name_of(event: str, cells: Sequence[Cell]) -> str:
 @styled
 def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
     """Loss and accuracy of every run of a cell (thin), their median (thick), and when the runs memorised and grokked.
+    Where train losses round to exactly zero, also the median share of the targets with such a loss (dotted).
 
     Of more than MOST_LINES runs only every n-th is drawn thin. Ticks at the foot are runs. Dashed lines are the medians
     of the events, and shades their 95 % intervals.
@@ -54,6 +55,7 @@ def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
     figure, (loss, accuracy) = make_figure(7, 5.6, rows=2, sharex=True, height_ratios=(3, 2))
     panels = {"train_loss": loss, "test_loss": loss, "train_acc": accuracy, "test_acc": accuracy}
     samples: dict[str, list[Curve]] = {name: [] for name in panels}
+    zeros: list[Curve] = []
     ends: list[int] = []
     shared_epochs: dict[tuple[str, int], np.ndarray] = {}  # runs of one length need not keep their own
     every = -(-len(cell.records) // MOST_LINES)
@@ -66,6 +68,12 @@ def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
             samples[name].append((shared_epochs.setdefault((name, of_run.last_epoch), at), sample))
             if number % every == 0:
                 axes.plot(*thinned(epochs + 1, values), color=_colour_of(name), **THIN)
+        if of_run.train_zero is not None:
+            zeros.append(sampled(of_run.epoch_eval, of_run.train_zero))
+    if any(np.nansum(share) for _, share in zeros):
+        epochs, middle = median_over_runs(zeros)
+        accuracy.plot(epochs + 1, middle, color="0.3", ls=":", lw=1.6, label="train losses that are exactly zero")
+        accuracy.legend(loc="upper left")
     for name, axes in panels.items():
         epochs, middle = median_over_runs(samples[name])
         part = name.split("_")[0]

@@ -24,6 +24,7 @@ from jaxgrok.nets.weight_files import check_sizes
 from jaxgrok.store.schedule import schedule
 
 CURVES = ("train_loss", "test_loss", "train_acc", "test_acc")
+LATER = ("train_zero",)  # missing in directories of earlier versions: NaN there
 PART_CURVES = ("test_answer_acc", "test_part_loss", "test_part_acc")
 # What numpy raises for a file that is damaged, cut short, or not its own. RuntimeError: it seems to be encrypted.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -34,6 +35,7 @@ class RunCurves:
     """One run's curves up to its last epoch. Entry e of a curve is the value after e updates.
 
     epoch_train, train_loss: at every recorded epoch. epoch_eval, test_loss, train_acc, test_acc: at every evaluation.
+    train_zero: the share of the train targets whose loss is exactly zero, likewise; NaN or None if it was not recorded.
     test_answer_acc: the share of test examples whose counted targets are all right. test_part_loss, test_part_acc: of
     each part of the task. These three are None in a sweep whose tasks have no parts. last_epoch: updates done.
     """
@@ -45,6 +47,7 @@ class RunCurves:
     train_acc: Float[np.ndarray, "E"]
     test_acc: Float[np.ndarray, "E"]
     last_epoch: int
+    train_zero: Float[np.ndarray, "E"] | None = None
     test_answer_acc: Float[np.ndarray, "E"] | None = None
     test_part_loss: Float[np.ndarray, "E parts"] | None = None
     test_part_acc: Float[np.ndarray, "E parts"] | None = None
@@ -63,7 +66,8 @@ EMPTY = RunCurves(_NONE.astype(int), _NONE, _NONE.astype(int), _NONE, _NONE, _NO
 class SweepCurves:
     """The curves of several runs, each in a row. Values that were not recorded are NaN.
 
-    train_loss [R, epochs / train_every]; test_loss, train_acc, test_acc [R, evaluations]; last_epoch [R]: updates done;
+    train_loss [R, epochs / train_every]; test_loss, train_acc, test_acc, train_zero [R, evaluations]; last_epoch [R]:
+    updates done;
     ended [R]: whether a run has settled or diverged and trains no further. In a sweep whose tasks have at most
     n_parts > 0 parts also test_answer_acc [R, evaluations] and test_part_loss, test_part_acc [R, evaluations, n_parts].
     """
@@ -75,7 +79,7 @@ class SweepCurves:
         self.epoch_train = np.arange(0, epochs, train_every)
         self.epoch_eval = np.array(schedule(epochs, eval_every))
         self._eval_index = {int(epoch): i for i, epoch in enumerate(self.epoch_eval)}
-        self.names = (*CURVES, *PART_CURVES) if n_parts else CURVES
+        self.names = (*CURVES, *LATER, *(PART_CURVES if n_parts else ()))
         for name in self.names:
             setattr(self, name, np.full((n_runs, *self._shape_of(name)), np.nan, dtype))
         self.last_epoch = np.zeros(n_runs, np.int64)
@@ -85,6 +89,7 @@ class SweepCurves:
     test_loss: Float[np.ndarray, "R E"]
     train_acc: Float[np.ndarray, "R E"]
     test_acc: Float[np.ndarray, "R E"]
+    train_zero: Float[np.ndarray, "R E"]
     test_answer_acc: Float[np.ndarray, "R E"]
     test_part_loss: Float[np.ndarray, "R E parts"]
     test_part_acc: Float[np.ndarray, "R E parts"]
@@ -104,11 +109,12 @@ class SweepCurves:
         epoch: int,
         train_loss: Float[np.ndarray, "rows steps"],
         train_acc: Float[np.ndarray, "rows"],
+        train_zero: Float[np.ndarray, "rows"],
         evaluation: Any,
     ) -> None:
         """Record one interval, which starts at `epoch`, for the runs that the given rows of a batch hold.
 
-        train_acc: at the start of the interval. evaluation: the `Scores` of the test examples there, [row], or None.
+        train_acc, train_zero: at the start of the interval. evaluation: the `Scores` of the test examples there, [row], or None.
         """
         steps = train_loss.shape[1]
         first = -(-epoch // self.train_every)
@@ -117,7 +123,7 @@ class SweepCurves:
             self.train_loss[np.ix_(runs, at)] = train_loss[rows][:, at * self.train_every - epoch]
         if evaluation is not None:
             index = self._eval_index[epoch]
-            self.train_acc[runs, index] = train_acc[rows]
+            self.train_acc[runs, index], self.train_zero[runs, index] = train_acc[rows], train_zero[rows]
             loss, accuracy, answers, *parts = (np.asarray(x)[rows] for x in evaluation)
             self.test_loss[runs, index], self.test_acc[runs, index] = loss, accuracy
             if self.n_parts:
@@ -138,6 +144,8 @@ class SweepCurves:
         """Take over what `between` gave. Raises ValueError if it does not fit these runs and epochs."""
         for name in self.names:
             here = getattr(self, name)[:, self._between(name, start, stop)]
+            if name in LATER and name not in recorded:
+                continue
             if name not in recorded or recorded[name].shape != here.shape:
                 raise ValueError(f"the curve {name} does not fit")
             here[:] = recorded[name]
@@ -178,7 +186,7 @@ class SweepCurves:
         return row
 
     def copy_from(self, path: Path) -> None:
-        """Take over the curves in a file written by `save`, as far as both know the same runs and epochs.
+        """Take over the curves in a file of version 0.1.0, as far as both know the same runs and epochs.
 
         Raises BadInput, and names the file, if it is missing, damaged or not such a file.
         """
@@ -198,7 +206,7 @@ class SweepCurves:
             raise ValueError("its axes are not lists")
         n = min(len(theirs["last_epoch"]), len(self.last_epoch))
         for name in self.names:
-            if name not in stored and name in PART_CURVES:
+            if name in LATER or (name not in stored and name in PART_CURVES):
                 continue
             axis = "epoch_train" if name == "train_loss" else "epoch_eval"
             values = stored[name]

@@ -1,7 +1,7 @@
 """Operations on the elements of a group: the tokens x, y and "=", the answer read at "="; or x and y alone.
 
 Worked example, s3: the six permutations of (0, 1, 2) in lexicographic order are the tokens 0 to 5, and 6 is "=". xy is
-x after y: i goes to x[y[i]]. Token 1 is (0, 2, 1) and token 2 is (1, 0, 2), so x = 1, y = 2 sends 0 to 2, 1 to 0 and 2 to
+x after y: i goes to x[y[i]]. Token 1 is (0, 2, 1) and token 2 is (1, 0, 2), so x = 1, y = 2 sends 0 to 2, 1 to 0, 2 to
 1: it is (2, 0, 1), token 4.
 """
 

@@ -63,7 +63,7 @@ def compiled(config: Config, eval_every: int, devices: Devices) -> Compiled:
 class Interval(NamedTuple):
     """An interval of training that was dispatched; the arrays are on the devices, and may not be computed yet.
 
-    epoch: the interval's first. train_loss, train_acc: entries past `steps` are NaN. evaluation: of the test examples
+    epoch: the interval's first. train_loss and the like: entries past `steps` are NaN. evaluation: of the test examples
     before the interval, or None if none is due there. Each is a list with an entry per group of rows.
     """
 
@@ -71,6 +71,7 @@ class Interval(NamedTuple):
     steps: int
     train_loss: list[Float[Array, "rows max_steps"]]
     train_acc: list[Float[Array, "rows max_steps"]]
+    train_zero: list[Float[Array, "rows max_steps"]]
     evaluation: list[Scores] | None
 
 
@@ -234,17 +235,16 @@ class LiveBatch:
 
     def advance(self) -> Interval:
         """Dispatch the interval from here to the next evaluation or checkpoint."""
-        epoch, losses, accuracies, evaluations = self.epoch, [], [], []
+        epoch, curves, evaluations = self.epoch, [], []
         steps = int(self._marks[np.searchsorted(self._marks, epoch, side="right")]) - epoch
         for group in self.groups:
             if epoch in self.evaluations:
                 evaluations.append(self.compiled.evaluate(group.state.params, group.test))
-            group.state, loss, accuracy = self.compiled.advance(group.state, group.train, group.hyper, steps)
-            losses.append(loss)
-            accuracies.append(accuracy)
+            group.state, *of_train = self.compiled.advance(group.state, group.train, group.hyper, steps)
+            curves.append(of_train)
         self.compiled.shapes.add(self._shape)
         self.epoch += steps
-        return Interval(epoch, steps, losses, accuracies, evaluations or None)
+        return Interval(epoch, steps, *map(list, zip(*curves)), evaluation=evaluations or None)
 
     def params(self) -> Any:
         """The parameters of the live rows, copied to the host."""

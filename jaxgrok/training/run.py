@@ -145,8 +145,12 @@ class Program:
 
     def advance(
         self, state: TrainState, train: Examples | None, hyper: Hyper, n_steps: Int[Array, ""] | int
-    ) -> tuple[TrainState, Float[Array, "max_steps"], Float[Array, "max_steps"]]:
-        """(the state after n_steps more steps, the loss and the accuracy of each step). Entries past n_steps are NaN.
+    ) -> tuple[TrainState, Float[Array, "max_steps"], Float[Array, "max_steps"], Float[Array, "max_steps"]]:
+        """(the state after n_steps more steps; the loss, the accuracy and the zero share of each step). Entries past
+        n_steps are NaN.
+
+        The zero share is that of the targets whose loss has rounded to exactly zero, so that they have no gradient any
+        more (Prieto et al. 2025: softmax collapse).
 
         train: the train examples; None means fresh ones every step.
         """
@@ -155,12 +159,12 @@ class Program:
 
         @at_precision(config.matmul_precision)
         def body(i, carry):
-            state, losses, accuracies = carry
-            state, loss, accuracy = self._step(state, train, hyper)
-            return state, losses.at[i].set(loss), accuracies.at[i].set(accuracy)
+            state, *curves = carry
+            state, *values = self._step(state, train, hyper)
+            return (state, *(curve.at[i].set(value) for curve, value in zip(curves, values, strict=True)))
 
         blank = jnp.full((self.max_steps,), jnp.nan, loss_dtype)
-        return jax.lax.fori_loop(0, n_steps, body, (state, blank, blank))
+        return jax.lax.fori_loop(0, n_steps, body, (state, blank, blank, blank))
 
     def evaluate(self, params: Params, examples: Examples) -> Scores:
         """How a network does on examples."""
@@ -225,8 +229,8 @@ class Program:
         key = jax.random.fold_in(jax.random.key(hyper.seed), DROPOUT_STREAM)
         return jax.random.split(jax.random.fold_in(key, epoch), n)
 
-    def _step(self, state: TrainState, train: Examples | None, hyper: Hyper) -> tuple[TrainState, Any, Any]:
-        """One update: (the state after it, its loss, its accuracy)."""
+    def _step(self, state: TrainState, train: Examples | None, hyper: Hyper) -> tuple[TrainState, Any, Any, Any]:
+        """One update: (the state after it; its loss, accuracy and zero share)."""
         examples = self._examples_of(state.epoch, train, hyper)
         n = len(examples.tokens)
         keys = self._dropout_keys(state.epoch, hyper, n)
@@ -234,13 +238,15 @@ class Program:
 
         def sums(prepared, examples, keys):
             loss, right = self._losses(prepared, examples, keys, self.config.loss)
-            return self._counted(loss, examples).sum(), self._counted(right, examples).sum()
+            is_zero = (loss == 0).astype(loss.dtype)
+            counted, *others = (self._counted(x, examples).sum() for x in (loss, right, is_zero))
+            return counted, others
 
         def with_gradient(block):
             return jax.value_and_grad(sums, has_aux=True)(prepared, *block)
 
         total = sum_over_blocks(with_gradient, (examples, keys), self.block)
-        (loss, accuracy), slopes = jax.tree.map(lambda x: x / (n * self.task.n_counted), total)
+        (loss, (accuracy, zero)), slopes = jax.tree.map(lambda x: x / (n * self.task.n_counted), total)
         (grads,) = pull_back(slopes)
         # Optax's Adam computes float ** integer, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
@@ -248,7 +254,7 @@ class Program:
         params: Any = optax.apply_updates(state.params, updates)
         if self.config.max_norm is not None:
             params = within_norm(params, self.config.max_norm)
-        return TrainState(params, opt_state, state.epoch + 1), loss, accuracy
+        return TrainState(params, opt_state, state.epoch + 1), loss, accuracy, zero
 
 
 def x64_is_on() -> bool:
@@ -272,12 +278,13 @@ def make_program(config: Config, max_steps: int = 10, block: int | None = None) 
 class Curves(NamedTuple):
     """The curves of one run that was trained in memory.
 
-    train_loss, train_acc: at every epoch. epoch_eval: the epochs of the evaluations. The others are the `Scores` of the
-    test examples at these.
+    train_loss, train_acc, train_zero: at every epoch (`Program.advance`). epoch_eval: the epochs of the evaluations. The
+    others are the `Scores` of the test examples at these.
     """
 
     train_loss: Float[np.ndarray, "T"]
     train_acc: Float[np.ndarray, "T"]
+    train_zero: Float[np.ndarray, "T"]
     test_loss: Float[np.ndarray, "E"]
     test_acc: Float[np.ndarray, "E"]
     test_answer_acc: Float[np.ndarray, "E"]
@@ -324,10 +331,10 @@ def train(
     rows = []
     for epoch, stop in zip(evals, [*evals[1:], epochs]):
         test = evaluate(state.params, test_set)
-        state, loss, accuracy = advance(state, train_set, hyper, stop - epoch)
-        rows.append((loss[: stop - epoch], accuracy[: stop - epoch], *test))
-    loss, accuracy, *scores = (list(map(np.asarray, column)) for column in zip(*rows))
-    curves: list[Any] = [np.concatenate(loss), np.concatenate(accuracy), *map(np.array, scores)]
+        state, *of_train = advance(state, train_set, hyper, stop - epoch)
+        rows.append((*(x[: stop - epoch] for x in of_train), *test))
+    loss, accuracy, zero, *scores = (list(map(np.asarray, column)) for column in zip(*rows))
+    curves: list[Any] = [*map(np.concatenate, (loss, accuracy, zero)), *map(np.array, scores)]
     return state, Curves(*curves, epoch_eval=np.array(evals))
 
 

@@ -424,12 +424,13 @@ class _Training:
         while len(self.pending) > keep:
             interval = self.pending.popleft()
             rows, steps = batch.live_rows, interval.steps
-            loss, accuracy = (joined(x)[:, :steps] for x in (interval.train_loss, interval.train_acc))
-            # The accuracy of minibatches is the mean over a cycle through the train set, if the interval is that long.
-            accuracy = accuracy[:, : min(steps, batch.cycle)].mean(axis=1)
+            of_train = (interval.train_loss, interval.train_acc, interval.train_zero)
+            loss, accuracy, zero = (joined(x)[:, :steps] for x in of_train)
+            # Of minibatches these are means over a cycle through the train set, if the interval is that long.
+            accuracy, zero = (x[:, : min(steps, batch.cycle)].mean(axis=1) for x in (accuracy, zero))
             evaluation = None if interval.evaluation is None else joined(interval.evaluation)
             members = self._rows(batch.live_runs)
-            self.curves.record(members, rows, interval.epoch, loss, accuracy, evaluation)
+            self.curves.record(members, rows, interval.epoch, loss, accuracy, zero, evaluation)
             self.standing.last_epoch[batch.live_runs] = self.curves.last_epoch[members]
             self.watch.advanced(self.standing, self.plan, len(rows) * steps)
 
