@@ -41,7 +41,7 @@ CHOICES = {
     "task": NAMES,
     "arch": ("transformer", "attn_only", "mlp"),
     "act": ("relu", "gelu", "square"),
-    "optimizer": ("adam", "sgd", "lion", "muon"),
+    "optimizer": ("adam", "sgd", "lion", "muon", "schedule_free"),
     "regulariser": ("weight_decay", "l2", "l1", "none"),
     "loss": ("exact", "float64", "float32", "stablemax"),
     "dtype": ("float32", "float64"),
@@ -54,6 +54,7 @@ CHOICES = {
 _SMALLEST = {
     **{"p": 2, "n_layers": 1, "n_heads": 1, "d_model": 1, "d_mlp": 1, "warmup_steps": 0},
     **{"n_ctx": 1, "seq_len": 3, "repeat_len": 2, "n_repeats": 2, "n_tokens": 2, "batch_size": 1, "n_test": 1},
+    "grokfast_window": 1,
 }
 MAX_EPOCHS = 10_000_000  # every recorded epoch takes memory
 MAX_EXAMPLES = 1_000_000  # train and test examples are drawn before training starts
@@ -63,7 +64,7 @@ MAX_WIDTH = 1_000_000
 _LARGEST = {
     **{"p": 2000, "n_layers": 1000, "n_heads": MAX_WIDTH, "d_model": MAX_WIDTH, "d_mlp": MAX_WIDTH},
     **{"n_ctx": 100_000, "seq_len": 100_000, "repeat_len": 100_000, "n_repeats": 100_000, "n_tokens": MAX_WIDTH},
-    **{"warmup_steps": 2**31 - 1, "batch_size": MAX_EXAMPLES, "n_test": MAX_EXAMPLES},
+    **{"warmup_steps": 2**31 - 1, "batch_size": MAX_EXAMPLES, "n_test": MAX_EXAMPLES, "grokfast_window": 10_000},
 }
 # Fields that only some tasks have.
 _OF_TASKS = {
@@ -129,6 +130,7 @@ class Config:
     n_test: test examples of a task that draws them. None means the task's own number.
     optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 are terms of the loss. The run's `weight_decay`
         is the strength of whichever regulariser there is. muon is for matrices between layers, and adam for all else.
+        schedule_free is schedule-free AdamW, whose average is what is evaluated and saved.
     loss: `exact` works in the parameters' own dtype, `float64` casts the logits and takes log_softmax as the authors
         do, `float32` takes log_softmax in float32. `stablemax` has another function in place of the exponential
         (`nets.loss`).
@@ -141,9 +143,11 @@ class Config:
     attn_coeff: c in c softmax + (1 - c), the weight of each position that is seen: 1 is softmax attention, 0 gives
         every position the weight 1 (Zhong et al. 2023, "The Clock and the Pizza").
     tied: whether W_U is the transpose of W_E.
-    grokfast: the factor of Grokfast-EMA, 0 for none; grokfast_alpha: its memory. orthograd: whether gradients are made
+    grokfast: the factor of Grokfast, 0 for none. grokfast_alpha: the memory of its moving average. grokfast_window: how
+        many gradients it averages instead; None means the moving average. orthograd: whether gradients are made
         orthogonal to the weights. max_norm: the most that the norm of all weights may be; None means no bound
         (`training.gradients` has the equations).
+    label_smoothing: the share of each target that is spread over all classes in training.
 
     Raises BadInput for a value outside its range, and names the field.
     """
@@ -182,6 +186,8 @@ class Config:
     grokfast_alpha: float = 0.98
     orthograd: str = "no"
     max_norm: float | None = None
+    label_smoothing: float = 0.0
+    grokfast_window: int | None = None
 
     def __post_init__(self):
         for name in CHOICES:
@@ -192,7 +198,7 @@ class Config:
         for name in _SMALLEST:
             if getattr(self, name) is not None or name not in MAY_BE_NONE:
                 object.__setattr__(self, name, _whole(name, getattr(self, name)))
-        for name in ("b1", "b2", "eps", "dropout", "grokfast_alpha"):
+        for name in ("b1", "b2", "eps", "dropout", "grokfast_alpha", "label_smoothing"):
             number = _real(name, getattr(self, name), "a number in [0, 1)", lambda x: 0 <= x < 1)
             object.__setattr__(self, name, number)
         factor = _real("residual_factor", self.residual_factor, "a number > 0", lambda x: x > 0)
@@ -229,8 +235,16 @@ class Config:
         if self.orthograd == "yes" and self.regulariser in ("l2", "l1"):
             accepted = "weight_decay or none with orthograd, which takes l2 out of the gradient"
             raise BadInput("regulariser", self.regulariser, accepted)
-        if self.grokfast_alpha != CONFIG_FIELDS["grokfast_alpha"].default and not self.grokfast:
-            raise BadInput("grokfast_alpha", self.grokfast_alpha, "with a grokfast above 0")
+        for name in ("grokfast_alpha", "grokfast_window"):
+            if getattr(self, name) != CONFIG_FIELDS[name].default and not self.grokfast:
+                raise BadInput(name, getattr(self, name), "with a grokfast above 0")
+        if self.grokfast_window is not None and self.grokfast_alpha != CONFIG_FIELDS["grokfast_alpha"].default:
+            raise BadInput("grokfast_alpha", self.grokfast_alpha, "without grokfast_window, an average of another kind")
+        if self.optimizer == "schedule_free":
+            if self.b1 == 0:
+                raise BadInput("b1", self.b1, "a number above 0 with optimizer schedule_free")
+            if self.max_norm is not None:
+                raise BadInput("max_norm", self.max_norm, "with another optimizer than schedule_free")
         if is_operation and "/" in self.task and not is_prime(self.p):
             raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
         if self.n_ctx is not None and self.listed:

@@ -8,7 +8,7 @@ import pytest
 import jaxgrok
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.training.gradients import grokfast, muon, orthograd, within_norm
+from jaxgrok.training.gradients import grokfast, grokfast_of_window, muon, orthograd, within_norm
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program
 from jaxgrok.training.sweep import sweep
@@ -30,6 +30,65 @@ def test_grokfast_adds_the_moving_average_that_starts_at_the_first_gradient(rng)
         found, state = transform.update(g, state, weights)
         expected = jax.tree.map(lambda g, m: g + factor * m, g, average)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), found, expected)
+
+
+def test_grokfast_of_a_window_adds_the_mean_of_its_gradients_once_it_is_full(rng):
+    window, factor = 3, 2.5
+    transform, weights = grokfast_of_window(window, factor), tree(rng)
+    state, seen = transform.init(weights), []
+    for step in range(1, 9):
+        seen.append(g := tree(rng))
+        found, state = transform.update(g, state, weights)
+        expected = g
+        if step >= window:
+            mean = jax.tree.map(lambda *of: sum(of) / window, *seen[-window:])
+            expected = jax.tree.map(lambda g, m: g + factor * m, g, mean)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), found, expected)
+
+
+def test_schedule_free_is_its_equations():
+    """Defazio et al. 2024: gradients at y = (1 - b) z + b x, steps of z without momentum, and x the average of z,
+    weighted by the square of the largest learning rate so far."""
+    fields = {**SMALL, "optimizer": "schedule_free", "warmup_steps": 3}
+    config = Config(**fields)
+    program, run = make_program(config, 1), Run(config, frac=0.5, weight_decay=0.3, lr=0.02)
+    plain = make_program(Config(**SMALL, optimizer="sgd", b1=0.0, regulariser="none", warmup_steps=0), 1)
+    train, _ = program.task.split(0.5, 0)
+    state = program.init(run.hyper())
+    x = z = state.params
+    v, weights, most = jax.tree.map(np.zeros_like, x), 0.0, 0.0
+    for step in range(6):
+        y = jax.tree.map(lambda z, x: 0.1 * z + 0.9 * x, z, x)
+        one = Run(plain.config, lr=1.0).hyper()
+        moved, *_ = plain.advance(plain.start(y, one), train, one, 1)
+        g = jax.tree.map(lambda y, after: np.asarray(y - after), y, moved.params)
+        v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
+        lr = 0.02 * min(step / 3, 1)
+        z = jax.tree.map(
+            lambda z, y, g, v, lr=lr, step=step: (
+                z - lr * (g / (np.sqrt(v / (1 - 0.98 ** (step + 1))) + 1e-8) + 0.3 * y)
+            ),
+            *(z, y, g, v),
+        )
+        most = max(most, 0.02 * min((step + 1) / 3, 1))  # optax counts these from 1
+        weights += most**2
+        share = most**2 / weights
+        x = jax.tree.map(lambda x, z, share=share: (1 - share) * x + share * z, x, z)
+        state, *_ = program.advance(state, train, run.hyper(), 1)
+        jax.tree.map(lambda ours, x: np.testing.assert_allclose(ours, x, rtol=1e-8, atol=1e-10), state.params, x)
+
+
+@pytest.mark.parametrize("mode", ["exact", "float64", "stablemax"])
+def test_smoothed_labels_are_their_equation(mode, rng):
+    logits, targets, s = 3 * rng.normal(size=(20, 7)), rng.integers(7, size=20), 0.2
+    share = np.full((20, 7), s / 7)
+    share[np.arange(20), targets] += 1 - s
+    scores = (
+        np.where(logits >= 0, logits + 1, 1 / (1 - np.minimum(logits, 0))) if mode == "stablemax" else np.exp(logits)
+    )
+    expected = -(share * np.log(scores / scores.sum(axis=1, keepdims=True))).sum(axis=1)
+    np.testing.assert_allclose(cross_entropy(logits, targets, mode, s), expected, rtol=1e-12)
+    np.testing.assert_array_equal(cross_entropy(logits, targets, mode, 0), cross_entropy(logits, targets, mode))
 
 
 def test_orthograd_is_across_the_weights_and_as_long_as_the_gradient(rng):
@@ -116,11 +175,12 @@ def test_stablemax_is_its_equation_and_keeps_small_losses(dtype, rng):
 
 FIELDS = (
     *({"grokfast": 2.0}, {"orthograd": "yes"}, {"max_norm": 3.0}, {"loss": "stablemax"}, {"optimizer": "lion"}),
-    {"optimizer": "muon"},
+    *({"optimizer": "muon"}, {"optimizer": "schedule_free"}, {"label_smoothing": 0.1}),
+    {"grokfast": 2.0, "grokfast_window": 3},
 )
 
 
-@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, *fields.items())))
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "-".join(map(str, fields.values())))
 def test_a_trick_changes_training_and_resumes(fields, tmp_path):
     config, plain = Config(**SMALL, **fields), Config(**SMALL)
     states = []
@@ -149,6 +209,12 @@ def test_a_trick_changes_training_and_resumes(fields, tmp_path):
         ({"grokfast_alpha": 1.0}, "grokfast_alpha"),
         ({"grokfast_alpha": 0.9}, "grokfast_alpha"),
         ({"max_norm": 0.0}, "max_norm"),
+        ({"grokfast_window": 3}, "grokfast_window"),
+        ({"grokfast_window": 0, "grokfast": 2.0}, "grokfast_window"),
+        ({"grokfast_window": 3, "grokfast": 2.0, "grokfast_alpha": 0.9}, "grokfast_alpha"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"optimizer": "schedule_free", "max_norm": 3.0}, "max_norm"),
+        ({"optimizer": "schedule_free", "b1": 0.0}, "b1"),
         ({"optimizer": "muon", "arch": "mlp"}, "optimizer"),
         ({"orthograd": "yes", "regulariser": "l2"}, "regulariser"),
     ],

@@ -39,6 +39,8 @@ RARE = frozenset(
         "grokfast_alpha",
         "orthograd",
         "max_norm",
+        "label_smoothing",
+        "grokfast_window",
         "matmul_precision",
     }
 )
@@ -148,7 +150,7 @@ def add_run_flags(p: Parser) -> None:
     optimiser = p.add_argument_group("optimiser; a comma list of values makes an axis of the grid")
     optimizers = (
         f"{' '.join(CHOICES['optimizer'])} (default adam; sgd has momentum b1; lion wants a tenth of Adam's --lr; "
-        "muon is for the matrices between layers)"
+        "muon is for the matrices between layers; schedule_free is AdamW with an average in place of momentum)"
     )
     optimiser.add_argument("--optimizer", metavar="NAME", help=optimizers)
     regularisers = " ".join(CHOICES["regulariser"])
@@ -163,6 +165,10 @@ def add_run_flags(p: Parser) -> None:
     tricks = p.add_argument_group("what is published to make networks grok sooner; a comma list makes an axis")
     tricks.add_argument("--grokfast", metavar="X", help="factor of the slow part of the gradient (default 0: off)")
     tricks.add_argument("--grokfast-alpha", metavar="X", help="memory of its moving average (default 0.98)")
+    window = "average so many gradients instead (default: a moving average)"
+    tricks.add_argument("--grokfast-window", metavar="N", help=window)
+    smoothing = "share of a target that is spread over all classes in training (default 0)"
+    tricks.add_argument("--label-smoothing", metavar="X", help=smoothing)
     across = "take from the gradient what only scales the weights (default no)"
     tricks.add_argument("--orthograd", metavar="yes|no", nargs="?", const="yes", help=across)
     tricks.add_argument("--max-norm", metavar="X", help="most that the norm of all weights may be (default: no bound)")

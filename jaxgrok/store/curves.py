@@ -114,7 +114,8 @@ class SweepCurves:
     ) -> None:
         """Record one interval, which starts at `epoch`, for the runs that the given rows of a batch hold.
 
-        train_acc, train_zero: at the start of the interval. evaluation: the `Scores` of the test examples there, [row], or None.
+        train_acc, train_zero: at the start of the interval. evaluation: the `Scores` of the test examples there, [row],
+        or None.
         """
         steps = train_loss.shape[1]
         first = -(-epoch // self.train_every)

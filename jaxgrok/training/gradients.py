@@ -42,6 +42,33 @@ def grokfast(alpha: float, factor: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+class Window(NamedTuple):
+    """The state of `grokfast_of_window`: the last gradients, each leaf [window, ...], and the updates done."""
+
+    gradients: Any
+    count: Int[Array, ""]
+
+
+def grokfast_of_window(window: int, factor: float) -> optax.GradientTransformation:
+    """Grokfast-MA, which adds the mean of the last gradients once there are as many as the window holds (Lee et al.
+    2024, Algorithm 1):
+
+    g <- g + factor (sum of the last `window` gradients) / window.
+    """
+
+    def init(params: Any) -> Window:
+        return Window(jax.tree.map(lambda w: jnp.zeros((window, *w.shape), w.dtype), params), jnp.int32(0))
+
+    def update(updates: Any, state: Window, params: Any = None) -> tuple[Any, Window]:
+        at, count = state.count % jnp.int32(window), state.count + 1
+        last = jax.tree.map(lambda kept, g: kept.at[at].set(g), state.gradients, updates)
+        # The sum is taken anew: one that is carried along would keep the rounding of the first, large gradients.
+        slow = jax.tree.map(lambda kept: jnp.where(count >= window, kept.mean(axis=0), 0), last)
+        return jax.tree.map(lambda g, m: g + factor * m, updates, slow), Window(last, count)
+
+    return optax.GradientTransformation(init, update)
+
+
 def orthograd() -> optax.GradientTransformation:
     """OrthoGrad, which takes from each array's gradient what only scales the array, and keeps the gradient's size
     (Prieto et al. 2025, "Grokking at the edge of numerical stability"):

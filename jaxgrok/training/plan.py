@@ -41,7 +41,7 @@ DEVICE_MEMORY_SHARE = 0.8  # of an accelerator's memory that a batch may fill
 UNKNOWN_DEVICE_BYTES = 16e9  # the memory of an accelerator that does not tell
 # While it trains, a run holds its parameters, Adam's two moments, the gradient, its sum over blocks, the update and the
 # new parameters. A saved state has the first three.
-PARAMS_IN_TRAINING, PARAMS_IN_STATE = 7, 3  # and one more with grokfast's average
+PARAMS_IN_TRAINING, PARAMS_IN_STATE = 7, 3  # and those of `_averages`
 NEGLIGIBLE_POSITIONS = 3  # the attention patterns of sequences so short take no memory to speak of
 INT32_BYTES = 4
 FILES_IN_STEP = 16  # at most, of orbax
@@ -120,6 +120,12 @@ def checkpoint_bytes(config: Config) -> int:
     return n_params(config) * np.dtype(config.dtype).itemsize
 
 
+def _averages(config: Config) -> int:
+    """How many sets of parameters a state holds beside those of AdamW: of grokfast and of schedule-free averages."""
+    of_grokfast = (config.grokfast_window or 1) if config.grokfast else 0
+    return of_grokfast + (config.optimizer == "schedule_free")
+
+
 def run_bytes(config: Config, n_train: int | None, block: int | None = None) -> int:
     """Bytes that one run needs while it trains or is evaluated: an upper estimate, from the sizes of its activations.
 
@@ -129,9 +135,8 @@ def run_bytes(config: Config, n_train: int | None, block: int | None = None) -> 
     if block is not None:
         train, test = min(train, block), min(test, block)
     in_step, in_evaluation = _activations(config)
-    numbers = max(train * in_step, test * in_evaluation) + (PARAMS_IN_TRAINING + bool(config.grokfast)) * n_params(
-        config
-    )
+    copies = PARAMS_IN_TRAINING + _averages(config)
+    numbers = max(train * in_step, test * in_evaluation) + copies * n_params(config)
     return np.dtype(config.dtype).itemsize * numbers
 
 
@@ -367,7 +372,7 @@ def _on_disk(plan: "Plan", batch: Batch) -> tuple[float, int]:
     members, one = len(batch.runs), checkpoint_bytes(batch.config)
     checkpoints = len(plan.checkpoints(batch))
     recorded = members * (checkpoints * one + _curve_bytes(plan, batch))
-    state = members * (PARAMS_IN_STATE + bool(batch.config.grokfast)) * one
+    state = members * (PARAMS_IN_STATE + _averages(batch.config)) * one
     sealed = max(SEAL_BYTES, SEAL_STATES * state)
     steps = min(checkpoints, 1 + int(recorded // sealed))
     states = (steps + KEPT_STEPS - 1) * state

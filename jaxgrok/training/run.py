@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from jaxgrok.config import BadInput, Config, Hyper, Run
@@ -25,7 +26,7 @@ from jaxgrok.nets.model import Model, Params, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import DrawnTask, Examples, Task, make_task, step_examples
-from jaxgrok.training.gradients import grokfast, muon, orthograd, within_norm
+from jaxgrok.training.gradients import grokfast, grokfast_of_window, muon, orthograd, within_norm
 
 # The fold_in constants of a seed's PRNG streams. A new consumer takes 5: examples that are drawn once have 2
 # (tasks/drawn.py), and the sequences on which heads are measured have 4.
@@ -73,17 +74,23 @@ def make_optimizer(config: Config, hyper: Hyper) -> optax.GradientTransformation
 
     decayed = optax.add_decayed_weights(hyper.weight_decay)
     in_loss = {"l2": [decayed], "l1": [optax.stateless(add_l1)]}.get(config.regulariser, [])
-    filters = [grokfast(config.grokfast_alpha, config.grokfast)] if config.grokfast else []
+    filters = []
+    if config.grokfast_window is not None:
+        filters = [grokfast_of_window(config.grokfast_window, config.grokfast)]
+    elif config.grokfast:
+        filters = [grokfast(config.grokfast_alpha, config.grokfast)]
     filters += [orthograd()] if config.orthograd == "yes" else []
     direction = {
         "adam": optax.scale_by_adam(config.b1, config.b2, config.eps),
         "sgd": optax.trace(config.b1),
         "lion": optax.scale_by_lion(config.b1, config.b2),
         "muon": muon(optax.scale_by_adam(config.b1, config.b2, config.eps)),
+        "schedule_free": optax.scale_by_adam(0, config.b2, config.eps),
     }[config.optimizer]
     decoupled = [decayed] if config.regulariser == "weight_decay" else []
-    step_size = optax.scale_by_learning_rate(rate if config.warmup_steps else hyper.lr)
-    return optax.chain(*in_loss, *filters, direction, *decoupled, step_size)
+    lr = rate if config.warmup_steps else hyper.lr
+    chain = optax.chain(*in_loss, *filters, direction, *decoupled, optax.scale_by_learning_rate(lr))
+    return optax.contrib.schedule_free(chain, lr, config.b1) if config.optimizer == "schedule_free" else chain
 
 
 def sum_over_blocks(f: Callable[[Any], Any], examples: Any, block: int | None) -> Any:
@@ -193,11 +200,12 @@ class Program:
         return self._counted(loss, examples).sum(), counted_right.sum(), answers, *by_part
 
     def _losses(
-        self, prepared: Any, examples: Examples, keys: Any, mode: str
+        self, prepared: Any, examples: Examples, keys: Any, mode: str, smoothing: float = 0
     ) -> tuple[Float[Array, "N Q"], Float[Array, "N Q"]]:
-        """The loss of each target, and whether its answer is right. keys: of dropout [N]; None: no dropout."""
+        """The loss of each target, and whether its answer is right. keys: of dropout [N]; None: no dropout. mode,
+        smoothing: as `cross_entropy` takes them."""
         logits, _ = self.model.forward(prepared, examples.tokens, keys)
-        loss = cross_entropy(logits, examples.targets, mode)
+        loss = cross_entropy(logits, examples.targets, mode, smoothing)
         return loss, is_correct(logits, examples.targets).astype(loss.dtype)
 
     def _counted(self, values: Float[Array, "N Q"], examples: Examples) -> Float[Array, "N Q"]:
@@ -234,10 +242,14 @@ class Program:
         examples = self._examples_of(state.epoch, train, hyper)
         n = len(examples.tokens)
         keys = self._dropout_keys(state.epoch, hyper, n)
-        prepared, pull_back = jax.vjp(lambda params: self.model.prepare(params, n), state.params)
+        schedule_free, b1 = self.config.optimizer == "schedule_free", self.config.b1
+        params: Any = state.params
+        if schedule_free:  # the parameters are an average; gradients are taken between it and the newest iterate
+            params = jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, state.opt_state.z)
+        prepared, pull_back = jax.vjp(lambda params: self.model.prepare(params, n), params)
 
         def sums(prepared, examples, keys):
-            loss, right = self._losses(prepared, examples, keys, self.config.loss)
+            loss, right = self._losses(prepared, examples, keys, self.config.loss, self.config.label_smoothing)
             is_zero = (loss == 0).astype(loss.dtype)
             counted, *others = (self._counted(x, examples).sum() for x in (loss, right, is_zero))
             return counted, others
@@ -250,8 +262,10 @@ class Program:
         (grads,) = pull_back(slopes)
         # Optax's Adam computes float ** integer, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
+            updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        if schedule_free:
+            params = optax.contrib.schedule_free_eval_params(opt_state, params)
         if self.config.max_norm is not None:
             params = within_norm(params, self.config.max_norm)
         return TrainState(params, opt_state, state.epoch + 1), loss, accuracy, zero
@@ -278,8 +292,8 @@ def make_program(config: Config, max_steps: int = 10, block: int | None = None) 
 class Curves(NamedTuple):
     """The curves of one run that was trained in memory.
 
-    train_loss, train_acc, train_zero: at every epoch (`Program.advance`). epoch_eval: the epochs of the evaluations. The
-    others are the `Scores` of the test examples at these.
+    train_loss, train_acc, train_zero: at every epoch (`Program.advance`). epoch_eval: the epochs of the evaluations.
+    The others are the `Scores` of the test examples at these.
     """
 
     train_loss: Float[np.ndarray, "T"]
