@@ -49,6 +49,7 @@ CHOICES = {
     "sequence": ("xy=", "xy"),
     "attention": ("causal", "full"),
     "tied": ("no", "yes"),
+    "norm": ("none", "layernorm", "rmsnorm"),
     "orthograd": ("no", "yes"),
 }
 _SMALLEST = {
@@ -116,7 +117,7 @@ class Config:
     task: its name (`task_names`): an operation on (x, y) modulo p such as add, random (a random table) or x/y; several
         of them, add+subtract; an operation on a group, s5; addition<N> (of N-digit numbers), induction (repeated
         subsequences), skip_trigram (find the one entry >= 10), parity<K> (of K bits among others); or your own class.
-    arch: `transformer` (no LayerNorm, learned positions, untied embeddings), `attn_only` (the same without MLPs), or
+    arch: `transformer` (learned positions, by default no LayerNorm), `attn_only` (the same without MLPs), or
         `mlp` (p -> d_mlp -> p on the sum of two one-hots; modular tasks only).
     d_mlp: the hidden width. None means 4 d_model for the transformer and 256 for the MLP.
     act: relu, gelu in its exact erf form, or square, x^2.
@@ -147,6 +148,7 @@ class Config:
         many gradients it averages instead; None means the moving average. orthograd: whether gradients are made
         orthogonal to the weights. max_norm: the most that the norm of all weights may be; None means no bound
         (`training.gradients` has the equations).
+    norm: what normalises the stream before each sublayer and before W_U. The post's networks have none.
     label_smoothing: the share of each target that is spread over all classes in training.
 
     Raises BadInput for a value outside its range, and names the field.
@@ -188,6 +190,7 @@ class Config:
     max_norm: float | None = None
     label_smoothing: float = 0.0
     grokfast_window: int | None = None
+    norm: str = "none"
 
     def __post_init__(self):
         for name in CHOICES:
@@ -229,7 +232,7 @@ class Config:
             if not may_differ and getattr(self, name) != CONFIG_FIELDS[name].default:
                 raise BadInput(name, getattr(self, name), "with a task on pairs, such as add, x/y or s5")
         if self.arch == "mlp":
-            for name in ("sequence", "attention", "attn_coeff", "tied"):
+            for name in ("sequence", "attention", "attn_coeff", "tied", "norm"):
                 if getattr(self, name) != CONFIG_FIELDS[name].default:
                     raise BadInput(name, getattr(self, name), "with arch transformer or attn_only")
         if self.orthograd == "yes" and self.regulariser in ("l2", "l1"):

@@ -254,7 +254,8 @@ def test_the_file_of_the_transformer_lens_demo_is_read_as_data(lens_file):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"normalization_type": "LN"}, "normalization_type in the file: got 'LN'; accepted: None"),
+        ({"normalization_type": "LN"}, "normalization_type in the file: got 'LN'; accepted: the norm of its weights"),
+        ({"normalization_type": "LNPre"}, "normalization_type in the file: got 'LNPre'; accepted: None or LN or RMS"),
         ({"attention_dir": "bidirectional"}, "attention_dir in the file: got 'bidirectional'; accepted: causal"),
         ({"act_fn": "gelu_new"}, "act_fn in the file: got 'gelu_new'; accepted: relu gelu square; if it is one"),
         ({"attn_scale": 1.0}, r"attn_scale in the file: got 1.0; accepted: sqrt\(d_head\) = 1.732"),
@@ -553,7 +554,7 @@ def test_refusals_name_what_was_found():
     with pytest.raises(BadInput, match=f"{said}another norm: not in this network"):
         interop.from_state(state)
     for name, what in (
-        ("blocks.0.ln1.w", "LayerNorm or another norm"),
+        ("blocks.0.ln1_post.w", "LayerNorm or another norm"),
         ("blocks.0.attn.rotary_sin", "rotary positions"),
         ("blocks.0.mlp.W_gate", "a gated MLP"),
         ("blocks.0.mlp.W_in.weight_scale", "quantised weights"),

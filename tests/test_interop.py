@@ -205,7 +205,7 @@ def broken(change):
     [
         (lambda s: s.pop("embed.W_E"), "no embed.W_E"),
         (lambda s: s.pop("blocks.1.mlp.W_in"), "no blocks.1.mlp.W_in"),
-        (lambda s: s.update({"blocks.0.ln1.w": np.ones(6, np.float32)}), "blocks.0.ln1.w"),
+        (lambda s: s.update({"blocks.0.ln1.w": np.ones(6, np.float32)}), "no blocks.1.ln1.w"),
         (lambda s: s.update({"blocks.3.mlp.b_in": np.ones(5, np.float32)}), "layers"),
         (lambda s: s.update({"embed.W_E": np.ones((12, 7), np.float32)}), "embed.W_E|pos_embed.W_pos"),
         (lambda s: s.update({"blocks.1.mlp.W_in": np.ones((4, 6), np.float32)}), r"blocks.1.mlp.W_in.*\(5, 6\)"),

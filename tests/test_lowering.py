@@ -37,6 +37,8 @@ CASES = {
         0.3,
     ),
     "tied": ({**MODULAR, "task": "add", "tied": "yes", "orthograd": "yes", "loss": "stablemax", "max_norm": 20.0}, 0.3),
+    "layernorm": ({**MODULAR, "task": "add", "norm": "layernorm", "n_layers": 2}, 0.3),
+    "rmsnorm": ({**MODULAR, "task": "add", "norm": "rmsnorm"}, 0.3),
     "schedule_free": ({**MODULAR, "task": "add", "optimizer": "schedule_free", "label_smoothing": 0.1}, 0.3),
     "window": ({**MODULAR, "task": "add", "grokfast": 2.0, "grokfast_window": 3}, 0.3),
     "muon": ({**MODULAR, "task": "add", "optimizer": "muon"}, 0.3),

@@ -39,6 +39,10 @@ def test_the_mainline_step_costs_what_architecture_says():
     [
         ({"p": 31, "d_model": 32}, 0.5),
         ({"p": 31, "d_model": 32, "n_layers": 2}, 0.5),
+        ({"p": 31, "d_model": 32, "norm": "layernorm"}, 0.5),
+        ({"task": "s4", "d_model": 32}, 0.5),
+        ({"task": "add+subtract", "p": 13, "d_model": 32}, 0.5),
+        ({"task": "parity3", "seq_len": 13, "d_model": 32}, 480),
         ({"arch": "mlp", "p": 31}, 0.5),
         ({"task": "addition3", "d_model": 32}, 480),
         ({"task": "induction", "seq_len": 19, "repeat_len": 5, "d_model": 32}, 100),

@@ -217,7 +217,7 @@ def test_a_new_field_of_config_changes_no_identity_at_its_default():
     for field in UNDIGESTED:
         others = {"sequence": "xy", "attention": "full", "attn_coeff": 0.5, "tied": "yes", "grokfast": 2.0}
         others |= {"grokfast_alpha": 0.9, "orthograd": "yes", "max_norm": 10.0, "label_smoothing": 0.1}
-        others |= {"grokfast_window": 5}
+        others |= {"grokfast_window": 5, "norm": "rmsnorm"}
         needed = {"grokfast": 2.0} if field in ("grokfast_alpha", "grokfast_window") else {}
         before, after = (Run(Config(**needed, **given), frac=0.3) for given in ({}, {field: others[field]}))
         assert replace(mainline, run=before).identity != replace(mainline, run=after).identity

@@ -31,6 +31,7 @@ RARE = frozenset(
         "attention",
         "attn_coeff",
         "tied",
+        "norm",
         "regulariser",
         "dropout",
         "b1",
@@ -145,6 +146,8 @@ def add_run_flags(p: Parser) -> None:
     model.add_argument("--d-mlp", metavar="N", help="hidden width of the MLP (default 4 d_model; arch mlp: 256)")
     acts = f"{' '.join(CHOICES['act'])} (default relu; gelu is the exact erf form, square is x^2)"
     model.add_argument("--act", metavar="NAME", help=acts)
+    norms = f"{' '.join(CHOICES['norm'])} (default none), before each sublayer and before W_U"
+    model.add_argument("--norm", metavar="NAME", help=norms)
     model.add_argument("--n-ctx", metavar="N", help="positions of the network (default: the sequence length)")
     add_network_flags(model)
     optimiser = p.add_argument_group("optimiser; a comma list of values makes an axis of the grid")

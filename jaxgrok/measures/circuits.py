@@ -14,6 +14,10 @@ gives for each key is an array over every frequency k = 1 .. K = p // 2 here. Me
 are none, and measures that need waves are NaN if the task has none. A part that the architecture does not have is None:
 the MLP network has neither attention nor a skip connection.
 
+With a norm, W_E, W_L and the logits are read as they are. A factor of the norm could be folded into the weights that
+follow it (W_in, W_U); W_L is without it. Ablations of parts of the network are NaN, because the last norm makes the
+logits no sum of these parts.
+
 All losses are over the p number classes, without the class of "=". Only `loss_all_classes` includes it.
 Shapes: P residue, F Fourier row, K frequency, M neurons, H heads, S positions, D residual, C classes.
 """
@@ -264,6 +268,12 @@ def _where_waves(task: ModularTask, of_argument: Callable[[np.ndarray], Any]) ->
     return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
 
+def _of_logits_alone(ablated: dict[str, Any]) -> dict[str, Any]:
+    """The ablation of the logits themselves, and NaN for those of parts of the network."""
+    unknown = where_known(jnp.zeros((), bool), ablated)
+    return unknown | {"keep_key_blocks": ablated["keep_key_blocks"]}
+
+
 def _rules(net: Network, fits: fourier.NeuronFits) -> fourier.KeyRules:
     W_L_norms, W_E_norms = fourier.frequency_norms(net.W_L), fourier.frequency_norms(net.W_E)
     return fourier.key_frequencies(W_L_norms, W_E_norms, fourier.cluster_sizes(fits, len(W_L_norms)))
@@ -308,7 +318,10 @@ def measure(
     rules = _rules(net, fits)
     keys = rules.keys if keys is None else jnp.asarray(keys)
     controls = draw_controls(seed, keys, clusters, draws)
-    losses_ablated, ablation_draws = ablations(net, of_neurons, fits, labels, keys, controls)
+    ablated = ablations(net, of_neurons, fits, labels, keys, controls)
+    if config.norm != "none":  # the logits are no sum of parts
+        ablated = tuple(_of_logits_alone(of) for of in ablated)
+    losses_ablated, ablation_draws = ablated
     of_waves, wave_draws = _where_waves(task, lambda s: _of_network(net, split, is_train, keys, controls, s))
     accuracies = over_splits(is_correct(net.logits, labels).astype(net.logits.dtype), is_train)
     components = fourier.transform(net.W_L)

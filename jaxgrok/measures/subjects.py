@@ -46,7 +46,7 @@ SAME_LOSS = 0.1  # halves whose losses differ by a smaller share are drawn from 
 _SHAPES = (
     *("task", "p", "arch", "n_layers", "n_heads", "d_model", "d_mlp", "act", "residual_factor"),
     *("n_ctx", "seq_len", "repeat_len", "n_repeats", "n_tokens"),
-    *("sequence", "attention", "attn_coeff", "tied"),
+    *("sequence", "attention", "attn_coeff", "tied", "norm"),
 )
 
 

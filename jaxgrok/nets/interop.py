@@ -66,10 +66,15 @@ TABLE = {
     "blocks.{}.mlp.b_out": ("D", "D"),
     "unembed.W_U": ("DC", "DC"),
 }
+# The norms of a network that has them. RMSNorm has no b.
+NORM_TABLE = {
+    f"{norm}.{name}": ("D", "D") for norm in ("blocks.{}.ln1", "blocks.{}.ln2", "ln_final") for name in ("w", "b")
+}
 W_O_PER_HEAD = "HDK"  # in AUTHORS_LATER, which is otherwise AUTHORS
 # The one-hot MLP has names of its own, and the same shapes everywhere.
 MLP_TABLE = {"W_in": ("PM", "PM"), "b_in": ("M", "M"), "W_out": ("MP", "MP"), "b_out": ("P", "P")}
-OUR_DIMS = {kind: ours for kind, (ours, _) in (TABLE | MLP_TABLE).items()}
+DIMS = TABLE | NORM_TABLE | MLP_TABLE
+OUR_DIMS = {kind: ours for kind, (ours, _) in DIMS.items()}
 # The kinds of weights of each architecture.
 KINDS = {
     "transformer": tuple(TABLE),
@@ -143,7 +148,7 @@ def _dims(names: Iterable[str], layout: Layout) -> dict[str, str]:
     """The dimensions of each of these weights in a layout."""
     found = {}
     for name in names:
-        ours, authors = (TABLE | MLP_TABLE)[kind_of(name)]
+        ours, authors = DIMS[kind_of(name)]
         if layout is Layout.TRANSPOSED:
             found[name] = ours[::-1]
         elif layout is Layout.AUTHORS_LATER and kind_of(name) == W_O:
@@ -233,7 +238,7 @@ def _weights_of(state: Mapping[str, Any], arch: str, may_lack: tuple[str, ...] =
     Raises BadInput for a missing or an unknown name, for a dtype that is not a float's, and for a bias that our
     networks lack and that is not zero.
     """
-    kinds = KINDS[arch]
+    kinds = (*KINDS[arch], *_norm_kinds(arch, _norm_of(state)))
     layers = sorted({layer for name in state if (layer := _layer(name)) is not None})
     if layers != list(range(len(layers))):
         raise BadInput("layers", layers, "blocks.0, blocks.1, ... without a gap")
@@ -244,7 +249,7 @@ def _weights_of(state: Mapping[str, Any], arch: str, may_lack: tuple[str, ...] =
             own = f"the names of the authors' code or TransformerLens's ({', '.join(kinds[:3])}, ...), or a map to them"
             accepted = f"{own}, names = FILE.toml; the file has {listed(state)}{_foreign(state)}"
             raise BadInput("weights", f"no {name}", accepted)
-    _check_extra_names(state, arch, full)
+    _check_extra_names(state, arch, kinds, full)
     arrays = {name: _as_float(name, state[name]) for name in wanted if name in state}
     for name, x in arrays.items():
         if not x.size:
@@ -259,13 +264,28 @@ def _foreign(names: Iterable[str]) -> str:
     return f"; {' and '.join(found)}: not in this network" if found else ""
 
 
-def _check_extra_names(state: Mapping[str, Any], arch: str, full: bool) -> None:
+def _norm_of(names: Collection[str]) -> str:
+    """The norm of a network with these names of weights."""
+    found = {kind_of(name) for name in names} & set(NORM_TABLE)
+    return "none" if not found else "layernorm" if any(kind.endswith(".b") for kind in found) else "rmsnorm"
+
+
+def _norm_kinds(arch: str, norm: str) -> tuple[str, ...]:
+    """The kinds of weights of a norm in an architecture."""
+    if norm == "none" or arch == "mlp":
+        return ()
+    absent = (".b",) if norm == "rmsnorm" else ()
+    kinds = [kind for kind in NORM_TABLE if not kind.endswith(absent)]
+    return tuple(kind for kind in kinds if arch == "transformer" or "ln2" not in kind)
+
+
+def _check_extra_names(state: Mapping[str, Any], arch: str, kinds: Collection[str], full: bool) -> None:
     tolerated = BUFFERS if arch == "mlp" else (*ZERO_BIASES, *BUFFERS)
     for name, x in state.items():
-        if kind_of(name) in KINDS[arch]:
+        if kind_of(name) in kinds:
             continue
         if kind_of(name) not in tolerated:
-            raise BadInput("weights", name, f"only {' '.join(KINDS[arch])}{_foreign([name])}")
+            raise BadInput("weights", name, f"only {' '.join(kinds)}{_foreign([name])}")
         if name.endswith("attn.mask") and not full and np.any(np.triu(np.asarray(x, float), 1)):
             raise BadInput(
                 name, "a mask that is not causal", 'a causal mask; attention = "full" reads the network without one'
@@ -354,6 +374,7 @@ def _config_of(weights: Weights, task: str, fields: dict[str, Any]) -> Config:
         "n_heads": sizes["H"],
         "d_model": sizes["D"],
         "d_mlp": sizes.get("M"),
+        "norm": _norm_of(weights.arrays),
     }
     if is_operation(task):
         return _modular_config(sizes, fields)
@@ -437,6 +458,8 @@ def to_state(config: Config, params: Params, names: str = "authors") -> State:
     """
     _check_names(names)
     layout = Layout(names)
+    if config.norm != "none" and layout is Layout.AUTHORS:
+        raise BadInput("names", names, f"transformer_lens for a network with {config.norm}, which the authors' has not")
     if config.tied == "yes":
         params = {**params, "unembed": {"W_U": np.asarray(unembedding(params))}}
     flat = _weights_of(by_name(params), config.arch)
@@ -499,7 +522,7 @@ def _numbers(x: Any) -> np.ndarray | None:
 
 # What TransformerLens's configuration must say for the network to be one of ours.
 OF_OURS: dict[str, tuple[Any, ...]] = {
-    "normalization_type": (None,),
+    "normalization_type": (None, "LN", "RMS"),
     "attention_dir": ("causal",),
     "positional_embedding_type": ("standard",),
     "parallel_attn_mlp": (False,),
@@ -508,6 +531,7 @@ OF_OURS: dict[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "use_attn_scale": (True,),
 }
+UNNAMED = ""  # settings that do not name the norm
 OF_ACT = ("act_fn", "act_type", "activation", "act", "act_name")  # how programs name the activation function
 
 
@@ -563,6 +587,11 @@ def _imported(found: Picked, options: dict[str, Any]) -> Imported:
     recorded = _settings(found.beside)
     act = _act_recorded(recorded, options) or options["act"] or "relu"
     config, params = from_state(found.state, **{**options, "act": act})
+    settings = recorded.get("config", recorded.get("cfg"))
+    named = settings.get("normalization_type", UNNAMED) if isinstance(settings, dict) else UNNAMED
+    if named != UNNAMED and {"none": None, "layernorm": "LN", "rmsnorm": "RMS"}[config.norm] != named:
+        accepted = f"the norm of its weights, which are those of a network with norm {config.norm}"
+        raise BadInput("normalization_type in the file", named, accepted)
     of_file = {"other_entries": found.others, "entry_epoch": found.epoch}
     return Imported(config, params, {**recorded, **of_file})
 
@@ -600,6 +629,8 @@ def draw_with_torch(config: Config, seed: int) -> Params:
 
     Raises BadInput for the MLP, which the authors' code does not have, and if torch is not installed.
     """
+    if config.norm != "none":
+        raise BadInput("init", "torch", f"with norm none; the authors' code has no {config.norm}")
     if config.arch == "mlp":
         raise BadInput("init", "torch", f"with arch transformer; the authors' code draws no {config.arch}")
     torch, task, kinds = optional("torch", "init", "torch"), make_task(config), KINDS[config.arch]

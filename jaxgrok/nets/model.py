@@ -6,7 +6,7 @@ that `init` and `apply` work as for any Flax module. All return the logits and t
 activations have TransformerLens's names. Activations that a caller does not use cost nothing under `jit`, which prunes
 them.
 
-There is no LayerNorm, so much of the network is linear, and the transformer computes only what is needed:
+By default there is no LayerNorm, so much of the network is linear, and the transformer computes only what is needed:
 
 - The first layer's queries, keys and values are linear in (token + position): the tables are projected, and rows of the
   result are looked up.
@@ -15,8 +15,9 @@ There is no LayerNorm, so much of the network is linear, and the transformer com
 - Where a network of one layer reads one token, the same in every example, the query is a constant: then attention
   scores are rows of a table, and the output of the heads goes to neurons and logits through W_O W_in and W_O W_U.
 
-Products of weights are used where they need fewer operations. A training step with dropout also gives `forward` one
-PRNG key per example, so that what is dropped does not depend on how the examples are divided into blocks.
+Products of weights are used where they need fewer operations, and never where a norm comes between. A training
+step with dropout also gives `forward` one PRNG key per example, so that what is dropped does not depend on how the
+examples are divided into blocks.
 
 Letters in shapes: N examples, S positions, Q positions with queries (in the last layer the read positions), D residual,
 H heads, K head width, M neurons, V vocabulary, C classes, P residue, A any width.
@@ -68,7 +69,8 @@ def normal(scale: float | np.floating) -> Initializer:
     return init
 
 
-zeros = nn.initializers.zeros
+zeros, ones = nn.initializers.zeros, nn.initializers.ones
+NORM_EPS = 1e-5  # under the square root of a norm, as in PyTorch and TransformerLens
 
 
 class Weights(nn.Module):
@@ -87,7 +89,8 @@ class Weights(nn.Module):
 
 class Block(nn.Module):
     """The weights of a block: W_Q, W_K, W_V [H, D, K] and W_O [H, K, D] of its attention, and, unless it is
-    `attn_only`, W_in [D, M], b_in [M], W_out [M, D] and b_out [D] of its MLP.
+    `attn_only`, W_in [D, M], b_in [M], W_out [M, D] and b_out [D] of its MLP. With a norm, also those of `ln1` before
+    attention and `ln2` before the MLP.
 
     All weight matrices start as N(0, 1/D), W_out too, and biases start at zero. Attention has no biases.
     """
@@ -101,10 +104,19 @@ class Block(nn.Module):
         init = normal(1 / np.sqrt(D))
         inputs = tuple((name, init, (H, D, K)) for name in ("W_Q", "W_K", "W_V"))
         of_block = {"attn": Weights((*inputs, ("W_O", init, (H, K, D))), dtype, name="attn")()}
+        of_block |= norm_weights(c, "ln1", *(["ln2"] if c.arch != "attn_only" else []))
         if c.arch != "attn_only":
             specs = (("W_in", init, (D, M)), ("b_in", zeros, (M,)), ("W_out", init, (M, D)), ("b_out", zeros, (D,)))
             of_block["mlp"] = Weights(specs, dtype, name="mlp")()
         return of_block
+
+
+def norm_weights(config: Config, *names: str) -> Params:
+    """In a module: the weights of norms, a factor w [D], which starts at 1, and in LayerNorm a term b [D], which starts
+    at 0. None if the config has no norm."""
+    D, dtype = config.d_model, jnp.dtype(config.dtype)
+    specs = {"none": (), "layernorm": (("w", ones, (D,)), ("b", zeros, (D,))), "rmsnorm": (("w", ones, (D,)),)}
+    return {name: Weights(specs[config.norm], dtype, name=name)() for name in names if config.norm != "none"}
 
 
 # --- parts of the forward pass ----------------------------------------------------------------------------------------
@@ -144,6 +156,17 @@ def affine(x: Float[Array, "... A"], W: Float[Array, "A B"], b: Float[Array, "B"
     """x @ W + b."""
     # With broadcast_to in place of expand_dims, XLA rounds the gradients of a training step differently.
     return x @ W + jnp.expand_dims(b, range(x.ndim - 1))
+
+
+def normed(x: Float[Array, "N Q D"], weights: Params | None) -> Float[Array, "N Q D"]:
+    """LayerNorm, or RMSNorm if there is no b: x, less its mean in LayerNorm, divided by its root mean square, times w,
+    plus b. Without weights, x as it is."""
+    if weights is None:
+        return x
+    if "b" in weights:
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + NORM_EPS) * weights["w"][None, None]
+    return x + weights["b"][None, None] if "b" in weights else x
 
 
 def unembedding(params: Params) -> Float[Array, "D C"]:
@@ -231,6 +254,7 @@ class Transformer(nn.Module):
             "embed": table("embed", "W_E", (self.d_vocab, D), 1 / np.sqrt(D)),
             "pos_embed": table("pos_embed", "W_pos", (self.n_ctx, D), 1 / np.sqrt(D)),
             **{f"blocks_{layer}": Block(c, name=f"blocks_{layer}")() for layer in range(c.n_layers)},
+            **norm_weights(c, "ln_final"),
             **({} if c.tied == "yes" else {"unembed": table("unembed", "W_U", (D, C), 1 / np.sqrt(C))}),
         }
         return self.forward(self.prepare(params, len(tokens)), tokens, dropout_keys)
@@ -238,6 +262,8 @@ class Transformer(nn.Module):
     def prepare(self, params: Params, n: int) -> Prepared:
         """What depends on the parameters alone. n: for how many examples it will be used."""
         params = {**params, "unembed": {"W_U": unembedding(params)}}
+        if self.config.norm != "none":
+            return Prepared(params, {}, {})
         attn = params["blocks_0"]["attn"]
         W_E, W_pos = params["embed"]["W_E"], params["pos_embed"]["W_pos"]
 
@@ -271,11 +297,11 @@ class Transformer(nn.Module):
 
     def folds(self, n: int) -> tuple[bool, bool]:
         """Whether, for so many examples, it takes fewer operations to multiply weights first: W_out by W_U, and W_O by
-        what follows it. Dropout comes between them, so that with dropout both are false."""
+        what follows it. With dropout or a norm, which come between them, both are false."""
         D, M, C, rows = self.config.d_model, self.config.mlp_width, self.d_vocab_out, n * (self.read[1] - self.read[0])
         neurons = M > 0 and (rows + D) * M * C < rows * (M + C) * D
         heads = self._query_is_constant and rows > M + C and (neurons or not M)
-        return (neurons, heads) if self.config.dropout == 0 else (False, False)
+        return (neurons, heads) if self.config.dropout == 0 and self.config.norm == "none" else (False, False)
 
     def _folded(self, params: Params, n: int) -> Params:
         """The products of the last layer's weights that `folds` names."""
@@ -314,8 +340,9 @@ class Transformer(nn.Module):
         for layer in range(c.n_layers):
             is_last = layer == c.n_layers - 1
             queries = slice(*self.read) if is_last else ALL
-            tables = {} if layer else prepared.first
-            z, of_attention = self._attention(params[f"blocks_{layer}"]["attn"], tables, tokens, stream, queries)
+            tables, block = {} if layer else prepared.first, params[f"blocks_{layer}"]
+            into = functools.partial(_normed_at, stream, block.get("ln1"))
+            z, of_attention = self._attention(block["attn"], tables, tokens, into, queries)
             of_block = self._block(layer, prepared.folded if is_last else {}, params, stream(queries), z, dropout_keys)
             seen = of_block | of_attention
             activations |= {f"blocks.{layer}.{name}": x for name, x in seen.items()}
@@ -374,7 +401,7 @@ class Transformer(nn.Module):
         if "W_O W_in" in folded:
             pre = affine(z, folded["W_O W_in"], folded["b_in"])
         else:
-            pre = affine(resid_mid, weights["W_in"], weights["b_in"])
+            pre = affine(normed(resid_mid, block.get("ln2")), weights["W_in"], weights["b_in"])
         post = ACTIVATIONS[c.act](pre)
         mlp_out = affine(post, weights["W_out"], weights["b_out"])
         seen |= {"hook_resid_mid": resid_mid, "mlp.hook_pre": pre, "mlp.hook_post": post, "hook_mlp_out": mlp_out}
@@ -384,7 +411,7 @@ class Transformer(nn.Module):
         """The logits, from the activations of the last block and from what its heads have read."""
         folded, W_U = prepared.folded, prepared.params["unembed"]["W_U"]
         if not folded:
-            return seen["hook_resid_post"] @ W_U
+            return normed(seen["hook_resid_post"], prepared.params.get("ln_final")) @ W_U
         if "W_O W_U" in folded:
             logits = z @ folded["W_O W_U"].T
         else:
@@ -397,6 +424,11 @@ class Transformer(nn.Module):
 def _at(resid: Float[Array, "N S D"], at: slice) -> Float[Array, "N Q D"]:
     """A residual stream at some positions."""
     return resid[:, at]
+
+
+def _normed_at(stream: Stream, weights: Params | None, at: slice) -> Float[Array, "N Q D"]:
+    """What the norm before attention makes of the stream at some positions."""
+    return normed(stream(at), weights)
 
 
 class OneHotMLP(nn.Module):

@@ -255,7 +255,7 @@ class _AtWork(NamedTuple):
 
 
 # Fields that must be the post's in a network that the page computes.
-COMPUTED = ("n_layers", "act", "sequence", "attention", "attn_coeff", "tied")
+COMPUTED = ("n_layers", "act", "sequence", "attention", "attn_coeff", "tied", "norm")
 
 
 def computes_in_page(config: Config) -> bool:

@@ -59,7 +59,7 @@ def grokfast_of_window(window: int, factor: float) -> optax.GradientTransformati
     def init(params: Any) -> Window:
         return Window(jax.tree.map(lambda w: jnp.zeros((window, *w.shape), w.dtype), params), jnp.int32(0))
 
-    def update(updates: Any, state: Window, params: Any = None) -> tuple[Any, Window]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Window]:
         at, count = state.count % jnp.int32(window), state.count + 1
         last = jax.tree.map(lambda kept, g: kept.at[at].set(g), state.gradients, updates)
         # The sum is taken anew: one that is carried along would keep the rounding of the first, large gradients.

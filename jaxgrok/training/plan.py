@@ -85,13 +85,15 @@ def forward_flops(config: Config, n_examples: int) -> float:
     neurons, heads = model.folds(n_examples)
     # The first layer's projections are rows of projected tables. A constant query needs scores alone, and no keys.
     constant = config.n_layers == 1 and task.read_token is not None
-    once = task.d_vocab * D * (D + config.n_heads if constant else 3 * D)
+    folds = config.norm == "none"  # else every token is projected
+    constant &= folds
+    once = folds * task.d_vocab * D * (D + config.n_heads if constant else 3 * D)
     once += neurons * M * D * C + heads * D * D * (M + C)
     each = Q * D * C - heads * Q * D * D + neurons * Q * M * (C - D)
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
         each += queries * (D * D + 2 * D * M + S * D * (1 if constant else 2))
-        if layer:
+        if layer or not folds:
             each += (2 * S + queries) * D * D
     return 2 * (n_examples * each + once)
 
@@ -112,7 +114,9 @@ def n_params(config: Config) -> int:
     D = config.d_model
     n_ctx = task.n_ctx if config.n_ctx is None else config.n_ctx
     block = 4 * D * D + (2 * D * M + M + D if M else 0)
-    return D * (task.d_vocab + n_ctx + task.d_vocab_out) + config.n_layers * block
+    of_norm = {"none": 0, "layernorm": 2 * D, "rmsnorm": D}[config.norm]
+    norms = of_norm * (config.n_layers * (2 if M else 1) + 1)
+    return D * (task.d_vocab + n_ctx + task.d_vocab_out) + config.n_layers * block + norms
 
 
 def checkpoint_bytes(config: Config) -> int:
@@ -151,7 +155,7 @@ def _activations(config: Config) -> tuple[int, int]:
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
         pattern = 2 * config.n_heads * queries * S if S > NEGLIGIBLE_POSITIONS else 0
-        in_step += 4 * S * D + 4 * queries * M + pattern
+        in_step += 4 * S * D + 4 * queries * M + pattern + (3 * S * D if config.norm != "none" else 0)
         in_evaluation = max(in_evaluation, 3 * S * D + 2 * queries * M + 2 * Q * task.d_vocab_out + pattern)
     return in_step, in_evaluation
 

@@ -26,7 +26,8 @@ def transformer(
     """The logits at every position, and the activations at every position by their TransformerLens names.
 
     Every sublayer returns residual_factor * x + sublayer(x). Blocks without "mlp" have only attention. A position that
-    is seen has the weight attn_coeff * softmax + 1 - attn_coeff. Without "unembed", W_U is the transpose of W_E.
+    is seen has the weight attn_coeff * softmax + 1 - attn_coeff. Without "unembed", W_U is the transpose of W_E. Norms
+    are where their weights are.
     """
     S = tokens.shape[1]
     x = params["embed"]["W_E"][tokens] + params["pos_embed"]["W_pos"][:S]
@@ -35,7 +36,8 @@ def transformer(
     for layer in range(sum(name.startswith("blocks_") for name in params)):
         block = params[f"blocks_{layer}"]
         at = block["attn"]
-        q, k, v = (np.einsum("nsd,hdk->nshk", x, at[w]) for w in ("W_Q", "W_K", "W_V"))
+        into = norm(x, block.get("ln1"))
+        q, k, v = (np.einsum("nsd,hdk->nshk", into, at[w]) for w in ("W_Q", "W_K", "W_V"))
         scores = np.einsum("nqhk,nshk->nhqs", q, k) / np.sqrt(q.shape[-1])
         pattern = attn_coeff * softmax(np.where(seen_by, scores, -np.inf), axis=-1) + (1 - attn_coeff) * seen_by
         z = np.einsum("nhqs,nshk->nqhk", pattern, v)
@@ -51,7 +53,7 @@ def transformer(
         local |= {"attn.hook_z": z, "hook_attn_out": attn_out}
         if "mlp" in block:
             mid, mlp = out, block["mlp"]
-            pre = mid @ mlp["W_in"] + mlp["b_in"]
+            pre = norm(mid, block.get("ln2")) @ mlp["W_in"] + mlp["b_in"]
             post = act(activation, pre)
             mlp_out = post @ mlp["W_out"] + mlp["b_out"]
             out = residual_factor * mid + mlp_out
@@ -59,7 +61,17 @@ def transformer(
         local["hook_resid_post"] = out
         seen |= {f"blocks.{layer}.{hook}": value for hook, value in local.items()}
         x = out
+    x = norm(x, params.get("ln_final"))
     return x @ (params["unembed"]["W_U"] if "unembed" in params else params["embed"]["W_E"].T), seen
+
+
+def norm(x: Float[np.ndarray, "N S D"], weights: dict[str, np.ndarray] | None) -> Float[np.ndarray, "N S D"]:
+    """LayerNorm, RMSNorm if there is no b, or nothing without weights; eps is 1e-5."""
+    if weights is None:
+        return x
+    if "b" in weights:
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weights["w"] + weights["b"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weights["w"]
 
 
 def one_hot_mlp(
