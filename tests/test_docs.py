@@ -197,10 +197,11 @@ def folders(tmp_path_factory):
     budget = {"task": "addition1", "seeds": 1, "max_epochs": 2, **small}
     by_size = search(budget, home / "by_size", low=5, high=90, count=2, precision=100)
     sizes.write_size_tables(jaxgrok.load(by_size), sizes.sizes_of(jaxgrok.load(by_size)))
-    return {"modular": modular, "induction": induction, "by_size": by_size}
+    group = sweep("group", task="s3", frac=0.5, **small)
+    return {"modular": modular, "induction": induction, "by_size": by_size, "group": group}
 
 
-OF = {"heads.csv": "induction", "parts.csv": "induction", "crossover.csv": "by_size"}
+OF = {"heads.csv": "induction", "representations.csv": "group", "parts.csv": "induction", "crossover.csv": "by_size"}
 
 
 @pytest.mark.parametrize("table", [name for name in sections() if name.endswith(".csv")])

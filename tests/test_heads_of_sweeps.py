@@ -211,7 +211,7 @@ def test_a_task_with_nothing_to_measure_is_refused(main, capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "task skip_trigram" in error
-    assert "induction, or a modular task" in error
+    assert "induction, a task on a group, or one operation modulo p" in error
     assert not (path / "analysis").exists()
     assert main([str(path), "--seed", "0", "--export", "net.npz"]) == 0
     assert main([str(path), "--seed", "0", "--json", "net.json"]) == 2

@@ -16,7 +16,8 @@ from jaxgrok.nets.model import make_model
 from jaxgrok.tasks import make_task
 from tests.test_interop import RELEASED, params_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")]
+NORMS = {"none": None, "layernorm": "LN", "rmsnorm": "RMS"}
 torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
 pytest.importorskip("transformer_lens", reason="transformer_lens is not installed")
 try:
@@ -51,7 +52,7 @@ def their_logits(path, config, tokens):
         d_mlp=config.mlp_width,
         d_vocab=config.p + 1,
         n_ctx=3,
-        act_fn=config.act, attn_only=False, normalization_type=None, positional_embedding_type="standard",
+        act_fn=config.act, attn_only=False, normalization_type=NORMS[config.norm], positional_embedding_type="standard",
         dtype=getattr(torch, config.dtype),
     )  # fmt: skip
     with torch.no_grad():
@@ -74,14 +75,21 @@ def differences(folder, config, params, suffix):
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
-    ("network", "suffix"), [("random", ".safetensors"), ("two layers, gelu", ".npz"), ("released", ".pth")]
+    ("network", "suffix"),
+    [
+        ("random", ".safetensors"),
+        ("two layers, gelu", ".npz"),
+        ("released", ".pth"),
+        *((n, ".npz") for n in list(NORMS)[1:]),
+    ],
 )
 def test_the_same_logits(tmp_path, request, network, suffix, dtype):
     if network == "released":
         _, params, _ = interop.load(request.getfixturevalue("shared") / RELEASED)
         config = Config(dtype=dtype)
     else:
-        config = Config(dtype=dtype, **({"n_layers": 2, "act": "gelu"} if "two" in network else {}))
+        fields = {"n_layers": 2, "act": "gelu"} if "two" in network else {"norm": network} if network in NORMS else {}
+        config = Config(dtype=dtype, **fields)
         # Scaled, so that attention is not one-hot; biases too, so that losing one would show.
         params = jax.tree.map(lambda x: x / np.sqrt(config.d_model), params_of(config))
     if suffix == ".safetensors":

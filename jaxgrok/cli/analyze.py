@@ -174,13 +174,19 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
 def analyze_directory(given: dict[str, Any]) -> int:
     """Measure every checkpoint of a sweep, and write tables and figures."""
     from jaxgrok.cli import live, show
-    from jaxgrok.figures import write_circuit_figures, write_figures, write_head_figures
+    from jaxgrok.figures import (
+        write_circuit_figures,
+        write_figures,
+        write_head_figures,
+        write_representation_figures,
+    )
     from jaxgrok.measures.checkpoints import analyze
     from jaxgrok.report import write_page
     from jaxgrok.tables.circuits import write_circuit_tables
     from jaxgrok.tables.heads import write_head_tables
     from jaxgrok.tables.parts import write_part_tables
     from jaxgrok.tables.phase_diagram import write_phase_diagrams
+    from jaxgrok.tables.representations import write_representation_tables
     from jaxgrok.tables.timing import write_timing_tables
 
     tables = given.get("tables")
@@ -195,9 +201,11 @@ def analyze_directory(given: dict[str, Any]) -> int:
         of_parts = write_part_tables(results, tables)
         write_circuit_tables(results, tables)
         write_head_tables(results, tables)
+        write_representation_tables(results, tables)
         write_figures(results, of_parts, tables)
         write_circuit_figures(results, tables)
         write_head_figures(results, tables)
+        write_representation_figures(results, tables)
         write_page(results, None if tables is None else tables / "report.html")
 
     write_tables(write, tables)
@@ -238,7 +246,7 @@ def analyze_one(given: dict[str, Any], is_directory: bool) -> int:
             config = subjects.config_for_analysis(subject.config, dtype)
             params = subjects.cast(subject.params, dtype)
             figures.write_network_figures(config, params, measured, given["figures"])
-        show.print_network(subjects.flatten(measured), subjects.remarks(subject, measured))
+        show.print_network(subject.config, subjects.flatten(measured), subjects.remarks(subject, measured))
     return 0
 
 

@@ -8,13 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxgrok.config import UNLIMITED
+from jaxgrok.config import UNLIMITED, Config
 from jaxgrok.measures import subjects
 from jaxgrok.measures.checkpoints import Analysis
 from jaxgrok.store.results import Cell, Results
 from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables import heads as head_tables
 from jaxgrok.tables import parts as part_tables
+from jaxgrok.tables import representations as representation_tables
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.tables import timing
 from jaxgrok.training.layout import Plan
@@ -121,8 +122,13 @@ def print_sizes(sizes: size_tables.Sizes) -> None:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def print_network(found: dict[str, np.ndarray], remarks: Sequence[str]) -> None:
+def print_network(config: Config, found: dict[str, np.ndarray], remarks: Sequence[str]) -> None:
     """Print one network's measures, {name: array}, and remarks about them."""
+    if subjects.kind_of(config) is subjects.REPRESENTATIONS:
+        print_table(*representation_tables.network_table(config, found))
+        print(f"loss {found['loss/all']:.4g}, accuracy {found['accuracies/all']:.4f}, over all pairs")
+        print("\n".join([representation_tables.NOTE, *remarks]))
+        return
     if "loss_without" in found:
         print_table(*head_tables.every_head_table([("", found)]))
         print("\n".join([f"loss {found['loss']:.4g}", head_tables.NOTE, *remarks]))
@@ -152,7 +158,7 @@ def print_list(of_list: Sequence[subjects.Subject], measured: Sequence[subjects.
     print_table(["network", "epoch", *(label for label, _ in OVER_TRAINING)], rows)
     if subjects.all_the_same(of_list):
         print(f"all {len(of_list)} networks are the same: the program may have saved them without a copy")
-    print_network(subjects.flatten(measured[-1]), subjects.remarks(of_list[-1], measured[-1]))
+    print_network(of_list[-1].config, subjects.flatten(measured[-1]), subjects.remarks(of_list[-1], measured[-1]))
 
 
 def print_logits(found: subjects.MeasuredLogits) -> None:
@@ -180,8 +186,19 @@ def print_networks(found: Analysis) -> None:
         print(circuit_tables.networks_note(circuits))
         _print_stages(circuits)
     _print_heads(results, subjects.of_kind(subjects.HEADS, results.cells))
+    _print_representations(results, subjects.of_kind(subjects.REPRESENTATIONS, results.cells))
     for line in (*subjects.left_out(results), *found.pending, *found.mended):
         print(line)
+
+
+def _print_representations(results: Results, cells: Sequence[Cell]) -> None:
+    for cell in cells:
+        if runs := representation_tables.representations_of(results, cell):
+            print(cell.name or count(len(runs), "network"))
+            print_table(*representation_tables.medians_table(runs))
+            print_table(*representation_tables.runs_table(runs))
+    if cells:
+        print(representation_tables.NOTE)
 
 
 def _print_heads(results: Results, cells: Sequence[Cell]) -> None:

@@ -8,6 +8,7 @@ Only the `write_*` functions know files. The modules have the names of the table
 - `slingshots`: spikes of the train loss.
 - `circuits`: what trained networks compute with. `over_training`: how that grows.
 - `heads`: what the heads of induction networks attend to.
+- `representations`: which irreducible representations networks on a group use.
 """
 
 from jaxgrok.figures.circuits import (
@@ -32,6 +33,7 @@ from jaxgrok.figures.over_training import (
 )
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.phase_diagram import phase_diagram_figure
+from jaxgrok.figures.representations import representations_of_runs_figure, representations_over_training_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.slingshots import slingshots_figure
 from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure
@@ -40,6 +42,7 @@ from jaxgrok.figures.write import (
     write_figures,
     write_head_figures,
     write_network_figures,
+    write_representation_figures,
     write_size_figures,
 )
 
@@ -64,6 +67,8 @@ __all__ = [
     "part_losses_figure",
     "part_order_figure",
     "phase_diagram_figure",
+    "representations_of_runs_figure",
+    "representations_over_training_figure",
     "rerun_figure",
     "slingshots_figure",
     "spectra_figure",
@@ -74,5 +79,6 @@ __all__ = [
     "write_figures",
     "write_head_figures",
     "write_network_figures",
+    "write_representation_figures",
     "write_size_figures",
 ]

@@ -14,6 +14,7 @@ from jaxgrok.figures import circuits, over_training
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.phase_diagram import phase_diagram_figure
+from jaxgrok.figures.representations import representations_of_runs_figure, representations_over_training_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.timing import curves_figure, survival_figure
 from jaxgrok.measures import subjects
@@ -23,6 +24,7 @@ from jaxgrok.store.steps import Damaged
 from jaxgrok.tables.heads import heads_of
 from jaxgrok.tables.parts import Parts
 from jaxgrok.tables.phase_diagram import planes
+from jaxgrok.tables.representations import representations_of
 from jaxgrok.tables.sizes import Sizes
 from jaxgrok.tables.timing import stages as median_stages
 
@@ -108,8 +110,9 @@ def write_network_figures(config: Config, params: dict[str, Any], m: dict[str, A
 
     m: its measures, as `measures.all` or `heads.scores` returns them, as numpy.
     """
-    of_heads = subjects.kind_of(config) is subjects.HEADS
-    draws = OF_ONE_INDUCTION_NETWORK if of_heads else OF_ONE_NETWORK
+    kind = subjects.kind_of(config)
+    of_kinds: dict[Any, dict[str, Any]] = {subjects.CIRCUITS: OF_ONE_NETWORK, subjects.HEADS: OF_ONE_INDUCTION_NETWORK}
+    draws = of_kinds.get(kind, {})
     return _save(Path(folder), {name: draw(config, params, m) for name, draw in draws.items()})
 
 
@@ -187,3 +190,18 @@ def write_head_figures(results: Results, folder: Path | None = None) -> list[Pat
         paths += _save(folder, drawn)
         paths += _write_network_of(results, first.record, first.m, folder / _name("circuits", cell.name, seed))
     return paths
+
+
+def write_representation_figures(results: Results, folder: Path | None = None) -> list[Path]:
+    """Write what an analysed sweep shows of its networks on groups, and return the paths: for each cell all runs at
+    their last checkpoints, and its first run that has not diverged over training."""
+    drawn = {}
+    for cell in subjects.of_kind(subjects.REPRESENTATIONS, results.cells):
+        runs = {run.record.number: run for run in representations_of(results, cell)}
+        if runs:
+            first = runs[_first_finite(results, [run.record for run in runs.values()]).number]
+            of_all = representations_of_runs_figure(list(runs.values()), cell.name)
+            over_time = representations_over_training_figure(first, results.curves_of(first.record))
+            drawn[_name("representations", cell.name)] = of_all
+            drawn[_name("representations-over-training", cell.name, f"seed={first.record.seed}")] = over_time
+    return _save(_folder(results, folder), drawn) if drawn else []

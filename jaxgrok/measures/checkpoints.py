@@ -26,12 +26,13 @@ from jaxtyping import Bool
 from jaxgrok.atomic import bad_place
 from jaxgrok.config import BadInput, Run
 from jaxgrok.measures import circuits as measures
-from jaxgrok.measures import heads
+from jaxgrok.measures import heads, representations
 from jaxgrok.measures.ablations import DRAWS
 from jaxgrok.measures.subjects import (
     CIRCUITS,
     HEADS,
     MEASURABLE,
+    REPRESENTATIONS,
     Measures,
     Params,
     cast,
@@ -39,6 +40,7 @@ from jaxgrok.measures.subjects import (
     described,
     flatten,
     kind_of,
+    pairs_of_group,
 )
 from jaxgrok.store.integrity import digest_of, digest_of_content
 from jaxgrok.store.records import RunRecord, Status
@@ -201,7 +203,10 @@ class _Batch:
         last = self._last_networks()
         if not last:
             return
-        measurer = self._heads(last) if kind_of(self.config) is HEADS else self._circuits(last)
+        of_kind = {CIRCUITS: self._circuits, HEADS: self._heads, REPRESENTATIONS: self._representations}
+        kind = kind_of(self.config)
+        assert kind is not None  # others are left out
+        measurer = of_kind[kind](last)
         before = self._superseded()
         for step in self.batch.networks():
             self._analyze_step(step, last, measurer, before, watch)
@@ -260,6 +265,14 @@ class _Batch:
             return heads.scores(self.config, params, *sequences)
 
         return self._measurer(measure, heads.SCHEMA, last, {}, 0)
+
+    def _representations(self, last: dict[int, tuple[int, int]]) -> _Measurer:
+        pairs = functools.cache(pairs_of_group)
+
+        def measure(record: RunRecord, params: Params, draws: int) -> Measures:
+            return representations.scores(self.config, params, pairs(record.run))
+
+        return self._measurer(measure, representations.SCHEMA, last, {}, 0)
 
     def _measurer(
         self,

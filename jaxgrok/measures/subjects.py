@@ -1,7 +1,8 @@
 """One network to be measured, from a file or a run, and what is measured of it.
 
-The task of a network decides what is measured (`kind_of`): its circuits, by `measures.all`, or its attention heads, by
-`heads.scores`. `checkpoints` measures every network of a sweep.
+The task of a network decides what is measured (`kind_of`): its circuits, by `measures.all`, its attention heads, by
+`heads.scores`, or the representations of a group, by `representations.scores`. `checkpoints` measures every network of
+a sweep.
 """
 
 import math
@@ -14,18 +15,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import Bool
 
-from jaxgrok.config import BadInput, Config
+from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.measures import circuits as measures
-from jaxgrok.measures import fourier, heads, splits
+from jaxgrok.measures import fourier, heads, representations, splits
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import Params, unembedding
 from jaxgrok.nets.weight_files import ARRAY, contents
 from jaxgrok.store.results import Cell, Results
-from jaxgrok.task_names import is_operation
-from jaxgrok.tasks import modular_task
+from jaxgrok.task_names import group_of, is_operation
+from jaxgrok.tasks import GroupTask, make_task, modular_task
 
-Measures = dict[str, Any]  # what `measures.all` or `heads.scores` returns
+Measures = dict[str, Any]  # what `measures.all`, `heads.scores` or `representations.scores` returns
 
 
 class MeasureSet(StrEnum):
@@ -33,11 +35,13 @@ class MeasureSet(StrEnum):
 
     CIRCUITS = "circuits"
     HEADS = "heads"
+    REPRESENTATIONS = "representations"
 
 
-CIRCUITS, HEADS = MeasureSet.CIRCUITS, MeasureSet.HEADS
+CIRCUITS, HEADS, REPRESENTATIONS = MeasureSet.CIRCUITS, MeasureSet.HEADS, MeasureSet.REPRESENTATIONS
 MEASURABLE = (
-    "induction, or a modular task in which every pair has an answer (x/y without 0), with an MLP and residual factor 1"
+    "induction, a task on a group, or one operation modulo p in which every pair has an answer (x/y without 0), with "
+    "an MLP and residual factor 1"
 )
 LEARNED = 0.9  # a network that was trained answers more of its train pairs than this
 SAME_LOSS = 0.1  # halves whose losses differ by a smaller share are drawn from the same pairs, as far as one can see
@@ -54,6 +58,8 @@ def kind_of(config: Config) -> MeasureSet | None:
     """What is measured of a network, or None if there are no measures of it."""
     if config.task == "induction":
         return HEADS
+    if group_of(config.task):
+        return REPRESENTATIONS
     is_measured = is_operation(config.task) and config.arch != "attn_only" and config.residual_factor == 1
     return CIRCUITS if is_measured and modular_task(config).is_total else None
 
@@ -117,6 +123,7 @@ class Subject(NamedTuple):
         seed: the seed of the random controls.
         about: what is reported about its split and origin beside the measures.
         warnings: lines that a reader of its measures must see.
+        of_group: which pairs of a task on a group are trained on; None if that is unknown, and for other tasks.
     """
 
     config: Config
@@ -126,6 +133,7 @@ class Subject(NamedTuple):
     seed: int
     about: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    of_group: np.ndarray | None = None
 
 
 def _split_of(
@@ -136,6 +144,17 @@ def _split_of(
         return None, {}
     split = measures.split_of(config, frac, seed, split_seed)
     return split, {"seed": seed if split_seed is None else split_seed, "frac_train": frac}
+
+
+def pairs_of_group(run: Run) -> Bool[np.ndarray, "G G"]:
+    """Which pairs a run on a group is trained on."""
+    task = make_task(run.config)
+    assert isinstance(task, GroupTask)
+    assert run.frac is not None  # its task lists its examples
+    train, _ = task.split_indices(run.frac, run.seed if run.split_seed is None else run.split_seed)
+    is_train = np.zeros(task.n_examples, bool)
+    is_train[train] = True
+    return is_train.reshape(task.table.shape)
 
 
 EPOCHS = ("checkpoint_epochs", "epochs", "epoch", "steps")  # how programs name the epochs of a list of networks
@@ -258,19 +277,22 @@ def subject_of_run(results: Results, epoch: int | None = None, **coordinates: An
     lines = tuple(
         f"{damage.value} is damaged ({damage.why}): the run is as it was before" for damage in results.damage_of(record)
     )
-    return Subject(record.config, params, split, last, record.seed, about, lines)
+    of_group = pairs_of_group(record.run) if kind_of(record.config) is REPRESENTATIONS else None
+    return Subject(record.config, params, split, last, record.seed, about, lines, of_group)
 
 
 def measure_subject(subject: Subject, dtype: str = "float32") -> Measures:
-    """`measures.all` or `heads.scores` of one network, as numpy, computed in this dtype.
+    """The measures of one network, as numpy, computed in this dtype.
 
     Raises BadInput if there are no measures of such a network.
     """
     config, kind = config_for_analysis(subject.config, dtype), kind_of(subject.config)
     if kind is HEADS:
         return jax.tree.map(np.asarray, heads.scores(config, cast(subject.params, dtype), *heads.sequences(config)))
+    if kind is REPRESENTATIONS:
+        return jax.tree.map(np.asarray, representations.scores(config, cast(subject.params, dtype), subject.of_group))
     if kind is None or subject.split is None:
-        raise BadInput("network", described(config), MEASURABLE)
+        raise BadInput("network", described(subject.config), MEASURABLE)
     keys = measures.find_keys(config, cast(subject.params_of_keys, dtype))
     found = measures.all(config, cast(subject.params, dtype), subject.split, keys, subject.seed)
     return jax.tree.map(np.asarray, found)
@@ -279,9 +301,9 @@ def measure_subject(subject: Subject, dtype: str = "float32") -> Measures:
 def subject_to_json(subject: Subject, measured: Measures) -> dict[str, Any]:
     """The measures as plain values, with what is known about the split and the origin of the network.
 
-    For circuits this is `measures.to_json`. For heads it is what `heads.scores` returns, with arrays as nested lists.
+    For circuits this is `measures.to_json`. For the others it is what `scores` returns, with arrays as nested lists.
     """
-    if kind_of(subject.config) is HEADS:
+    if kind_of(subject.config) is not CIRCUITS:
         return measures.plain(measured) | {"task": subject.config.task, "network": subject.about}
     return measures.to_json(subject.config, measured) | {"split": subject.about}
 
@@ -289,7 +311,7 @@ def subject_to_json(subject: Subject, measured: Measures) -> dict[str, Any]:
 def remarks(subject: Subject, measured: Measures) -> list[str]:
     """What a reader of these measures must know beside them, in lines."""
     lines = list(subject.warnings)
-    if kind_of(subject.config) is HEADS:
+    if kind_of(subject.config) is not CIRCUITS:
         return lines
     lines += _of_keys(subject.config, measured)
     losses = {part: float(measured["loss_all_classes"][part]) for part in ("train", "test")}

@@ -24,6 +24,7 @@ from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables import heads as head_tables
 from jaxgrok.tables import parts as part_tables
 from jaxgrok.tables import phase_diagram
+from jaxgrok.tables import representations as representation_tables
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.tables import slingshots as slingshot_tables
 from jaxgrok.tables import timing as timing_tables
@@ -364,6 +365,11 @@ def _across_seeds(results: Results, cells: Sequence[Cell]) -> list[dict[str, Any
             tables.append(_table(keys, name=cell.name))
             note = circuit_tables.networks_note([cell])
             tables.append(_table(circuit_tables.networks_table(networks), note, cell.name))
+    for cell in subjects.of_kind(subjects.REPRESENTATIONS, cells):
+        if runs := representation_tables.representations_of(results, cell):
+            note = representation_tables.NOTE
+            tables.append(_table(representation_tables.medians_table(runs), note, cell.name))
+            tables.append(_table(representation_tables.runs_table(runs), name=cell.name))
     for cell in subjects.of_kind(subjects.HEADS, cells):
         if runs := head_tables.heads_of(results, cell):
             tables.append(_table(head_tables.medians_table(runs), name=cell.name))
