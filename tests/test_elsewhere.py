@@ -718,13 +718,19 @@ def test_a_list_is_measured_with_the_keys_of_its_last(file, tmp_path, capsys):
     last = json.loads(alone.read_text())
     assert last["ablation_loss"] == found[2]["ablation_loss"]
     assert main([str(path), "--entry", "checkpoints", "--export", str(tmp_path / "x.npz")]) == 2
+    drawn = tmp_path / "drawn"
+    assert main([str(path), "--entry", "checkpoints", "--frac", "0.4", "--figures", str(drawn)]) == 0
+    assert {"losses.png", "keys.png", "alpha-over-training.png", "spectra.png"} <= {x.name for x in drawn.iterdir()}
+    assert "no epochs" not in capsys.readouterr().out
 
 
-def test_a_list_of_one_network_repeated_is_said_to_be(file, capsys):
+def test_a_list_of_one_network_repeated_is_said_to_be(file, tmp_path, capsys):
     small = Config(p=11, n_heads=2, d_model=6, d_mlp=5)
     path = file({"state_dicts": [state_of(small)] * 3})
     assert main([str(path), "--entry", "state_dicts"]) == 0
     assert "all 3 networks are the same" in capsys.readouterr().out
+    assert main([str(path), "--entry", "state_dicts", "--figures", str(tmp_path / "drawn")]) == 0
+    assert "the file names no epochs" in capsys.readouterr().out
 
 
 def test_logits_give_what_needs_no_weights(tmp_path):

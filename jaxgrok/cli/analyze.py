@@ -266,11 +266,21 @@ def analyze_list(given: dict[str, Any]) -> int | None:
     of_list = subjects.subjects_of_list(given["target"], **_of_file(given))
     if not of_list:
         return None
-    _refuse(given, ("export", "figures"), "with one network of the list: --entry NAME[N]")
-    measured = [subjects.measure_subject(subject, given.get("dtype", "float32")) for subject in of_list]
+    _refuse(given, ("export",), "with one network of the list: --entry NAME[N]")
+    dtype = given.get("dtype", "float32")
+    measured = [subjects.measure_subject(subject, dtype) for subject in of_list]
     if "json" in given:
         plain = [subjects.subject_to_json(*pair) for pair in zip(of_list, measured, strict=True)]
         replace_text(given["json"], json.dumps(plain, indent=1) + "\n")
+    if "figures" in given:
+        from jaxgrok.figures import write_list_figures
+
+        epochs = [subject.about["epoch"] for subject in of_list if "epoch" in subject.about]
+        if len(epochs) < len(of_list):
+            print("the file names no epochs: figures over training count the networks of the list")
+            epochs = list(range(len(of_list)))
+        config = subjects.config_for_analysis(of_list[-1].config, dtype)
+        write_list_figures(config, subjects.cast(of_list[-1].params, dtype), measured, epochs, given["figures"])
     show.print_list(of_list, measured)
     return 0
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from matplotlib.figure import Figure
 
@@ -114,6 +115,29 @@ def write_network_figures(config: Config, params: dict[str, Any], m: dict[str, A
     of_kinds: dict[Any, dict[str, Any]] = {subjects.CIRCUITS: OF_ONE_NETWORK, subjects.HEADS: OF_ONE_INDUCTION_NETWORK}
     draws = of_kinds.get(kind, {})
     return _save(Path(folder), {name: draw(config, params, m) for name, draw in draws.items()})
+
+
+def write_list_figures(
+    config: Config,
+    params: dict[str, Any],
+    measured: Sequence[dict[str, Any]],
+    epochs: Sequence[int],
+    folder: str | Path,
+) -> list[Path]:
+    """Write every figure of the last of several networks of one run, and of its circuits how they grew; returns the
+    paths.
+
+    params: of the last. measured: the measures of each, as numpy. epochs: of each.
+    """
+    paths = write_network_figures(config, params, measured[-1], folder)
+    if subjects.kind_of(config) is not subjects.CIRCUITS:
+        return paths
+    flat = [subjects.flatten(of_one) for of_one in measured]
+    stacked = {name: np.stack([of_one[name] for of_one in flat]) for name in flat[0] if name.startswith(DRAWN)}
+    series = unflatten_dict(stacked, sep="/") | {"epoch": np.array(epochs)}
+    drawn = {name: draw([series], None, scale="linear") for name, draw in OF_ALL_RUNS.items()}
+    drawn |= {name: draw(series, None, scale="linear") for name, draw in OF_ONE_RUN.items()}
+    return paths + _save(Path(folder), drawn)
 
 
 def write_circuit_figures(results: Results, folder: Path | None = None) -> list[Path]:
