@@ -131,7 +131,8 @@ class Config:
     n_test: test examples of a task that draws them. None means the task's own number.
     optimizer, regulariser: adam with weight_decay is AdamW; l2 and l1 are terms of the loss. The run's `weight_decay`
         is the strength of whichever regulariser there is. muon is for matrices between layers, and adam for all else.
-        schedule_free is schedule-free AdamW, whose average is what is evaluated and saved.
+        schedule_free is schedule-free AdamW: its average of the weights is what is evaluated and saved, and train
+        losses and accuracies are from where it takes gradients, between the average and the newest weights.
     loss: `exact` works in the parameters' own dtype, `float64` casts the logits and takes log_softmax as the authors
         do, `float32` takes log_softmax in float32. `stablemax` has another function in place of the exponential
         (`nets.loss`).
@@ -223,7 +224,8 @@ class Config:
         if self.arch == "mlp" and not is_operation:
             raise BadInput("arch", "mlp", f"transformer or attn_only with task {self.task}")
         if self.arch == "mlp" and self.optimizer == "muon":
-            raise BadInput("optimizer", "muon", "adam, sgd or lion with arch mlp, which has no matrix between layers")
+            others = " ".join(name for name in CHOICES["optimizer"] if name != "muon")
+            raise BadInput("optimizer", "muon", f"{others} with arch mlp, which has no matrix between layers")
         if self.arch == "mlp" and self.dropout:
             raise BadInput("dropout", self.dropout, "0 with arch mlp")
         pairs = is_operation or task_names.group_of(self.task) is not None
@@ -243,11 +245,8 @@ class Config:
                 raise BadInput(name, getattr(self, name), "with a grokfast above 0")
         if self.grokfast_window is not None and self.grokfast_alpha != CONFIG_FIELDS["grokfast_alpha"].default:
             raise BadInput("grokfast_alpha", self.grokfast_alpha, "without grokfast_window, an average of another kind")
-        if self.optimizer == "schedule_free":
-            if self.b1 == 0:
-                raise BadInput("b1", self.b1, "a number above 0 with optimizer schedule_free")
-            if self.max_norm is not None:
-                raise BadInput("max_norm", self.max_norm, "with another optimizer than schedule_free")
+        if self.optimizer == "schedule_free" and self.max_norm is not None:
+            raise BadInput("max_norm", self.max_norm, "with another optimizer than schedule_free")
         if is_operation and "/" in self.task and not is_prime(self.p):
             raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
         if self.n_ctx is not None and self.listed:

@@ -115,9 +115,12 @@ def test_settings_in_a_file_must_name_the_norm_of_its_weights(rng, tmp_path):
     config, _, params, _ = network(rng, norm="layernorm")
     state = interop.to_state(config, params, "transformer_lens")
     path = tmp_path / "lens.pth"
+    content = {name: torch.from_numpy(x.copy()) for name, x in state.items()}
+    torch.save({"model": content, "config": {"normalization_type": "LN", "eps": 1e-2}}, path)
+    with pytest.raises(BadInput, match=r"eps in the file: got 0\.01; accepted: 1e-05"):
+        interop.load(path)
     for norm, fits in (("LN", True), ("RMS", False), ("LNPre", False), (None, False)):
-        content = {name: torch.from_numpy(x.copy()) for name, x in state.items()}
-        torch.save({"model": content, "config": {"normalization_type": norm}}, path)
+        torch.save({"model": content, "config": {"normalization_type": norm, "eps": 1e-5}}, path)
         if fits:
             assert interop.load(path).config.norm == "layernorm"
         else:

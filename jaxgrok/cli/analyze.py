@@ -233,7 +233,8 @@ def analyze_one(given: dict[str, Any], is_directory: bool) -> int:
     else:
         subject = subjects.subject_of_file(given["target"], **_of_file(given))
     if "export" in given:
-        names = NAMES[0] if _is_map(given) else given.get("names", NAMES[0])
+        usual = NAMES[0] if subject.config.norm == "none" else NAMES[1]  # the authors' code has no norm
+        names = usual if _is_map(given) else given.get("names", usual)
         interop.save(given["export"], subject.config, subject.params, names)
         if (factor := subject.config.residual_factor) != 1:
             print(f"the file does not hold the residual factor {factor:g}: give it where the weights are read")

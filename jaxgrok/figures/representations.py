@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxgrok.figures.style import TEST, TRAIN, make_figure, name_median, styled, thinned
+from jaxgrok.figures.style import TEST, TRAIN, count_runs, make_figure, styled, thinned
 from jaxgrok.store.curves import RunCurves
 from jaxgrok.tables.representations import TITLES, RunRepresentations, irreps_of
 
@@ -34,8 +34,9 @@ def representations_over_training_figure(run: RunRepresentations, curves: RunCur
             axes.plot(s["epoch"] + 1, s[name][:, i], color=colour, lw=1.4, label=of.names[i])
             if name == "W_E_share":
                 axes.axhline(of.size[i], color=colour, ls=":", lw=0.8)
-        axes.set(ylabel=f"share in {TITLES[name]}", ylim=(-0.02, None))
+        axes.set(ylabel=f"share of {TITLES[name]}", ylim=(-0.02, None))
     loss.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    panels[0].plot([], [], color="0.4", ls=":", lw=0.8, label="in random weights")
     panels[0].legend(loc="upper left", bbox_to_anchor=(1, 1), title="representation")
     panels[-1].set(xlabel="epoch + 1", xlim=(1, max(2, int(s["epoch"].max()) + 1)))
     panels[-1].set_xscale("symlog", linthresh=max(10, int(s["epoch"].max()) // 300))
@@ -59,11 +60,11 @@ def representations_of_runs_figure(runs: Sequence[RunRepresentations], name: str
         spread = np.linspace(-0.22, 0.22, len(runs)) if len(runs) > 1 else np.zeros(1)
         axes.scatter((places + spread[:, None]).ravel(), values.ravel(), s=14, color=TRAIN, zorder=3, label="a run")
         axes.hlines(np.median(values, axis=0), places - 0.35, places + 0.35, color=TEST, lw=1.6, label="median")
-        axes.set(ylabel=f"share in\n{TITLES[share]}", ylim=(0, None))
+        axes.set(ylabel=f"share of\n{TITLES[share]}", ylim=(0, None))
     first, last = np.atleast_1d(panels)[[0, -1]]
     first.legend(loc="upper left", bbox_to_anchor=(1, 1))
     last.set_xticks(places, [of.names[i] for i in drawn])
     last.set_xlabel("irreducible representation, by its dimension")
-    several = name_median([run.epoch for run in runs])
+    several = count_runs(len(runs))
     first.set_title(f"{name}: {several}" if name else several, loc="left")
     return figure

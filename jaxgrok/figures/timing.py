@@ -69,8 +69,9 @@ def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
             if number % every == 0:
                 axes.plot(*thinned(epochs + 1, values), color=_colour_of(name), **THIN)
         if of_run.train_zero is not None:
-            zeros.append(sampled(of_run.epoch_eval, of_run.train_zero))
-    if any(np.nansum(share) for _, share in zeros):
+            known = np.isfinite(of_run.train_zero)  # an earlier version did not record it
+            zeros.append(sampled(of_run.epoch_eval[known], of_run.train_zero[known]))
+    if any((share > 0).any() for _, share in zeros):
         epochs, middle = median_over_runs(zeros)
         accuracy.plot(epochs + 1, middle, color="0.3", ls=":", lw=1.6, label="train losses that are exactly zero")
         accuracy.legend(loc="upper left")

@@ -430,6 +430,11 @@ def _of_keys(config: Config, measured: Measures) -> list[str]:
             f"task {config.task}: its answer is no wave of a and b, so restricted, excluded and fitted losses "
             "do not exist"
         )
+    if config.norm != "none":
+        lines.append(
+            f"norm {config.norm}: W_E, W_L and the logits are read as they are, W_L without the factor of the last "
+            "norm; ablations of parts of the network do not exist"
+        )
     if measured["no_keys"]:
         lines.append("no keys: no frequency satisfies the rules, so the measures that need keys do not exist")
     return lines

@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgrok.config import CHOICES, BadInput, Config, task_of
 from jaxgrok.nets.entries import Picked, State, in_list, pick
-from jaxgrok.nets.model import Params, context, make_model, unembedding
+from jaxgrok.nets.model import NORM_EPS, Params, context, make_model, unembedding
 from jaxgrok.nets.name_map import Sizes, axes_of, kind_of, listed, read_map, rearrange, shape_of
 from jaxgrok.nets.weight_files import contents, optional, read, write
 from jaxgrok.task_names import is_operation, mixed_of
@@ -549,6 +549,9 @@ def _act_recorded(recorded: dict[str, Any], options: dict[str, Any]) -> str | No
             is_asked = name == "attention_dir" and options.get("attention") == "full"
             if name in settings and settings[name] not in accepted and not is_asked:
                 raise BadInput(f"{name} in the file", settings[name], " or ".join(map(str, accepted)))
+        eps = settings.get("eps")
+        if settings["normalization_type"] and isinstance(eps, float) and not math.isclose(eps, NORM_EPS):
+            raise BadInput("eps in the file", eps, f"{NORM_EPS:g}, under the root of a norm")
         scale, width = settings.get("attn_scale"), settings.get("d_head")
         if isinstance(scale, float) and isinstance(width, int) and scale > 0 and not math.isclose(scale**2, width):
             raise BadInput("attn_scale in the file", scale, f"sqrt(d_head) = {math.sqrt(width):.4g}")

@@ -66,8 +66,8 @@ EMPTY = RunCurves(_NONE.astype(int), _NONE, _NONE.astype(int), _NONE, _NONE, _NO
 class SweepCurves:
     """The curves of several runs, each in a row. Values that were not recorded are NaN.
 
-    train_loss [R, epochs / train_every]; test_loss, train_acc, test_acc, train_zero [R, evaluations]; last_epoch [R]:
-    updates done;
+    train_loss [R, epochs / train_every]; test_loss, train_acc, test_acc, train_zero [R, evaluations]. last_epoch [R]:
+    updates done.
     ended [R]: whether a run has settled or diverged and trains no further. In a sweep whose tasks have at most
     n_parts > 0 parts also test_answer_acc [R, evaluations] and test_part_loss, test_part_acc [R, evaluations, n_parts].
     """

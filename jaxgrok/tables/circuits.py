@@ -275,10 +275,20 @@ GROUP_NOTE = (
 )
 
 
+NORM_NOTE = (
+    "Of networks with a norm W_E, W_L and the logits are read as they are: W_L is without the factor of the last norm, "
+    "which could be folded into W_U. Ablations of parts of such a network are not known, because the norm makes its "
+    "logits no sum of them."
+)
+
+
 def networks_note(cells: Iterable[Cell]) -> str:
     """What a reader of these cells' networks must know."""
+    cells = list(cells)
+    normed = any(cell.config.norm != "none" for cell in cells)
     others = any(is_operation(cell.config.task) and modular_task(cell.config).is_multiplicative for cell in cells)
-    return f"Each network is measured at its last checkpoint. {NETWORK_NOTE}" + (f" {GROUP_NOTE}" if others else "")
+    notes = [NETWORK_NOTE, *([GROUP_NOTE] if others else []), *([NORM_NOTE] if normed else [])]
+    return " ".join(["Each network is measured at its last checkpoint.", *notes])
 
 
 def networks_markdown(results: Results, cells: Sequence[Cell]) -> str:

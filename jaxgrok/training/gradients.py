@@ -4,13 +4,14 @@ Each is a few lines, with the equation of its paper. They come after the terms o
 the optimiser, as in the authors' code.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 MUON_RMS = 0.2  # the root mean square of Muon's updates (Liu et al. 2025, "Muon is scalable for LLM training")
 TINY = 1e-30  # keeps a division by the size of a zero array finite
@@ -67,6 +68,51 @@ def grokfast_of_window(window: int, factor: float) -> optax.GradientTransformati
         return jax.tree.map(lambda g, m: g + factor * m, updates, slow), Window(last, count)
 
     return optax.GradientTransformation(init, update)
+
+
+class ScheduleFree(NamedTuple):
+    """The state of `schedule_free`: the newest iterate z, the largest learning rate so far, the sum of the weights of
+    the average, the updates done, and the state of the optimiser."""
+
+    z: Any
+    largest: Float[Array, ""]
+    weights: Float[Array, ""]
+    count: Int[Array, ""]
+    inner: Any
+
+
+def schedule_free(
+    inner: optax.GradientTransformation, rate: Callable[[Any], Any], b1: float
+) -> optax.GradientTransformation:
+    """Schedule-free optimisation (Defazio et al. 2024, "The road less scheduled"), of an optimiser without momentum:
+
+    y = (1 - b1) z + b1 x,    z <- z + inner(g at y),    x <- (1 - c) x + c z,    c = l^2 / sum of l^2
+
+    with l the largest learning rate so far. The parameters are x. `where_gradients_are` gives y.
+
+    Optax's keeps y and takes x from it by a division, twice a step, which in float32 costs x most of its digits where
+    b1 is small.
+    """
+
+    def init(params: Any) -> ScheduleFree:
+        zero = jnp.zeros((), jax.tree.leaves(params)[0].dtype)
+        return ScheduleFree(jax.tree.map(jnp.array, params), zero, zero, jnp.int32(0), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ScheduleFree]:
+        steps, inner_state = inner.update(updates, state.inner, where_gradients_are(params, state, b1))
+        z = jax.tree.map(jnp.add, state.z, steps)
+        largest = jnp.maximum(state.largest, rate(state.count))
+        weights = state.weights + largest**2
+        share = jnp.where(weights > 0, largest**2 / jnp.where(weights > 0, weights, 1), 0)
+        moved = jax.tree.map(lambda x, z: share * (z - x), params, z)
+        return moved, ScheduleFree(z, largest, weights, state.count + 1, inner_state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def where_gradients_are(params: Any, state: ScheduleFree, b1: float) -> Any:
+    """Where `schedule_free` takes gradients: between the parameters, which are an average, and the newest iterate."""
+    return jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, state.z)
 
 
 def orthograd() -> optax.GradientTransformation:

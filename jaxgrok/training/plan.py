@@ -125,9 +125,8 @@ def checkpoint_bytes(config: Config) -> int:
 
 
 def _averages(config: Config) -> int:
-    """How many sets of parameters a state holds beside those of AdamW: of grokfast and of schedule-free averages."""
-    of_grokfast = (config.grokfast_window or 1) if config.grokfast else 0
-    return of_grokfast + (config.optimizer == "schedule_free")
+    """How many sets of parameters a state holds beside those of AdamW: those of grokfast."""
+    return (config.grokfast_window or 1) if config.grokfast else 0
 
 
 def run_bytes(config: Config, n_train: int | None, block: int | None = None) -> int:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from jaxtyping import Array, Float, Int
 
 from jaxgrok.config import BadInput, Config, Hyper, Run
@@ -26,7 +25,15 @@ from jaxgrok.nets.model import Model, Params, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.schedule import default_eval_every, schedule
 from jaxgrok.tasks import DrawnTask, Examples, Task, make_task, step_examples
-from jaxgrok.training.gradients import grokfast, grokfast_of_window, muon, orthograd, within_norm
+from jaxgrok.training.gradients import (
+    grokfast,
+    grokfast_of_window,
+    muon,
+    orthograd,
+    schedule_free,
+    where_gradients_are,
+    within_norm,
+)
 
 # The fold_in constants of a seed's PRNG streams. A new consumer takes 5: examples that are drawn once have 2
 # (tasks/drawn.py), and the sequences on which heads are measured have 4.
@@ -85,12 +92,13 @@ def make_optimizer(config: Config, hyper: Hyper) -> optax.GradientTransformation
         "sgd": optax.trace(config.b1),
         "lion": optax.scale_by_lion(config.b1, config.b2),
         "muon": muon(optax.scale_by_adam(config.b1, config.b2, config.eps)),
-        "schedule_free": optax.scale_by_adam(0, config.b2, config.eps),
+        # Adam without a first moment
+        "schedule_free": optax.scale_by_rms(config.b2, config.eps, eps_in_sqrt=False, bias_correction=True),
     }[config.optimizer]
     decoupled = [decayed] if config.regulariser == "weight_decay" else []
-    lr = rate if config.warmup_steps else hyper.lr
-    chain = optax.chain(*in_loss, *filters, direction, *decoupled, optax.scale_by_learning_rate(lr))
-    return optax.contrib.schedule_free(chain, lr, config.b1) if config.optimizer == "schedule_free" else chain
+    step_size = optax.scale_by_learning_rate(rate if config.warmup_steps else hyper.lr)
+    chain = optax.chain(*in_loss, *filters, direction, *decoupled, step_size)
+    return schedule_free(chain, rate, config.b1) if config.optimizer == "schedule_free" else chain
 
 
 def sum_over_blocks(f: Callable[[Any], Any], examples: Any, block: int | None) -> Any:
@@ -242,15 +250,14 @@ class Program:
         examples = self._examples_of(state.epoch, train, hyper)
         n = len(examples.tokens)
         keys = self._dropout_keys(state.epoch, hyper, n)
-        schedule_free, b1 = self.config.optimizer == "schedule_free", self.config.b1
-        params: Any = state.params
-        if schedule_free:  # the parameters are an average; gradients are taken between it and the newest iterate
-            params = jax.tree.map(lambda x, z: b1 * x + (1 - b1) * z, params, state.opt_state.z)
-        prepared, pull_back = jax.vjp(lambda params: self.model.prepare(params, n), params)
+        at: Any = state.params
+        if self.config.optimizer == "schedule_free":
+            at = where_gradients_are(at, state.opt_state, self.config.b1)
+        prepared, pull_back = jax.vjp(lambda params: self.model.prepare(params, n), at)
 
         def sums(prepared, examples, keys):
             loss, right = self._losses(prepared, examples, keys, self.config.loss, self.config.label_smoothing)
-            is_zero = (loss == 0).astype(loss.dtype)
+            is_zero = jnp.where(jnp.isnan(loss), loss, (loss == 0).astype(loss.dtype))
             counted, *others = (self._counted(x, examples).sum() for x in (loss, right, is_zero))
             return counted, others
 
@@ -262,10 +269,8 @@ class Program:
         (grads,) = pull_back(slopes)
         # Optax's Adam computes float ** integer, which strict dtype promotion refuses.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, params)
-        params = optax.apply_updates(params, updates)
-        if schedule_free:
-            params = optax.contrib.schedule_free_eval_params(opt_state, params)
+            updates, opt_state = make_optimizer(self.config, hyper).update(grads, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
         if self.config.max_norm is not None:
             params = within_norm(params, self.config.max_norm)
         return TrainState(params, opt_state, state.epoch + 1), loss, accuracy, zero
