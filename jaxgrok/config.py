@@ -216,7 +216,8 @@ class Config:
 
     def _check_combinations(self) -> None:
         for name, tasks in _OF_TASKS.items():
-            if getattr(self, name) is not None and task_names.kind_of_drawn(self.task) not in tasks:
+            may_have = task_names.kind_of_drawn(self.task) in tasks or task_names.own_class(self.task) is not None
+            if getattr(self, name) is not None and not may_have:
                 *others, last = tasks
                 accepted = f"with task {', '.join(others)}{' or ' * bool(others)}{last}"
                 raise BadInput(name, getattr(self, name), accepted)

@@ -81,12 +81,13 @@ def own_class(task: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(match[1]), match[2])
-    except ImportError as error:
-        raise ValueError(f"a module that can be imported ({error})") from None
-    except AttributeError:
-        raise ValueError(f"a class in the module {match[1]}, which has no {match[2]}") from None
-    if getattr(found, "listed", None) is None:
+        module = importlib.import_module(match[1])
+    except Exception as error:
+        raise ValueError(f"a module that can be imported ({type(error).__name__}: {error})") from None
+    if not hasattr(module, match[2]):
+        raise ValueError(f"a class in the module {match[1]}, which has no {match[2]}")
+    found = getattr(module, match[2])
+    if not isinstance(found, type) or getattr(found, "listed", None) is None:
         raise ValueError("a subclass of jaxgrok.tasks.ListedTask or jaxgrok.tasks.DrawnTask")
     return found
 
@@ -127,7 +128,8 @@ def name_of(text: str) -> str:
         return text
     if mixed := mixed_of(text.strip()):
         return "+".join(mixed)
-    if not re.search(r"[xy0-9]\s*[-+*/^]|^\s*[(-]|\bif\b", text):
+    is_mixture = "+" in text and any(part.strip() in MODULAR for part in text.split("+"))
+    if is_mixture or not re.search(r"[xy0-9]\s*[-+*/^]|^\s*[(-]|\bif\b", text):
         raise ValueError(ACCEPTED)
     expression = parse(text)
     return NAMED.get(expression.text, expression.text)

@@ -231,7 +231,7 @@ def test_a_search_whose_runs_do_not_fit_into_memory_is_refused_before_anything_i
         ("--precision 1", "--precision"),
         ("--sizes 1", "--sizes"),
         ("--high 5", "--high"),
-        ("--task add", "n-train"),
+        ("--task add", "--task: got 'add'"),
     ],
 )
 def test_the_command_names_what_it_refuses(monkeypatch, tmp_path, capsys, arguments, named):
@@ -240,7 +240,7 @@ def test_the_command_names_what_it_refuses(monkeypatch, tmp_path, capsys, argume
     assert command.main([*task, *arguments.split()]) == 2
     error = capsys.readouterr().err
     assert error.startswith("crossover.py: error: ")
-    assert named in error or "--low or --high" in error
+    assert named in error
     assert not list(tmp_path.iterdir())
 
 

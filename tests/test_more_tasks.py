@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import entropy
 
 import jaxgrok
-from jaxgrok import task_names
+from jaxgrok import task_names, tasks
 from jaxgrok.cli import main
 from jaxgrok.config import BadInput, Config
 from jaxgrok.tasks import GroupTask, MixedTask, ModularTask, ParityTask, make_task
@@ -226,6 +226,113 @@ def test_a_class_of_ones_own_goes_through_everything(tmp_path, monkeypatch, caps
     assert main(["analyze", str(out)]) == 2
     assert "docs.maximum:Maximum" in capsys.readouterr().err
     assert (REPOSITORY / "docs" / "maximum.py").read_text() in (REPOSITORY / "docs/how-to/tasks.md").read_text()
+
+
+HEAD = """
+import numpy as np
+import jax
+from jaxgrok.tasks import Examples, ListedTask, DrawnTask
+
+class Base(ListedTask):
+    d_vocab, d_vocab_out, n_ctx, read, read_token = 4, 3, 3, (2, 3), 3
+
+    def __init__(self, config):
+        pass
+
+    def all_examples(self, seed):
+        x, y = (axis.ravel() for axis in np.indices((3, 3), np.int32))
+        return Examples(np.stack([x, y, np.full_like(x, 3)], 1), x[:, None])
+
+"""
+WRONG_CLASSES = {
+    "d_vocab_out = 2": "targets in int32 below d_vocab_out = 2; they are int32 from 0 to 2",
+    "d_vocab = 3": "tokens in int32 below d_vocab = 3; they are int32 from 0 to 3",
+    "read_token = 2": "read_token = 2 at the one position read",
+    "n_ctx = 4": r"tokens of shape \(examples, n_ctx\) = \(9, 4\); they have \(9, 3\)",
+    "read = (1, 3)": r"targets of shape \(examples, positions read\) = \(9, 2\)",
+    "read = (2, 4)": "read positions within the 3 of a sequence",
+    "parts = ('x',)": "a chance for each of its parts; it has 0 and 1",
+    "parts, chance = ('x',), (1.0,)": "a part for each target, if there are parts",
+    "n_counted = 2": "n_counted = 2 targets",
+    "def __init__(self): pass": "a class that can be made of a config .TypeError",
+    "def all_examples(self, seed): return 1 / 0": "a class that can be made of a config .ZeroDivisionError",
+    "d_vocab = None": "a class that can be made of a config",
+    "def all_examples(self, seed): return jax.tree.map(lambda x: x.astype(int), super().all_examples(seed))": "int64",
+}
+
+
+@pytest.mark.parametrize("body", WRONG_CLASSES)
+def test_a_class_that_contradicts_itself_is_refused_before_anything_is_trained(body, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    name = f"wrong_{list(WRONG_CLASSES).index(body)}"
+    Path(f"{name}.py").write_text(f"{HEAD}class Wrong(Base):\n    {body}\n")
+    with pytest.raises(BadInput, match=WRONG_CLASSES[body]):
+        make_task(Config(task=f"{name}:Wrong"))
+    assert main(["sweep", "--task", f"{name}:Wrong", "--epochs", "2", "--out", "runs"]) == 2
+    assert f"--task: got '{name}:Wrong'" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert make_task(Config(task=f"{name}:Base")).n_examples == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("import nothing_of_this_name", "a module that can be imported .ModuleNotFoundError"),
+        ("class Wrong(:", "a module that can be imported .SyntaxError"),
+        ("None.wrong", "a module that can be imported .AttributeError"),
+        ("Wrong = 3", "a subclass of jaxgrok.tasks.ListedTask"),
+    ],
+)
+def test_a_module_that_cannot_be_used_is_refused(content, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    name = f"broken_{abs(hash(content))}"
+    Path(f"{name}.py").write_text(f"{content}\n")
+    with pytest.raises(BadInput, match=said):
+        Config(task=f"{name}:Wrong")
+
+
+def test_a_sweep_whose_class_is_gone_names_the_class(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    Path("for_a_while.py").write_text(HEAD)
+    sizes = ["--frac", "0.5", "--d-model", "8", "--n-heads", "2", "--epochs", "4", "--seeds", "1"]
+    assert main(["sweep", "--task", "for_a_while:Base", *sizes, "--out", "runs"]) == 0
+    Path("for_a_while.py").unlink()
+    del sys.modules["for_a_while"]
+    for cached in (task_names.is_listed, task_names.is_modular, task_names.is_operation, tasks._task):
+        cached.cache_clear()
+    capsys.readouterr()
+    assert main(["report", "runs"]) == 2
+    said = capsys.readouterr().err
+    assert "task: got 'for_a_while:Base'" in said
+    assert "has to be where it was" in said
+
+
+def test_p_counts_for_a_class_that_says_so_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    body = "    def all_examples(self, seed):\n        t, y, _ = super().all_examples(seed)\n"
+    body += "        return Examples(np.tile(t, (self.p, 1)), np.tile(y, (self.p, 1)))\n"
+    made = "    def __init__(self, config):\n        self.p = config.p\n"
+    Path("with_p.py").write_text(
+        f"{HEAD}class Not(Base):\n{made}{body}\nclass Is(Base):\n    modular = True\n{made}{body}\n"
+    )
+    runs = make_sweep({"task": "with_p:Not,with_p:Is", "p": 5, "frac": 0.5, "seeds": 1}).runs()
+    assert [(run.config.p, run.n_train) for run in runs] == [(113, 113 * 9 // 2), (5, 5 * 9 // 2)]
+    for run in runs:
+        assert len(make_task(run.config).split(0.5, 0)[0].tokens) == run.n_train
+
+
+@pytest.mark.parametrize("task", ["parity3", "addition2", "induction", "skip_trigram"])
+def test_what_is_drawn_does_not_depend_on_x64(task):
+    drawn = make_task(Config(task=task, arch="attn_only"))
+    draws = []
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            draws.append(jax.tree.map(np.asarray, drawn.sample(jax.random.key(3), 50)))
+    jax.tree.map(np.testing.assert_array_equal, *draws)
 
 
 def test_a_class_is_found_in_the_current_directory(tmp_path, monkeypatch):

@@ -169,6 +169,9 @@ def test_a_sweep_on_a_group_is_analysed(tmp_path, capsys):
     assert set(measured["loss"]) == {"all", "train", "test"}
     found = json.loads(json.dumps(subjects.subject_to_json(subject, measured)))
     assert len(found["W_E_share"]) == 3
+    assert main(["analyze", str(path), "--run", "0", "--figures", str(tmp_path / "one")]) == 0
+    assert (tmp_path / "one" / "representations.png").exists()
+    assert "Medians" not in capsys.readouterr().out
     assert "representation" in (path / "report.html").read_text()
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from jaxgrok import stopping
 from jaxgrok.cli import machine
 from jaxgrok.cli.parser import RARE, Parser, add_cache_flag, add_run_flags, flag_of, status_of
-from jaxgrok.config import BadInput
+from jaxgrok.config import BadInput, task_of
+from jaxgrok.task_names import is_listed
 
 EPILOG = """\
 examples:
@@ -81,6 +82,8 @@ def run(args: dict[str, Any]) -> int:
 
     settings = {field: args[field] for field in FIELDS if args.get(field) is not None}
     labels = {field: flag_of(field) for field in (*settings, "part", "high")} | {"n_train": "--low or --high"}
+    if "task" in settings and is_listed(task_of(settings["task"])):
+        raise BadInput("--task", settings["task"], "a task that draws its examples, such as addition5")
     options = _options(args)
 
     import jax

@@ -198,7 +198,7 @@ def _print_representations(results: Results, cells: Sequence[Cell]) -> None:
             print_table(*representation_tables.medians_table(runs))
             print_table(*representation_tables.runs_table(runs))
     if cells:
-        print(representation_tables.NOTE)
+        print(representation_tables.OVER_RUNS_NOTE)
 
 
 def _print_heads(results: Results, cells: Sequence[Cell]) -> None:

@@ -33,7 +33,7 @@ from jaxgrok.figures.over_training import (
 )
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.phase_diagram import phase_diagram_figure
-from jaxgrok.figures.representations import representations_of_runs_figure, representations_over_training_figure
+from jaxgrok.figures.representations import representations_figure, representations_over_training_figure
 from jaxgrok.figures.sizes import crossover_figure
 from jaxgrok.figures.slingshots import slingshots_figure
 from jaxgrok.figures.timing import curves_figure, rerun_figure, survival_figure
@@ -68,7 +68,7 @@ __all__ = [
     "part_losses_figure",
     "part_order_figure",
     "phase_diagram_figure",
-    "representations_of_runs_figure",
+    "representations_figure",
     "representations_over_training_figure",
     "rerun_figure",
     "slingshots_figure",

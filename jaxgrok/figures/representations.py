@@ -1,12 +1,14 @@
 """Which irreducible representations the networks on a group use: over training, and in many runs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxgrok.figures.style import TEST, TRAIN, count_runs, make_figure, styled, thinned
+from jaxgrok.config import Config
+from jaxgrok.figures.style import TEST, TRAIN, make_figure, styled, thinned
 from jaxgrok.store.curves import RunCurves
 from jaxgrok.tables.representations import TITLES, RunRepresentations, irreps_of
 
@@ -44,27 +46,29 @@ def representations_over_training_figure(run: RunRepresentations, curves: RunCur
 
 
 @styled
-def representations_of_runs_figure(runs: Sequence[RunRepresentations], name: str = "") -> Figure:
-    """The share of each representation in each run's W_E and logits at its last checkpoint: a dot per run, a line at
-    the median. Grey bars are the shares in random weights."""
-    of = irreps_of(runs[0].record.config)
-    shown = [share for share in TITLES if share in runs[0].m and np.isfinite(runs[0].m[share]).any()]
-    largest = np.max([run.m[share] for run in runs for share in shown], axis=0)
+def representations_figure(config: Config, measured: Sequence[dict[str, Any]], name: str = "") -> Figure:
+    """The share of each representation in the weights and the logits of each network: a dot for each, a line at the
+    median. Grey bars are the shares in random weights.
+
+    measured: `representations.scores` of each network, as numpy. name: of the runs that they are from.
+    """
+    of = irreps_of(config)
+    shown = [share for share in TITLES if measured[0].get(share) is not None and np.isfinite(measured[0][share]).any()]
+    largest = np.max([m[share] for m in measured for share in shown], axis=0)
     drawn = sorted(np.argsort(-largest)[:MOST_DRAWN].tolist())
     figure, panels = make_figure(max(5.0, 0.75 * len(drawn) + 2), 1.6 * len(shown) + 0.8, rows=len(shown), sharex=True)
     places = np.arange(len(drawn))
     for axes, share in zip(np.atleast_1d(panels), shown):
-        values = np.array([run.m[share][drawn] for run in runs])
+        values = np.array([m[share][drawn] for m in measured])
         if share != "logit_share":
             axes.bar(places, of.size[drawn], color="0.88", width=0.8, label="in random weights")
-        spread = np.linspace(-0.22, 0.22, len(runs)) if len(runs) > 1 else np.zeros(1)
-        axes.scatter((places + spread[:, None]).ravel(), values.ravel(), s=14, color=TRAIN, zorder=3, label="a run")
+        spread = np.linspace(-0.22, 0.22, len(measured)) if len(measured) > 1 else np.zeros(1)
+        axes.scatter((places + spread[:, None]).ravel(), values.ravel(), s=14, color=TRAIN, zorder=3, label="a network")
         axes.hlines(np.median(values, axis=0), places - 0.35, places + 0.35, color=TEST, lw=1.6, label="median")
         axes.set(ylabel=f"share of\n{TITLES[share]}", ylim=(0, None))
     first, last = np.atleast_1d(panels)[[0, -1]]
     first.legend(loc="upper left", bbox_to_anchor=(1, 1))
     last.set_xticks(places, [of.names[i] for i in drawn])
     last.set_xlabel("irreducible representation, by its dimension")
-    several = count_runs(len(runs))
-    first.set_title(f"{name}: {several}" if name else several, loc="left")
+    first.set_title(name, loc="left")
     return figure

@@ -15,8 +15,9 @@ from jaxgrok.figures import circuits, over_training
 from jaxgrok.figures.heads import head_patterns_figure, heads_of_runs_figure, heads_over_training_figure
 from jaxgrok.figures.parts import part_losses_figure, part_order_figure
 from jaxgrok.figures.phase_diagram import phase_diagram_figure
-from jaxgrok.figures.representations import representations_of_runs_figure, representations_over_training_figure
+from jaxgrok.figures.representations import representations_figure, representations_over_training_figure
 from jaxgrok.figures.sizes import crossover_figure
+from jaxgrok.figures.style import count_runs
 from jaxgrok.figures.timing import curves_figure, survival_figure
 from jaxgrok.measures import subjects
 from jaxgrok.store.events import Outcome
@@ -39,6 +40,7 @@ OF_ONE_NETWORK = {
     "logit-spectrum": circuits.logit_spectrum_figure,
 }
 OF_ONE_INDUCTION_NETWORK = {"head-patterns": head_patterns_figure}
+OF_ONE_NETWORK_ON_A_GROUP = {"representations": lambda config, params, m: representations_figure(config, [m])}
 OF_ALL_RUNS = {
     "losses": over_training.losses_over_training_figure,
     "keys": over_training.keys_of_runs_figure,
@@ -112,7 +114,11 @@ def write_network_figures(config: Config, params: dict[str, Any], m: dict[str, A
     m: its measures, as `measures.all` or `heads.scores` returns them, as numpy.
     """
     kind = subjects.kind_of(config)
-    of_kinds: dict[Any, dict[str, Any]] = {subjects.CIRCUITS: OF_ONE_NETWORK, subjects.HEADS: OF_ONE_INDUCTION_NETWORK}
+    of_kinds: dict[Any, dict[str, Any]] = {
+        subjects.CIRCUITS: OF_ONE_NETWORK,
+        subjects.HEADS: OF_ONE_INDUCTION_NETWORK,
+        subjects.REPRESENTATIONS: OF_ONE_NETWORK_ON_A_GROUP,
+    }
     draws = of_kinds.get(kind, {})
     return _save(Path(folder), {name: draw(config, params, m) for name, draw in draws.items()})
 
@@ -224,7 +230,9 @@ def write_representation_figures(results: Results, folder: Path | None = None) -
         runs = {run.record.number: run for run in representations_of(results, cell)}
         if runs:
             first = runs[_first_finite(results, [run.record for run in runs.values()]).number]
-            of_all = representations_of_runs_figure(list(runs.values()), cell.name)
+            several = count_runs(len(runs))
+            title = f"{cell.name}: {several}" if cell.name else several
+            of_all = representations_figure(first.record.config, [run.m for run in runs.values()], title)
             over_time = representations_over_training_figure(first, results.curves_of(first.record))
             drawn[_name("representations", cell.name)] = of_all
             drawn[_name("representations-over-training", cell.name, f"seed={first.record.seed}")] = over_time

@@ -40,9 +40,8 @@ class Irreps(NamedTuple):
 
     names: the dimension, and a letter where several have it (1a, 1b, 4a); 1+1 for two that are complex conjugates.
     dimension: of each. size: the share of all functions on the group that it spans, which is the share of random
-    weights. class_of: the conjugacy class of x y^-1. projection: how much of each class its projector holds, so that it
-    projects
-        by the matrix projection[class_of]. waves: its orthonormal class functions, times the root of the class sizes.
+    weights. class_of: the conjugacy class of x y^-1. projection: how much of each class its projector holds: the matrix
+    projection[class_of] projects. waves: its orthonormal class functions, times the root of the class sizes.
     """
 
     names: tuple[str, ...]

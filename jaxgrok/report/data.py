@@ -367,7 +367,7 @@ def _across_seeds(results: Results, cells: Sequence[Cell]) -> list[dict[str, Any
             tables.append(_table(circuit_tables.networks_table(networks), note, cell.name))
     for cell in subjects.of_kind(subjects.REPRESENTATIONS, cells):
         if runs := representation_tables.representations_of(results, cell):
-            note = representation_tables.NOTE
+            note = representation_tables.OVER_RUNS_NOTE
             tables.append(_table(representation_tables.medians_table(runs), note, cell.name))
             tables.append(_table(representation_tables.runs_table(runs), name=cell.name))
     for cell in subjects.of_kind(subjects.HEADS, cells):

@@ -106,10 +106,19 @@ def read_records(files: SweepFiles, manifest: dict[str, Any]) -> list[RunRecord]
         records = [RunRecord.from_manifest(int(number), record) for number, record in manifest["runs"].items()]
         if [record.number for record in records] != list(range(len(records))):
             raise ValueError("its runs are not numbered 0, 1, 2, ...")
+    except BadInput as error:
+        if error.name == "task":  # a class of the user's own, which is not found or has changed
+            accepted = f"{error.accepted}; the class of this sweep's task has to be where it was"
+            raise BadInput("task", error.value, accepted) from None
+        raise _not_ours(files, error) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        accepted = f"a manifest that sweep.py wrote ({type(error).__name__}: {error}). Restore it from a copy"
-        raise BadInput("manifest.json", str(files.manifest_json), accepted) from None
+        raise _not_ours(files, error) from None
     return records
+
+
+def _not_ours(files: SweepFiles, error: Exception) -> BadInput:
+    accepted = f"a manifest that sweep.py wrote ({type(error).__name__}: {error}). Restore it from a copy"
+    return BadInput("manifest.json", str(files.manifest_json), accepted)
 
 
 def read_batches(files: SweepFiles, manifest: dict[str, Any], n_runs: int) -> dict[int, tuple[list[int], int]]:
@@ -133,6 +142,5 @@ def read_batches(files: SweepFiles, manifest: dict[str, Any], n_runs: int) -> di
             if manifest["runs"][str(run)]["batch"] != placed.get(run):
                 raise ValueError(f"run {run} and the batches contradict each other")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        accepted = f"a manifest that sweep.py wrote ({type(error).__name__}: {error}). Restore it from a copy"
-        raise BadInput("manifest.json", str(files.manifest_json), accepted) from None
+        raise _not_ours(files, error) from None
     return found

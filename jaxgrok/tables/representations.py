@@ -117,11 +117,14 @@ def runs_table(runs: Sequence[RunRepresentations]) -> Table:
 
 
 NOTE = (
-    "Representations are named by their dimension: 1a is the trivial one; 1+1 is a pair of complex conjugates. Size: "
-    "the share of all functions on the group that the representation spans, which is its share in random weights. W_E, "
-    "W_U and W_L = W_out W_U: its share of the squares of these weights. Logits: the share of their variance that its "
-    "characters of x y c^-1 explain, c the answer. Medians over runs, with their range, at the last checkpoints."
+    "Representations are named by their dimension; the first is the trivial one, and 1+1 is a pair of complex "
+    "conjugates. Size: the share of all functions on the group that the representation spans, which is its share in "
+    "random weights. W_E, W_U and W_L = W_out W_U: its share of the squares of these weights. Logits: the share of "
+    "their variance that its characters of x y c^-1 explain, c the answer."
 )
+
+
+OVER_RUNS_NOTE = f"{NOTE} Medians over runs, with their range, at the last checkpoints."
 
 
 def representations_markdown(results: Results, cells: Sequence[Cell]) -> str:
@@ -131,7 +134,7 @@ def representations_markdown(results: Results, cells: Sequence[Cell]) -> str:
         if runs := representations_of(results, cell):
             parts += [f"## {cell.name}"] if cell.name else []
             parts += [markdown(*medians_table(runs)), markdown(*runs_table(runs))]
-    return "\n\n".join([*parts, NOTE]) + "\n"
+    return "\n\n".join([*parts, OVER_RUNS_NOTE]) + "\n"
 
 
 def write_representation_tables(results: Results, folder: Path | None = None) -> None:

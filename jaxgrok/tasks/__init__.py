@@ -1,5 +1,6 @@
 """The tasks. Each file states one family: its examples and its split. `make_task` makes the one that a config names."""
 
+import functools
 from typing import Any
 
 from jaxgrok import task_names
@@ -12,6 +13,7 @@ from jaxgrok.tasks.induction import InductionTask
 from jaxgrok.tasks.listed import ListedTask
 from jaxgrok.tasks.mixed import MixedTask
 from jaxgrok.tasks.modular import ModularTask
+from jaxgrok.tasks.own import make_own
 from jaxgrok.tasks.parity import ParityTask
 from jaxgrok.tasks.skip_trigram import SkipTrigramTask
 
@@ -37,10 +39,11 @@ def make_task(config: Config) -> Task:
     return task
 
 
+@functools.lru_cache(maxsize=64)
 def _task(config: Config) -> Task:
     name = config.task
     if own := task_names.own_class(name):
-        return own(config)
+        return make_own(own, config)
     if mixed := task_names.mixed_of(name):
         return MixedTask(mixed, config.p)
     if group := task_names.group_of(name):

@@ -51,9 +51,9 @@ class Task(ABC):
     read_token: the token at the read position, if it is one position with the same token in every example; else None.
     parts: names of the kinds of targets (digits, trigrams, ...) whose losses are reported apart; () if there are none.
     chance: the loss of the best guess that does not look at the example, for each part.
-    counted: how many of the parts, from the first, the loss counts. n_counted: how many targets of one example it
-    counts.
-    criterion: when the task counts as generalised.
+    counted: how many of the parts, from the first, the loss counts: by default all. n_counted: how many targets of one
+    example it counts: by default all.
+    criterion: when the task counts as generalised: by default at a test accuracy of 99 %.
     listed: whether all examples are listed, so that the size of a train set is a fraction of them (`ListedTask`), or
     they are drawn, so that it is a number (`DrawnTask`). modular: whether the task is about numbers modulo the
     config's p.
@@ -67,11 +67,17 @@ class Task(ABC):
     n_ctx: int
     read: tuple[int, int]
     read_token: int | None = None
-    parts: tuple[str, ...]
-    chance: tuple[float, ...]
-    counted: int
-    n_counted: int
-    criterion: Criterion
+    parts: tuple[str, ...] = ()
+    chance: tuple[float, ...] = ()
+    criterion = Criterion(accuracy=GENERALISED)
+
+    @property
+    def counted(self) -> int:
+        return len(self.parts)
+
+    @property
+    def n_counted(self) -> int:
+        return self.read[1] - self.read[0]
 
     def part_criterion(self, part: str) -> Criterion:
         """When a part counts as learned: its test loss is below half of its own chance and, where the task's

@@ -9,16 +9,13 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxgrok.config import BadInput
-from jaxgrok.tasks.base import GENERALISED, Criterion, Examples, Task
+from jaxgrok.tasks.base import Examples, Task
 
 
 class ListedTask(Task):
-    """A task that lists its examples. By default it has no parts, one target is counted, and it counts as generalised
-    at a test accuracy of 99 %."""
+    """A task that lists its examples."""
 
     listed = True
-    parts, chance, counted, n_counted = (), (), 0, 1
-    criterion = Criterion(accuracy=GENERALISED)
 
     @abstractmethod
     def all_examples(self, seed: int) -> Examples:

@@ -22,7 +22,6 @@ class MixedTask(ListedTask):
         self.parts, self.p = operations, p
         self.operations = tuple(ModularTask(name, p) for name in operations)
         self.d_vocab, self.d_vocab_out, self.read_token = p + 1 + len(operations), p + 1, p
-        self.counted = len(operations)
         self.chance = tuple(_entropy(task.labels(0)) for task in self.operations)
 
     def all_examples(self, seed: int) -> Examples:

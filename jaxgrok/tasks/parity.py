@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxgrok.config import BadInput
-from jaxgrok.tasks.base import GENERALISED, Criterion, Examples
+from jaxgrok.tasks.base import Examples
 from jaxgrok.tasks.drawn import DrawnTask
 
 EQUALS = 2
@@ -31,8 +31,6 @@ class ParityTask(DrawnTask):
     batch_size = 256
     d_vocab, d_vocab_out = 3, 2
     read_token = EQUALS
-    parts, chance, counted, n_counted = (), (), 0, 1
-    criterion = Criterion(accuracy=GENERALISED)
 
     def __post_init__(self):
         if self.bits > self.seq_len - 1:
@@ -51,6 +49,6 @@ class ParityTask(DrawnTask):
         return 2 ** (self.seq_len - 1)
 
     def sample(self, key: Key[Array, ""], n: int) -> Examples:
-        drawn = jax.random.bernoulli(key, 0.5, (n, self.seq_len - 1)).astype(jnp.int32)
+        drawn = jax.random.randint(key, (n, self.seq_len - 1), 0, 2, jnp.int32)
         target = drawn[:, : self.bits].sum(axis=1, keepdims=True, dtype=jnp.int32) % jnp.int32(2)
         return Examples(jnp.concatenate([drawn, jnp.full((n, 1), EQUALS, jnp.int32)], axis=1), target)

@@ -30,7 +30,6 @@ class SkipTrigramTask(DrawnTask):
     read_token = END
     parts = tuple(f"entry {DIGITS + i}" for i in range(DIGITS))
     chance = (log(DIGITS),) * DIGITS
-    counted, n_counted = DIGITS, 1
     criterion = Criterion(accuracy=GENERALISED)
 
     @property

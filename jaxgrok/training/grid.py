@@ -125,10 +125,10 @@ class Sweep:
         return tuple(runs)
 
     def _runs_of(self, config: Config) -> Iterator[Run]:
-        listed, task = config.listed, make_task(config)
         # Runs must not differ in what has no effect on them: the modulus of a task that has none, or the strength of a
         # regulariser that is not there.
         config = config if config.modular else replace(config, p=Config.p)
+        listed, task = config.listed, make_task(config)
         decays = (0.0,) if config.regulariser == "none" else self.weight_decay
         sizes = self.frac if listed else self.n_train
         for size, decay, lr, scale, seed in itertools.product(sizes, decays, self.lr, self.init_scale, self.seeds):
