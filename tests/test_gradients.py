@@ -253,6 +253,18 @@ def test_evaluations_of_stablemax_are_cross_entropies_and_a_bound_holds_from_the
     np.testing.assert_array_equal(ours.loss, theirs.loss)
 
 
+def test_a_trick_that_is_off_is_a_value_of_its_axis():
+    for value in ("none,30", ["none", 30], "30,none"):
+        bounds = [config.max_norm for config in make_sweep({"max_norm": value}).configs]
+        assert sorted(bounds, key=str) == [30.0, None]
+    assert [config.max_norm for config in make_sweep({"max_norm": "none"}).configs] == [None]
+    windows = make_sweep({"grokfast": "2", "grokfast_window": "5,none,7"}).configs
+    assert [config.grokfast_window for config in windows] == [5, None, 7]
+    for value in ("none,none", "none,x", "none,30,30"):
+        with pytest.raises(BadInput, match="max_norm"):
+            make_sweep({"max_norm": value})
+
+
 def test_tricks_are_axes_of_a_sweep():
     made = make_sweep({"grokfast": "0,2", "max_norm": "20.5", "orthograd": "no,yes", "seeds": 3})
     assert len(list(made.runs())) == 12

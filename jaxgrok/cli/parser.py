@@ -168,13 +168,13 @@ def add_run_flags(p: Parser) -> None:
     tricks = p.add_argument_group("what is published to make networks grok sooner; a comma list makes an axis")
     tricks.add_argument("--grokfast", metavar="X", help="factor of the slow part of the gradient (default 0: off)")
     tricks.add_argument("--grokfast-alpha", metavar="X", help="memory of its moving average (default 0.98)")
-    window = "average so many gradients instead (default: a moving average)"
+    window = "average so many gradients instead (default none: a moving average)"
     tricks.add_argument("--grokfast-window", metavar="N", help=window)
     smoothing = "share of a target that is spread over all classes in training (default 0)"
     tricks.add_argument("--label-smoothing", metavar="X", help=smoothing)
     across = "take from the gradient what only scales the weights (default no)"
     tricks.add_argument("--orthograd", metavar="yes|no", nargs="?", const="yes", help=across)
-    tricks.add_argument("--max-norm", metavar="X", help="most that the norm of all weights may be (default: no bound)")
+    tricks.add_argument("--max-norm", metavar="X", help="most that the norm of all weights may be (default none)")
     numerics = p.add_argument_group("numerics")
     loss = (
         "exact uses the parameters' dtype, float64 and float32 take log_softmax in theirs; float32 shows slingshots; "

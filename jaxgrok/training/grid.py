@@ -47,6 +47,7 @@ MAX_INT32 = 2**31 - 1  # seeds and intervals reach the compiled program as int32
 NOTES = ("question", "cost", "expect")  # what a sweep file says in words
 # Fields of which a file's question, and what it expects, do not depend.
 WITHOUT_EFFECT = {"seeds", "eval_every", "train_every", "checkpoint_every"}
+OFF, NONE = ("max_norm", "grokfast_window"), "none"  # fields that may be off, and the word for it in a list
 TORCH = "torch"  # the value of `init` that asks for the initial weights of the authors' code
 # The settings that `Sweep` holds under another name than flags, TOML files and directories use.
 _ATTRIBUTES = {"wd": "weight_decay"}
@@ -311,6 +312,12 @@ def _config_values(name: str, value: Any) -> tuple[Any, ...]:
         return parse_list(name, value, str, "one or a comma list of: " + " ".join(CHOICES[name]))
     if name in MAY_BE_NONE and value is None:
         return (None,)
+    if name in OFF and NONE in (items := _items(name, value, "numbers, or none")):
+        at, rest = items.index(NONE), [item for item in items if item != NONE]
+        numbers = _config_values(name, rest) if rest else ()
+        if len(rest) < len(items) - 1:
+            raise BadInput(name, value, "none once")
+        return (*numbers[:at], None, *numbers[at:])
     if CONFIG_FIELDS[name].type in (float, float | None):
         return parse_list(name, value, float, "a number or a comma list of numbers")
     return parse_list(name, value, int, "a whole number or a comma list of them")
@@ -433,7 +440,7 @@ def read_sweep_file(path: Path) -> dict[str, Any]:
         if key in NOTES and not isinstance(value, str):
             raise BadInput(label, value, "text")
         has_text = any(isinstance(item, str) for item in (value if isinstance(value, list) else [value]))
-        if has_text and key not in (*NOTES, *CHOICES, "seeds", "init", "n_train"):
+        if has_text and key not in (*NOTES, *CHOICES, *OFF, "seeds", "init", "n_train"):
             raise BadInput(label, value, "numbers, or true or false, without quotes")
     return settings
 
