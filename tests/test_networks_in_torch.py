@@ -45,7 +45,7 @@ def test_loss_and_gradients_are_torchs(fields, rng):
         logits, _ = model.forward(model.prepare(params, len(examples.tokens)), examples.tokens)
         return cross_entropy(logits, examples.targets, "float64").mean()
 
-    ours, gradients = jax.value_and_grad(loss)(params)
+    ours, gradients = jax.jit(jax.value_and_grad(loss))(params)
     weights = jax.tree.map(lambda x: torch.tensor(x, requires_grad=True), params)
     start, stop = task.read
     scores = in_torch(config, weights, torch.tensor(np.asarray(examples.tokens), dtype=torch.long))[:, start:stop]

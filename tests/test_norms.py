@@ -1,18 +1,23 @@
 """Networks with LayerNorm or RMSNorm: their forward pass, files, costs and measures."""
 
+import csv
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from jaxgrok.cli import main
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.measures import circuits
+from jaxgrok.measures.checkpoints import analyze
 from jaxgrok.nets import interop
 from jaxgrok.nets.model import make_model
+from jaxgrok.report.data import computes_in_page
+from jaxgrok.tables.circuits import write_circuit_tables
 from jaxgrok.tasks import make_task
+from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program, train
+from jaxgrok.training.sweep import sweep
 from tests.reference import plain
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-11}
@@ -158,12 +163,15 @@ def test_a_norm_is_not_for_the_one_hot_mlp():
         interop.draw_with_torch(Config(norm="layernorm"), 0)
 
 
-def test_a_sweep_over_norms_is_analysed(tmp_path):
-    settings = "--p 7 --d-model 12 --n-heads 3 --frac 0.6 --norm none,layernorm,rmsnorm --seeds 1 --epochs 20"
-    assert main(["sweep", *settings.split(), "--checkpoint-every", "10", "--out", str(tmp_path / "runs")]) == 0
-    assert main(["analyze", str(tmp_path / "runs")]) == 0
-    page = (tmp_path / "runs" / "report.html").read_text()
-    assert "layernorm" in page
-    table = (tmp_path / "runs" / "tables" / "measures.csv").read_text()
-    assert "norm" in table.splitlines()[0]
-    assert "rmsnorm" in table
+def test_a_sweep_with_a_norm_is_analysed(tmp_path):
+    settings = {"p": 5, "d_model": 8, "n_heads": 2, "frac": 0.6, "norm": "layernorm", "seeds": 1, "epochs": 4}
+    path = sweep(make_sweep({**settings, "checkpoint_every": 4}), tmp_path / "runs")
+    results = analyze(path).results
+    write_circuit_tables(results)
+    assert "Of networks with a norm" in (path / "tables" / "networks.md").read_text()
+    first, *rows = csv.DictReader((path / "tables" / "measures.csv").read_text().splitlines())
+    assert first["ablation_loss_mlp_skip_zero"] == "nan"
+    assert float(first["loss_all"]) > 0
+    assert float(first["sum_squared_weights_ln_final.w"]) == pytest.approx(8)
+    assert rows[-1]["epoch"] == "4"
+    assert not computes_in_page(results.runs[0].config)

@@ -107,7 +107,7 @@ def read_records(files: SweepFiles, manifest: dict[str, Any]) -> list[RunRecord]
         if [record.number for record in records] != list(range(len(records))):
             raise ValueError("its runs are not numbered 0, 1, 2, ...")
     except BadInput as error:
-        if error.name == "task":  # a class of the user's own, which is not found or has changed
+        if error.name == "task" and ":" in str(error.value):  # a user's class, which is not found or has changed
             accepted = f"{error.accepted}; the class of this sweep's task has to be where it was"
             raise BadInput("task", error.value, accepted) from None
         raise _not_ours(files, error) from None
