@@ -56,6 +56,18 @@ def test_logits_and_gradients_are_those_of_the_plain_forward(norm, fields, rng):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("sequence", ["xy=", "xy"])
+def test_few_examples_without_tables_are_the_same(norm, sequence, rng):
+    """With fewer examples than tokens every embedding is normalised and projected by itself."""
+    _, model, params, tokens = network(rng, norm=norm, sequence=sequence)
+    assert not model.prepare(params, 5).first
+    assert set(model.prepare(params, 49).first) == ({"v", "scores"} if sequence == "xy=" else {"q", "k", "v"})
+    np.testing.assert_allclose(
+        logits_of(model, params, tokens[20:25]), logits_of(model, params, tokens)[20:25], **TIGHT
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_norm_is_torchs(norm, rng):
     torch = pytest.importorskip("torch", reason="the extra `torch` is not installed")
     x, w, b = rng.normal(size=(4, 3, 12)), rng.normal(size=12), rng.normal(size=12)

@@ -133,17 +133,28 @@ class Projected(NamedTuple):
         return self.tokens[tokens[:, at]] + self.positions[: tokens.shape[1]][None, at]
 
 
+class ProjectedInPlace(NamedTuple):
+    """The embedding of every token at every position, normalised and projected. A norm is not linear, so that tokens
+    and positions have no tables of their own."""
+
+    places: Float[Array, "S V A"]
+
+    def rows(self, tokens: Int[Array | np.ndarray, "N S"], at: slice) -> Float[Array, "N Q A"]:
+        """The projected embeddings at some positions."""
+        return self.places[np.arange(tokens.shape[1])[None, at], tokens[:, at]]
+
+
 class Prepared(NamedTuple):
     """What depends on a transformer's parameters alone.
 
     first: the tables as the first layer needs them: for v, and either for q and k (width H*K) or for the scores of a
-        constant query (width H).
+        constant query (width H). Empty where a norm has more places to prepare than there are examples.
     folded: products of the last layer's weights, by name. What takes the place of W_out W_U is its transpose W_L
         [C, M], and so is W_O W_U [C, H*K]: XLA multiplies these gradients nearly twice as fast.
     """
 
     params: Params
-    first: dict[str, Projected]
+    first: dict[str, Projected | ProjectedInPlace]
     folded: Params
 
 
@@ -262,21 +273,29 @@ class Transformer(nn.Module):
     def prepare(self, params: Params, n: int) -> Prepared:
         """What depends on the parameters alone. n: for how many examples it will be used."""
         params = {**params, "unembed": {"W_U": unembedding(params)}}
-        if self.config.norm != "none":
+        if not self.has_tables(n):
             return Prepared(params, {}, {})
-        attn = params["blocks_0"]["attn"]
+        attn, ln1 = params["blocks_0"]["attn"], params["blocks_0"].get("ln1")
         W_E, W_pos = params["embed"]["W_E"], params["pos_embed"]["W_pos"]
 
-        def projected(W: Float[Array, "D A"]) -> Projected:
-            return Projected(W_E @ W, W_pos @ W)
+        def projected(W: Float[Array, "D A"]) -> Projected | ProjectedInPlace:
+            if ln1 is None:
+                return Projected(W_E @ W, W_pos @ W)
+            return ProjectedInPlace(normed(W_E[None] + W_pos[:, None], ln1) @ W)
 
         first = {"v": projected(flat(attn["W_V"]))}
         if self._query_is_constant:
-            q = self._scaled(jnp.einsum("d,hdk->hk", self._constant_stream(params), attn["W_Q"]))
+            constant = normed(self._constant_stream(params)[None, None], ln1)[0, 0]
+            q = self._scaled(jnp.einsum("d,hdk->hk", constant, attn["W_Q"]))
             first["scores"] = projected(jnp.einsum("hdk,hk->dh", attn["W_K"], q))
         else:
             first |= {"q": projected(flat(attn["W_Q"])), "k": projected(flat(attn["W_K"]))}
         return Prepared(params, first, self._folded(params, n))
+
+    def has_tables(self, n: int) -> bool:
+        """Whether, for so many examples, the first layer takes rows of projected tables. With a norm these have a row
+        for each token at each position, so that they are worth it where there are more examples than tokens."""
+        return self.config.norm == "none" or self.d_vocab <= n
 
     def _check(self, tokens: Int[Array | np.ndarray, "N S"]) -> None:
         known = not isinstance(tokens, Tracer)
@@ -352,7 +371,7 @@ class Transformer(nn.Module):
     def _attention(
         self,
         weights: Params,
-        tables: dict[str, Projected],
+        tables: dict[str, Projected | ProjectedInPlace],
         tokens: Int[Array | np.ndarray, "N S"],
         stream: Stream,
         queries: slice,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.config import BadInput, Config, Run
-from jaxgrok.nets.model import Transformer, make_model
+from jaxgrok.nets.model import Transformer, context, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.records import Status
 from jaxgrok.store.steps import KEPT_STEPS, SEAL_BYTES, SEAL_STATES
@@ -85,15 +85,16 @@ def forward_flops(config: Config, n_examples: int) -> float:
     neurons, heads = model.folds(n_examples)
     # The first layer's projections are rows of projected tables. A constant query needs scores alone, and no keys.
     constant = config.n_layers == 1 and task.read_token is not None
-    folds = config.norm == "none"  # else every token is projected
-    constant &= folds
-    once = folds * task.d_vocab * D * (D + config.n_heads if constant else 3 * D)
+    has_tables = model.has_tables(n_examples)  # else every token of every example is projected
+    constant &= has_tables
+    places = 1 if config.norm == "none" else context(config, task)
+    once = has_tables * places * task.d_vocab * D * (D + config.n_heads if constant else 3 * D)
     once += neurons * M * D * C + heads * D * D * (M + C)
     each = Q * D * C - heads * Q * D * D + neurons * Q * M * (C - D)
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
         each += queries * (D * D + 2 * D * M + S * D * (1 if constant else 2))
-        if layer or not folds:
+        if layer or not has_tables:
             each += (2 * S + queries) * D * D
     return 2 * (n_examples * each + once)
 
