@@ -540,6 +540,26 @@ def test_a_median_interval_is_open_only_where_it_has_no_upper_bound():
     assert (shade.get_x(), shade.get_x() + shade.get_width()) == (201, 2001)
 
 
+def test_train_losses_that_are_zero_are_drawn_where_the_median_run_has_some():
+    """An earlier version did not record them: NaN at first, or None in all."""
+    cell, epochs = cell_of([(200, 2000, Outcome.GROKKED)] * 3), np.arange(0, 2000, 10)
+
+    def drawn(*shares):
+        of_runs = [
+            RunCurves(epochs, epochs + 1.0, epochs, epochs + 1.0, 0.0 * epochs, 0.0 * epochs, 2000, train_zero=share)
+            for share in shares
+        ]
+        _, accuracy = figures.curves_figure(cell, of_runs).axes
+        return [x for x in accuracy.lines if x.get_label() == "train losses that are exactly zero"]
+
+    some = np.where(epochs < 500, np.nan, 0.5)
+    (found,) = drawn(some, some, 0.0 * epochs)
+    assert found.get_xdata()[0] == 1
+    assert found.get_ydata()[-1] == 0.5
+    assert not drawn(some, 0.0 * epochs, 0.0 * epochs)
+    assert not drawn(None, None, None)
+
+
 def test_bounds_of_the_crossover_that_do_not_exist_are_the_ends_of_the_axis(monkeypatch):
     arrivals = [Arrival(100, True)]
     sizes = Sizes([AtSize(10, [False], arrivals, [Arrival(500, False)]), AtSize(40, [True], arrivals, arrivals)])

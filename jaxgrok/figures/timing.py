@@ -45,7 +45,7 @@ def _name_of(event: str, cells: Sequence[Cell]) -> str:
 @styled
 def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
     """Loss and accuracy of every run of a cell (thin), their median (thick), and when the runs memorised and grokked.
-    Where train losses round to exactly zero, also the median share of the targets with such a loss (dotted).
+    Where the train losses of half of the runs round to exactly zero, also the median share of such targets (dotted).
 
     Of more than MOST_LINES runs only every n-th is drawn thin. Ticks at the foot are runs. Dashed lines are the medians
     of the events, and shades their 95 % intervals.
@@ -71,8 +71,8 @@ def curves_figure(cell: Cell, curves: Iterable[RunCurves]) -> Figure:
         if of_run.train_zero is not None:
             known = np.isfinite(of_run.train_zero)  # an earlier version did not record it
             zeros.append(sampled(of_run.epoch_eval[known], of_run.train_zero[known]))
-    if any((share > 0).any() for _, share in zeros):
-        epochs, middle = median_over_runs(zeros)
+    epochs, middle = median_over_runs(zeros)
+    if (middle > 0).any():
         accuracy.plot(epochs + 1, middle, color="0.3", ls=":", lw=1.6, label="train losses that are exactly zero")
         accuracy.legend(loc="upper left")
     for name, axes in panels.items():
