@@ -11,13 +11,12 @@ from jaxgrok.tasks import Examples, ListedTask
 
 class Maximum(ListedTask):
     modular = True  # it uses p, which then is an axis of sweeps and a column of tables
-    parts, counted = ("x is larger", "y is larger", "equal"), 3
+    parts = ("x is larger", "y is larger", "equal")
 
     def __init__(self, config):
         self.p = config.p
         self.d_vocab, self.d_vocab_out = self.p + 1, self.p  # tokens: the numbers and "="; classes: the numbers
         self.n_ctx, self.read, self.read_token = 3, (2, 3), self.p  # three positions; the answer is read at "="
-        self.chance = (np.log(self.p),) * 3  # the loss of a guess, for each part
 
     def all_examples(self, seed):
         x, y = (axis.ravel() for axis in np.indices((self.p, self.p), np.int32))

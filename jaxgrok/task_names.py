@@ -27,8 +27,9 @@ MAX_DIGITS = 100  # of addition<N>, and bits of parity<K>
 LARGEST_GROUPS = {"s": 6, "a": 6, "d": 1000}
 ON_GROUPS = {"": "xy", "_conjugate": "xyx^-1", "_xyx": "xyx"}  # the ends of a group task's name: the operation
 ACCEPTED = (
-    f"{' '.join(NAMES)} (N and K from 1 to {MAX_DIGITS}; groups of at most 2,000 elements, with _conjugate or _xyx for "
-    "xyx^-1 and xyx), several of the first joined by +, an expression in x and y, or package.module:Name"
+    f"{' '.join(NAMES)} (N and K from 1 to {MAX_DIGITS}; of groups N from 3, with at most 2,000 elements, and "
+    "_conjugate or _xyx for xyx^-1 and xyx), several of the first joined by +, an expression in x and y, or "
+    "package.module:Name"
 )
 
 

@@ -13,10 +13,11 @@ from scipy.stats import entropy
 import jaxgrok
 from jaxgrok import task_names, tasks
 from jaxgrok.cli import main
-from jaxgrok.config import BadInput, Config
+from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.tasks import GroupTask, MixedTask, ModularTask, ParityTask, make_task
 from jaxgrok.tasks.groups import inverses, table_of
 from jaxgrok.training.grid import make_sweep
+from jaxgrok.training.layout import split_hash
 from jaxgrok.training.sweep import sweep
 
 REPOSITORY = Path(__file__).parent.parent
@@ -161,9 +162,9 @@ def test_a_name_has_one_form(text, name):
 @pytest.mark.parametrize(
     ("text", "accepted"),
     [
-        ("s2", "groups of at most 2,000"),
-        ("s7", "groups of at most 2,000"),
-        ("d1001", "groups of at most 2,000"),
+        ("s2", "of groups N from 3"),
+        ("s7", "of groups N from 3"),
+        ("d1001", "of groups N from 3"),
         ("parity0", "K from 1 to 100"),
         ("add+add", "several of the first"),
         ("add+s5", "several of the first"),
@@ -251,7 +252,7 @@ WRONG_CLASSES = {
     "n_ctx = 4": r"tokens of shape \(examples, n_ctx\) = \(9, 4\); they have \(9, 3\)",
     "read = (1, 3)": r"targets of shape \(examples, positions read\) = \(9, 2\)",
     "read = (2, 4)": "read positions within the 3 of a sequence",
-    "parts = ('x',)": "a chance for each of its parts; it has 0 and 1",
+    "parts, chance = ('x',), ()": "a chance for each of its parts; it has 0 and 1",
     "parts, chance = ('x',), (1.0,)": "a part for each target, if there are parts",
     "n_counted = 2": "n_counted = 2 targets",
     "def __init__(self): pass": "a class that can be made of a config .TypeError",
@@ -323,6 +324,66 @@ def test_p_counts_for_a_class_that_says_so_alone(tmp_path, monkeypatch):
     assert [(run.config.p, run.n_train) for run in runs] == [(113, 113 * 9 // 2), (5, 5 * 9 // 2)]
     for run in runs:
         assert len(make_task(run.config).split(0.5, 0)[0].tokens) == run.n_train
+
+
+def test_the_class_on_the_page_that_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs/how-to/tasks.md").read_text()
+    (block,) = [block for block in page.split("```python\n")[1:] if "class Larger" in block]
+    Path("on_the_page.py").write_text(f"{HEAD}import jax.numpy as jnp\n\n{block.split('```')[0]}")
+    task = make_task(Config(task="on_the_page:Larger"))
+    train, test = task.split(100, 0)
+    for examples in (train, test):
+        for (x, y, equals), (target,) in zip(examples.tokens.tolist(), examples.targets.tolist()):
+            assert (target, equals) == (y > x, 50)
+    assert len(test.tokens) == 256
+
+
+DRAWING = """
+class Draws(DrawnTask):
+    d_vocab, d_vocab_out, n_ctx, read, batch_size, test_examples, universe = 3, 2, 3, (2, 3), 4, 8, 10**6
+
+    def __init__(self, config):
+        pass
+
+    def sample(self, key, n):
+        bits = jax.random.randint(key, (n, 2), 0, 2, np.int32)
+        tokens = np.concatenate([bits, np.full((n, 1), 2, np.int32)], 1)
+        return Examples(tokens, bits[:, :1])
+
+class Frozen(Draws):
+    def sample(self, key, n):
+        bits = np.random.randint(0, 2, (n, 2)).astype(np.int32)
+        return Examples(np.concatenate([bits, np.full((n, 1), 2, np.int32)], 1), bits[:, :1])
+"""
+
+
+def test_a_sampler_that_cannot_do_what_it_says_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    Path("drawing.py").write_text(
+        HEAD.replace("import numpy as np", "import jax.numpy as np")
+        + DRAWING.replace("np.random.randint(0, 2, (n, 2))", "__import__('numpy').random.randint(0, 2, (n, 2))")
+    )
+    with pytest.raises(BadInput, match="a function of its key alone"):
+        make_task(Config(task="drawing:Frozen"))
+    with pytest.raises(BadInput, match=r"its universe says 1,000,000, .* has drawn 4"):
+        make_task(Config(task="drawing:Draws")).split(5, 0)
+
+
+def test_a_class_whose_parts_have_changed_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    hashes = []
+    for number in (1, 2):
+        part = f"(e.tokens[:, :1] >= {number}).astype(np.int32)"
+        body = "    parts = ('a', 'b')\n    def all_examples(self, seed):\n        e = super().all_examples(seed)\n"
+        Path(f"parts_{number}.py").write_text(f"{HEAD}class P(Base):\n{body}        return e._replace(part={part})\n")
+        hashes.append(split_hash(Run(Config(task=f"parts_{number}:P"), frac=0.5, n_train=4)))
+        made = make_task(Config(task=f"parts_{number}:P"))
+        assert made.chance == pytest.approx([np.log(number) if number > 1 else 0, np.log(3 - number)])
+    assert hashes[0] != hashes[1]
 
 
 @pytest.mark.parametrize("task", ["parity3", "addition2", "induction", "skip_trigram"])

@@ -76,8 +76,8 @@ def test_bad_input_is_one_line_with_the_flag_the_value_and_what_is_accepted(
 
 TASKS = (
     "add subtract multiply x2xyy2 random s<N> a<N> d<N> addition<N> induction skip_trigram parity<K> (N and K from 1 "
-    "to 100; groups of at most 2,000 elements, with _conjugate or _xyx for xyx^-1 and xyx), several of the first "
-    "joined by +, an expression in x and y, or package.module:Name"
+    "to 100; of groups N from 3, with at most 2,000 elements, and _conjugate or _xyx for xyx^-1 and xyx), several of "
+    "the first joined by +, an expression in x and y, or package.module:Name"
 )
 
 

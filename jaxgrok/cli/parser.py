@@ -172,7 +172,7 @@ def add_run_flags(p: Parser) -> None:
     tricks.add_argument("--grokfast-window", metavar="N", help=window)
     smoothing = "share of a target that is spread over all classes in training (default 0)"
     tricks.add_argument("--label-smoothing", metavar="X", help=smoothing)
-    across = "take from the gradient what only scales the weights (default no)"
+    across = "remove from the gradient what only scales the weights (default no)"
     tricks.add_argument("--orthograd", metavar="yes|no", nargs="?", const="yes", help=across)
     tricks.add_argument("--max-norm", metavar="X", help="most that the norm of all weights may be (default none)")
     numerics = p.add_argument_group("numerics")

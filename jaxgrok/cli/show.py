@@ -8,10 +8,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxgrok.config import UNLIMITED, Config
+from jaxgrok.config import CONFIG_FIELDS, UNLIMITED, Config
 from jaxgrok.measures import subjects
 from jaxgrok.measures.checkpoints import Analysis
-from jaxgrok.store.results import Cell, Results
+from jaxgrok.store.results import Cell, Results, text_of
 from jaxgrok.tables import circuits as circuit_tables
 from jaxgrok.tables import heads as head_tables
 from jaxgrok.tables import parts as part_tables
@@ -68,7 +68,14 @@ _COST_COLUMNS: dict[str, Callable[[Cost], str]] = {
 
 def print_plan(costs: Sequence[Cost], plan: Plan) -> None:
     """Print what each bucket of a sweep costs, and whether memory and disk suffice."""
-    print_table(list(_COST_COLUMNS), [[column(cost) for column in _COST_COLUMNS.values()] for cost in costs])
+    differ = [
+        name
+        for name in CONFIG_FIELDS
+        if name not in _COST_COLUMNS and len({getattr(cost.config, name) for cost in costs}) > 1
+    ]
+    of_fields = {name: lambda cost, name=name: text_of(name, getattr(cost.config, name)) for name in differ}
+    columns = {"task": _COST_COLUMNS["task"], **of_fields, **_COST_COLUMNS}
+    print_table(list(columns), [[column(cost) for column in columns.values()] for cost in costs])
     runs, seconds, disk = (sum(getattr(cost, name) for cost in costs) for name in ("runs", "seconds", "disk"))
     files = sum(cost.files for cost in costs)
     print(f"{count(runs, 'run')}, about {clock(seconds)}, {byte_size(disk)} on disk in about {count(files, 'file')}")

@@ -11,6 +11,7 @@ from jaxgrok.config import MAX_EXAMPLES, BadInput
 from jaxgrok.tasks.base import Examples, Task
 
 EXAMPLES_STREAM = 2  # the fold_in constant of examples that are drawn once (training/run.py lists the other streams)
+MOST_FRUITLESS = 300  # rounds in a row that draw nothing new
 SMALLEST_DRAW = 256  # examples per call of the sampler when a fixed set is drawn
 
 
@@ -66,10 +67,16 @@ def _distinct(task: DrawnTask, seed: int, n: int) -> Examples:
     """The first n different examples of a seed's PRNG stream, as numpy."""
     key = jax.random.fold_in(jax.random.key(seed), EXAMPLES_STREAM)
     draw = _sampler(task, max(n, SMALLEST_DRAW))
-    found, rounds = None, 0
+    found, rounds, fruitless = None, 0, 0
     while found is None or len(found.tokens) < n:
+        if fruitless == MOST_FRUITLESS:
+            accepted = f"a task with {n:,} different sequences: its universe says {task.universe:,}, and its sample, a "
+            accepted += f"function of the key alone, has drawn {len(found.tokens) if found else 0:,}"
+            raise BadInput("task", type(task).__name__, accepted)
+        before = 0 if found is None else len(found.tokens)
         drawn = jax.tree.map(np.asarray, draw(key, rounds))
         found = drawn if found is None else jax.tree.map(lambda *x: np.concatenate(x), found, drawn)
         _, first = np.unique(found.tokens, axis=0, return_index=True)
         found, rounds = jax.tree.map(lambda x, first=first: x[np.sort(first)], found), rounds + 1
+        fruitless = fruitless + 1 if len(found.tokens) == before else 0
     return jax.tree.map(lambda x: x[:n], found)

@@ -22,6 +22,12 @@ class ListedTask(Task):
         """All examples, as numpy: the same for every seed but for labels that are drawn from it."""
 
     @functools.cached_property
+    def chance(self) -> tuple[float, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The entropy of the targets of each part, in nats."""
+        _, targets, part = self.all_examples(0)
+        return tuple(_entropy(np.asarray(targets)[np.asarray(part) == i]) for i in range(len(self.parts)))
+
+    @functools.cached_property
     def n_examples(self) -> int:
         """How many there are."""
         return len(self.all_examples(0).tokens)
@@ -53,3 +59,9 @@ class ListedTask(Task):
         examples = self.all_examples(seed)
         train, test = self.split_indices(size, seed if split_seed is None else split_seed)
         return tuple(jax.tree.map(lambda x, rows=rows: x[rows], examples) for rows in (train, test))
+
+
+def _entropy(targets: np.ndarray) -> float:
+    """The entropy of targets, in nats: the loss of the best guess that does not look."""
+    share = np.bincount(targets) / len(targets)
+    return float(-(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum())

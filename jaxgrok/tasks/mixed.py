@@ -22,7 +22,6 @@ class MixedTask(ListedTask):
         self.parts, self.p = operations, p
         self.operations = tuple(ModularTask(name, p) for name in operations)
         self.d_vocab, self.d_vocab_out, self.read_token = p + 1 + len(operations), p + 1, p
-        self.chance = tuple(_entropy(task.labels(0)) for task in self.operations)
 
     def all_examples(self, seed: int) -> Examples:
         return Examples(*(np.concatenate(x) for x in zip(*(self._of(i, seed) for i in range(len(self.parts))))))
@@ -33,9 +32,3 @@ class MixedTask(ListedTask):
         x, y, equals = np.asarray(tokens).T
         name = np.full_like(x, self.p + 1 + number)
         return Examples(np.stack([x, name, y, equals], axis=1), targets, np.full_like(targets, number))
-
-
-def _entropy(labels: np.ndarray) -> float:
-    """The entropy of labels, in nats: the loss of the best guess that does not look."""
-    share = np.bincount(labels) / len(labels)
-    return float(-(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum())

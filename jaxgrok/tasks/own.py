@@ -41,7 +41,9 @@ def _wrong(task: Any) -> str | None:
         return f"a chance for each of its parts; it has {len(task.chance)} and {len(task.parts)}"
     if isinstance(task, DrawnTask):
         key = jax.random.key(0)
-        examples = jax.tree.map(np.asarray, task.sample(key, DRAWN_FOR_CHECK))
+        examples, again = (jax.tree.map(np.asarray, task.sample(key, DRAWN_FOR_CHECK)) for _ in range(2))
+        if not all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(examples), jax.tree.leaves(again))):
+            return "a sample that is a function of its key alone; it draws otherwise every time"
     else:
         examples = jax.tree.map(np.asarray, task.all_examples(0))
     return _wrong_examples(task, examples)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxgrok.config import CONFIG_FIELDS, LATER, BadInput, Config, Run
 from jaxgrok.nets import interop
@@ -193,7 +194,10 @@ def split_hash(run: Run) -> str:
     examples."""
     train, test = make_task(run.config).split(run.size, run.seed, run.split_seed)
     listed = test if train is None else train
-    return hashlib.sha256(listed.tokens.tobytes() + listed.targets.tobytes()).hexdigest()[:12]
+    content = listed.tokens.tobytes() + listed.targets.tobytes()
+    if ":" in run.config.task and listed.part is not None:  # a class of the user's own may change its parts
+        content += np.asarray(listed.part).tobytes()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 # --- the second step: which runs train together -----------------------------------------------------------------------
