@@ -1,8 +1,10 @@
 """The table and the figure of clock-and-pizza.md.
 
 python docs/results/clock_and_pizza.py RUN_DIR PUBLIC_CSV FIGURE
+python docs/results/clock_and_pizza.py RUN_DIR PUBLIC_CSV
 
-PUBLIC_CSV is result/1l_fixedwidth.csv of github.com/fjzzq2002/pizza.
+PUBLIC_CSV is result/1l_fixedwidth.csv of github.com/fjzzq2002/pizza; in the second form, which is by width and draws
+nothing, 1l_varywidth.csv.
 """
 
 import csv
@@ -18,6 +20,7 @@ from jaxgrok.measures.all_pairs import run_network
 from jaxgrok.tables.write import markdown
 from jaxgrok.tasks import modular_task
 
+NEAR_WIDTH, WIDER = 0.1, 2**0.5  # the same in the table by width, and by which factor a public width may differ
 NEAR = 0.05  # how far the coefficient of a public run may lie from ours
 
 
@@ -50,6 +53,29 @@ def spread(x, form="{:.2f}"):
     return f"{form.format(np.median(x))} ({form.format(np.min(x))} - {form.format(np.max(x))})"
 
 
+def by_width(path, table):
+    """The table by width: medians of both measures, ours and public."""
+    results = jaxgrok.load(path)
+    with open(table) as file:
+        rows = [row for row in csv.DictReader(file) if row["gradient_sim"] and row["n_layers"] == "1"]
+    names = ("attn_coeff", "d_model", "gradient_sim", "distance_irrelevance")
+    theirs = np.array([[float(row[n]) for n in names] for row in rows if row["diff_vocab"] == row["eqn_sign"] == "0"])
+    found = {}
+    for record in results.runs:
+        if results.timing(record).by("grokked") is not None:
+            place = record.config.attn_coeff, record.config.d_model
+            found.setdefault(place, []).append(measured(record.config, results.params(run=record.number)))
+    out = []
+    for (coeff, width), ours in sorted(found.items()):
+        close = (np.abs(theirs[:, 0] - coeff) <= NEAR_WIDTH) & (np.abs(np.log(theirs[:, 1] / width)) <= np.log(WIDER))
+        near, ours = theirs[close], np.array(ours)
+        quartiles = ["{:.2f} ({:.2f} - {:.2f})".format(*np.percentile(near[:, i], (50, 25, 75))) for i in (2, 3)]
+        numbers = [spread(ours[:, 0]), quartiles[0], spread(ours[:, 2]), quartiles[1]]
+        out.append([f"{coeff:g}", str(width), str(len(ours)), str(len(near)), *numbers])
+    header = ["attn_coeff", "d_model", "our runs", "public runs", "symmetricity", "public", "irrelevance, wrong logit"]
+    print(markdown([*header, "public"], out))
+
+
 def main(path, table, figure_path):
     results, theirs = jaxgrok.load(path), public(table)
     done = [record for record in results.runs if results.timing(record).by("grokked") is not None]
@@ -78,4 +104,4 @@ def main(path, table, figure_path):
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
-    main(*sys.argv[1:])
+    (main if len(sys.argv) == 4 else by_width)(*sys.argv[1:])
