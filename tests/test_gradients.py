@@ -47,10 +47,11 @@ def test_grokfast_of_a_window_adds_the_mean_of_its_gradients_once_it_is_full(rng
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), found, expected)
 
 
-def test_schedule_free_is_its_equations():
+@pytest.mark.parametrize("warmup", [3, 0])
+def test_schedule_free_is_its_equations(warmup):
     """Defazio et al. 2024: gradients at y = (1 - b) z + b x, steps of z without momentum, and x the average of z,
     weighted by the square of the largest learning rate so far."""
-    fields = {**SMALL, "optimizer": "schedule_free", "warmup_steps": 3}
+    fields = {**SMALL, "optimizer": "schedule_free", "warmup_steps": warmup}
     config = Config(**fields)
     program, run = make_program(config, 1), Run(config, frac=0.5, weight_decay=0.3, lr=0.02)
     plain = make_program(Config(**SMALL, optimizer="sgd", b1=0.0, regulariser="none", warmup_steps=0), 1)
@@ -64,7 +65,7 @@ def test_schedule_free_is_its_equations():
         moved, *_ = plain.advance(plain.start(y, one), train, one, 1)
         g = jax.tree.map(lambda y, after: np.asarray(y - after), y, moved.params)
         v = jax.tree.map(lambda v, g: 0.98 * v + 0.02 * g**2, v, g)
-        lr = 0.02 * min(step / 3, 1)
+        lr = 0.02 * min(step / warmup, 1) if warmup else 0.02
         z = jax.tree.map(
             lambda z, y, g, v, lr=lr, step=step: (
                 z - lr * (g / (np.sqrt(v / (1 - 0.98 ** (step + 1))) + 1e-8) + 0.3 * y)

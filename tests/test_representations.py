@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxgrok
+from jaxgrok import figures
 from jaxgrok.cli import main
 from jaxgrok.config import BadInput, Config
 from jaxgrok.measures import representations, subjects
@@ -18,6 +19,7 @@ from jaxgrok.tasks import make_task
 from jaxgrok.tasks.groups import inverses, table_of
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.sweep import sweep
+from tests.test_figures import words
 
 # Characters, from any book, by the classes in the order of their first elements (`classes_of`).
 KNOWN = {
@@ -142,6 +144,16 @@ def test_characters_as_logits_are_explained_and_belong_to_their_representation()
     sums = np.array([character[representations.classes_of(table)[quotient] == k].sum() for k in range(len(sizes))])
     found = representations._explained(of, jax.numpy.asarray(sums), (character.sum(), (character**2).sum()))
     np.testing.assert_allclose(found, np.eye(5)[3], atol=1e-10)
+
+
+def test_a_network_that_diverged_is_left_out_of_the_figure(rng):
+    config, params, _ = network("s3", rng)
+    good = jax.tree.map(np.asarray, representations.scores(config, params))
+    bad = jax.tree.map(lambda x: np.full_like(x, np.nan), good)
+    with_bad, alone = (figures.representations_figure(config, of) for of in ([bad, good], [good]))
+    for found, expected in zip(with_bad.axes, alone.axes, strict=True):
+        np.testing.assert_array_equal(found.collections[0].get_offsets(), expected.collections[0].get_offsets())
+    assert "diverged" in words(figures.representations_figure(config, [bad]))
 
 
 def test_another_task_is_refused(rng):

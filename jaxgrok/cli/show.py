@@ -131,12 +131,13 @@ def print_sizes(sizes: size_tables.Sizes) -> None:
 
 def print_network(config: Config, found: dict[str, np.ndarray], remarks: Sequence[str]) -> None:
     """Print one network's measures, {name: array}, and remarks about them."""
-    if subjects.kind_of(config) is subjects.REPRESENTATIONS:
+    kind = subjects.kind_of(config)
+    if kind is subjects.REPRESENTATIONS:
         print_table(*representation_tables.network_table(config, found))
         print(f"loss {found['loss/all']:.4g}, accuracy {found['accuracies/all']:.4f}, over all pairs")
         print("\n".join([representation_tables.NOTE, *remarks]))
         return
-    if "loss_without" in found:
+    if kind is subjects.HEADS:
         print_table(*head_tables.every_head_table([("", found)]))
         print("\n".join([f"loss {found['loss']:.4g}", head_tables.NOTE, *remarks]))
         return

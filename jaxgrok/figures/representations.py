@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxgrok.config import Config
-from jaxgrok.figures.style import TEST, TRAIN, make_figure, styled, thinned
+from jaxgrok.figures.style import TEST, TRAIN, make_figure, styled, thinned, words_figure
 from jaxgrok.store.curves import RunCurves
 from jaxgrok.tables.representations import TITLES, RunRepresentations, irreps_of
 
@@ -50,9 +50,12 @@ def representations_figure(config: Config, measured: Sequence[dict[str, Any]], n
     """The share of each representation in the weights and the logits of each network: a dot for each, a line at the
     median. Grey bars are the shares in random weights.
 
-    measured: `representations.scores` of each network, as numpy. name: of the runs that they are from.
+    measured: `representations.scores` of each network, as numpy; those that have diverged are left out. name: of the
+    runs that they are from.
     """
-    of = irreps_of(config)
+    of, measured = irreps_of(config), [m for m in measured if np.isfinite(m["W_E_share"]).all()]
+    if not measured:
+        return words_figure("every network has diverged")
     shown = [share for share in TITLES if measured[0].get(share) is not None and np.isfinite(measured[0][share]).any()]
     largest = np.max([m[share] for m in measured for share in shown], axis=0)
     drawn = sorted(np.argsort(-largest)[:MOST_DRAWN].tolist())

@@ -28,11 +28,11 @@ from jaxgrok.nets.model import make_model, unembedding
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.task_names import group_of
 from jaxgrok.tasks import make_task
-from jaxgrok.tasks.groups import GroupTask, Table, inverses, table_of
+from jaxgrok.tasks.groups import GroupTask, Table, identity_of, inverses, table_of
 
 SCHEMA = 1  # the version of what `scores` returns: see `circuits.SCHEMA`
 SHARES = ("W_E_share", "W_U_share", "W_L_share", "logit_share")  # each [I]
-SAME = 1e-9  # eigenvalues whose difference is a smaller share of the largest are one
+SAME = 1e-9  # eigenvalues that differ by a smaller share of the largest are one, and values of a projector are equal
 
 
 class Irreps(NamedTuple):
@@ -73,7 +73,7 @@ def irreps(family: str, n: int) -> Irreps:
     root = np.sqrt(sizes)
     values, vectors = np.linalg.eigh(root[:, None] * sums / root)
     starts = np.flatnonzero(np.diff(values, prepend=-np.inf) > SAME * np.abs(values).max())
-    identity = of_class[np.flatnonzero(table.diagonal() == np.arange(G))[0]]
+    identity = of_class[identity_of(table)]
     found = []
     for columns in np.split(np.arange(K), starts[1:]):
         waves = vectors[:, columns].T
@@ -82,7 +82,7 @@ def irreps(family: str, n: int) -> Irreps:
         dimension = round(float(np.sqrt(size * G / len(columns))))
         found.append((dimension, len(columns), size, projection, waves))
     # The trivial one has the same value everywhere; of equal dimension, larger characters come first.
-    found.sort(key=lambda f: (np.ptp(f[3]) > 1e-9, f[0], f[1], *(-np.round(f[3] / f[2], 6))))
+    found.sort(key=lambda f: (np.ptp(f[3]) > SAME, f[0], f[1], *(-np.round(f[3] / f[2], 6))))
     dimension, copies, size, projection, waves = (list(column) for column in zip(*found))
     return Irreps(
         _names(list(zip(dimension, copies))),
@@ -116,7 +116,7 @@ def shares(W: Float[Array | np.ndarray, "G A"], of: Irreps) -> Float[Array, "I"]
     W = jnp.asarray(W)
     # <W, P W> for the projectors P: the products of rows, summed by the class of x y^-1.
     by_class = jnp.zeros(of.projection.shape[1], W.dtype).at[of.class_of].add(W @ W.T)
-    energy = jnp.asarray(of.projection, W.dtype) @ by_class
+    energy = jnp.maximum(jnp.asarray(of.projection, W.dtype) @ by_class, 0)  # rounding may make none of it negative
     return energy / energy.sum()
 
 

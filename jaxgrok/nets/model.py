@@ -113,7 +113,7 @@ class Block(nn.Module):
 
 def norm_weights(config: Config, *names: str) -> Params:
     """In a module: the weights of norms, a factor w [D], which starts at 1, and in LayerNorm a term b [D], which starts
-    at 0. None if the config has no norm."""
+    at 0. Empty if the config has no norm."""
     D, dtype = config.d_model, jnp.dtype(config.dtype)
     specs = {"none": (), "layernorm": (("w", ones, (D,)), ("b", zeros, (D,))), "rmsnorm": (("w", ones, (D,)),)}
     return {name: Weights(specs[config.norm], dtype, name=name)() for name in names if config.norm != "none"}
@@ -148,7 +148,7 @@ class Prepared(NamedTuple):
     """What depends on a transformer's parameters alone.
 
     first: the tables as the first layer needs them: for v, and either for q and k (width H*K) or for the scores of a
-        constant query (width H). Empty where a norm has more places to prepare than there are examples.
+        constant query (width H). Empty with a norm and fewer examples than tokens.
     folded: products of the last layer's weights, by name. What takes the place of W_out W_U is its transpose W_L
         [C, M], and so is W_O W_U [C, H*K]: XLA multiplies these gradients nearly twice as fast.
     """

@@ -56,6 +56,20 @@ class DrawnTask(Task):
         return (None if size is None else train), test
 
 
+class ReadAtEnd(DrawnTask):
+    """A task whose sequences of seq_len tokens are read at the last one."""
+
+    seq_len: int
+
+    @property
+    def n_ctx(self) -> int:
+        return self.seq_len
+
+    @property
+    def read(self) -> tuple[int, int]:
+        return self.seq_len - 1, self.seq_len
+
+
 @functools.lru_cache(maxsize=64)
 def _sampler(task: DrawnTask, n: int):
     """A compiled (key, round) -> n examples, shared by all seeds."""

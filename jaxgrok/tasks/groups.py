@@ -13,25 +13,21 @@ from jaxtyping import Int
 
 from jaxgrok.task_names import GroupName
 from jaxgrok.tasks.base import Examples
-from jaxgrok.tasks.listed import ListedTask
+from jaxgrok.tasks.listed import PairsTask
 
 Table = Int[np.ndarray, "G G"]
 
 
-class GroupTask(ListedTask):
+class GroupTask(PairsTask):
     """All pairs of one operation on the elements of a group: xy, its conjugate xyx^-1, or xyx.
 
-    table: the products of the group, whatever the operation is. The output has a class for each element, and one for
-    "=" where there is one, as in modular tasks.
+    table: the products of the group, whatever the operation is.
     """
 
     def __init__(self, name: GroupName, sequence: str = "xy="):
         self.table = table_of(name.family, name.n)
-        G, has_equals = len(self.table), sequence == "xy="
-        self.operation, self.n_ctx = name.operation, len(sequence)
-        self.read = (self.n_ctx - 1, self.n_ctx)
-        self.d_vocab = self.d_vocab_out = G + has_equals
-        self.read_token = G if has_equals else None
+        super().__init__(len(self.table), sequence)
+        self.operation = name.operation
 
     @functools.cached_property
     def answers(self) -> Table:
@@ -45,14 +41,18 @@ class GroupTask(ListedTask):
     def all_examples(self, seed: int) -> Examples:
         G = len(self.table)
         x, y = (axis.ravel() for axis in np.indices((G, G), np.int32))
-        tokens = np.stack([x, y, np.full_like(x, G)][: self.n_ctx], axis=1)
-        return Examples(tokens, self.answers.ravel()[:, None])
+        return Examples(self.tokens(x, y), self.answers.ravel()[:, None])
+
+
+def identity_of(table: Table) -> int:
+    """The element whose square is itself."""
+    (identity,) = np.flatnonzero(table.diagonal() == np.arange(len(table)))
+    return int(identity)
 
 
 def inverses(table: Table) -> Int[np.ndarray, "G"]:
-    """The inverse of each element. The identity is the element whose square is itself."""
-    (identity,) = np.flatnonzero(table.diagonal() == np.arange(len(table)))
-    return (table == identity).argmax(axis=1)
+    """The inverse of each element."""
+    return (table == identity_of(table)).argmax(axis=1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -61,6 +61,26 @@ class ListedTask(Task):
         return tuple(jax.tree.map(lambda x, rows=rows: x[rows], examples) for rows in (train, test))
 
 
+class PairsTask(ListedTask):
+    """All pairs of `size` elements: the tokens x, y and "=", which is number `size`, with the answer read at "="; or x
+    and y alone, read at y. With "=" the output has a class for it too, as in the authors' training (spec:
+    PUBLISHED.md).
+
+    sequence: `xy=` or `xy`.
+    """
+
+    def __init__(self, size: int, sequence: str):
+        self.has_equals, self.n_ctx = sequence == "xy=", len(sequence)
+        self.read = (self.n_ctx - 1, self.n_ctx)
+        self.d_vocab = self.d_vocab_out = size + self.has_equals
+        self.read_token = size if self.has_equals else None
+        self._equals = size
+
+    def tokens(self, x: Int[np.ndarray, "N"], y: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N S"]:
+        """The sequences of these pairs. x, y: int32."""
+        return np.stack([x, y, np.full_like(x, self._equals)][: self.n_ctx], axis=1)
+
+
 def _entropy(targets: np.ndarray) -> float:
     """The entropy of targets, in nats: the loss of the best guess that does not look."""
     share = np.bincount(targets) / len(targets)

@@ -14,13 +14,13 @@ from jaxtyping import Int
 from jaxgrok.config import is_prime
 from jaxgrok.expressions import NAMED, parse
 from jaxgrok.tasks.base import Examples
-from jaxgrok.tasks.listed import ListedTask
+from jaxgrok.tasks.listed import PairsTask
 
 EXPRESSIONS = {name: text for text, name in NAMED.items()}
 MULTIPLICATIVE = ("multiply", "x/y")  # sums and differences of discrete logarithms
 
 
-class ModularTask(ListedTask):
+class ModularTask(PairsTask):
     """All pairs of one operation that has a value there: an expression in x and y, or its name in EXPRESSIONS; or
     `random`, a table of labels drawn from the seed.
 
@@ -30,19 +30,13 @@ class ModularTask(ListedTask):
     operations these are the numbers from 0 to p - 1. For products and quotients modulo a prime they are g^0, g^1, ...,
     g^(p-2), all but 0, where g is the least primitive root. group [P]: these numbers. group_pairs [P*P]: the numbers of
     the pairs over them.
-
-    sequence: `xy=` or `xy`. With "=" the output has p + 1 classes, "=" among them, as in the authors' training (spec:
-    PUBLISHED.md); without it, p.
     """
 
     modular = True
 
     def __init__(self, operation: str, p: int, sequence: str = "xy="):
-        self.operation, self.p, self.has_equals = operation, p, sequence == "xy="
-        self.n_ctx = len(sequence)
-        self.read = (self.n_ctx - 1, self.n_ctx)
-        self.d_vocab = self.d_vocab_out = p + self.has_equals
-        self.read_token = p if self.has_equals else None
+        super().__init__(p, sequence)
+        self.operation, self.p = operation, p
         self.values, self.pairs_defined = _table(operation, p)
         self.is_multiplicative = operation in MULTIPLICATIVE and is_prime(p) and p > 3
         self.group = _powers(p) if self.is_multiplicative else np.arange(p)
@@ -85,8 +79,7 @@ class ModularTask(ListedTask):
     def pairs(self, indices: Int[np.ndarray, "N"], seed: int) -> Examples:
         """The pairs with these lexicographic numbers."""
         x, y = np.divmod(np.asarray(indices, np.int32), np.int32(self.p))
-        tokens = np.stack([x, y, np.full_like(x, self.p)][: self.n_ctx], axis=1)
-        return Examples(tokens, self.labels(seed)[indices][:, None])
+        return Examples(self.tokens(x, y), self.labels(seed)[indices][:, None])
 
     def split_indices(self, size: float, split_seed: int) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "T"]]:
         """The train and test pairs by their lexicographic numbers."""

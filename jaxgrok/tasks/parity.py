@@ -12,13 +12,13 @@ from jaxtyping import Array, Key
 
 from jaxgrok.config import BadInput
 from jaxgrok.tasks.base import Examples
-from jaxgrok.tasks.drawn import DrawnTask
+from jaxgrok.tasks.drawn import ReadAtEnd
 
 EQUALS = 2
 
 
 @dataclass(frozen=True)
-class ParityTask(DrawnTask):
+class ParityTask(ReadAtEnd):
     """seq_len - 1 uniform bits and "=". The target is the parity of the first `bits` of them.
 
     Raises BadInput for more bits than there are.
@@ -35,14 +35,6 @@ class ParityTask(DrawnTask):
     def __post_init__(self):
         if self.bits > self.seq_len - 1:
             raise BadInput("seq_len", self.seq_len, f"at least {self.bits + 1}: {self.bits} bits and =")
-
-    @property
-    def n_ctx(self) -> int:
-        return self.seq_len
-
-    @property
-    def read(self) -> tuple[int, int]:
-        return self.seq_len - 1, self.seq_len
 
     @property
     def universe(self) -> int:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from jaxgrok.tasks.base import GENERALISED, Criterion, Examples
-from jaxgrok.tasks.drawn import DrawnTask
+from jaxgrok.tasks.drawn import ReadAtEnd
 
 DIGITS = 10  # there are as many small entries, 0..9, as large ones, 10..19
 START, END = 2 * DIGITS, 2 * DIGITS + 1
 
 
 @dataclass(frozen=True)
-class SkipTrigramTask(DrawnTask):
+class SkipTrigramTask(ReadAtEnd):
     """START, then seq_len - 2 uniform entries, of which one is in 10..19 and the others are in 0..9, then END."""
 
     seq_len: int = 13
@@ -31,14 +31,6 @@ class SkipTrigramTask(DrawnTask):
     parts = tuple(f"entry {DIGITS + i}" for i in range(DIGITS))
     chance = (log(DIGITS),) * DIGITS
     criterion = Criterion(accuracy=GENERALISED)
-
-    @property
-    def n_ctx(self) -> int:
-        return self.seq_len
-
-    @property
-    def read(self) -> tuple[int, int]:
-        return self.seq_len - 1, self.seq_len
 
     @property
     def universe(self) -> int:

@@ -74,7 +74,9 @@ def make_optimizer(config: Config, hyper: Hyper) -> optax.GradientTransformation
     # Built inside the mapped function, from traced numbers. The schedule casts the step itself: dividing two integers
     # would give float32 even under x64.
     def rate(step):
-        return hyper.lr * jnp.minimum(step.astype(hyper.lr.dtype) / max(config.warmup_steps, 1), 1)
+        if not config.warmup_steps:
+            return hyper.lr
+        return hyper.lr * jnp.minimum(step.astype(hyper.lr.dtype) / config.warmup_steps, 1)
 
     def add_l1(grads, params):
         return jax.tree.map(lambda g, w: g + hyper.weight_decay * jnp.sign(w), grads, params)
