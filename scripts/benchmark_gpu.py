@@ -90,21 +90,24 @@ def trainer(
 
     from jaxgrok.config import Run
     from jaxgrok.tasks import make_task
-    from jaxgrok.training.batch import compiled
+    from jaxgrok.training.batch import MOST_INTERVALS, compiled
 
     task, length = make_task(config), EVAL_EVERY if every is None else every
     functions = compiled(config, length, tuple(devices))
     rows = [(*task.split(size, seed), Run(config, seed).hyper()) for seed in range(runs)]
     train, test, hyper = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), functions.sharding)
     state = functions.init(hyper)
+    left_over = steps // length % MOST_INTERVALS
+    dispatches = [MOST_INTERVALS] * (steps // length // MOST_INTERVALS) + ([left_over] if left_over else [])
 
     def advance() -> Any:
         nonlocal state
-        scores = loss = None
-        for _ in range(steps // length):
-            scores = None if every is None else functions.evaluate(state.params, test)
-            state, loss, *_ = functions.advance(state, train, hyper, length)
-        return scores, loss
+        recorded = None
+        for intervals in dispatches:
+            is_one = np.arange(MOST_INTERVALS) < intervals
+            n_steps = np.where(is_one, length, 0).astype(np.int32)
+            state, recorded = functions.advance(state, train, test, hyper, n_steps, is_one & (every is not None))
+        return recorded
 
     return advance, lambda: jax.tree.map(np.asarray, state.params)
 

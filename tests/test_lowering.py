@@ -19,6 +19,7 @@ import pytest
 from jaxgrok.config import Config, Hyper
 from jaxgrok.measures import ablations, circuits, fourier, heads, subjects
 from jaxgrok.tasks import make_config, make_task
+from jaxgrok.training.batch import MOST_INTERVALS
 from jaxgrok.training.run import make_program
 
 PLATFORMS = ("cuda", "tpu")
@@ -75,11 +76,13 @@ def steps_of(config: Config, size) -> dict:
     train, test = map(abstract, program.task.split(size, 0))
     init = jax.vmap(program.init)
     state = jax.eval_shape(init, hyper)
-    n_steps = jax.ShapeDtypeStruct((), jnp.int32)
+    n_steps, is_evaluated = (jax.ShapeDtypeStruct((MOST_INTERVALS,), dtype) for dtype in (jnp.int32, bool))
     return {
         "init": (init, (hyper,)),
-        "advance": (jax.vmap(program.advance, (0, 0, 0, None)), (state, train, hyper, n_steps)),
-        "evaluate": (jax.vmap(program.evaluate), (state.params, test)),
+        "advance": (
+            jax.vmap(program.advance_through, (0, 0, 0, 0, None, None)),
+            (state, train, test, hyper, n_steps, is_evaluated),
+        ),
     }
 
 

@@ -14,6 +14,7 @@ from jaxgrok.config import BadInput
 from jaxgrok.store.events import Outcome
 from jaxgrok.store.records import Status
 from jaxgrok.training import sweep as sweeping
+from jaxgrok.training.batch import MOST_INTERVALS
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program, train
 from jaxgrok.training.sweep import Interrupted, Silent, compiled, prepare, sweep
@@ -97,7 +98,7 @@ def test_a_run_that_turns_nan_leaves_the_others_alone(tmp_path):
 
 def test_the_same_shapes_compile_once_and_a_finished_sweep_is_left_alone(tmp_path):
     programs = compiled(small().configs[0], 5, tuple(jax.local_devices()))
-    functions = (programs.init, programs.advance, programs.evaluate)
+    functions = (programs.init, programs.advance)
     path = sweep(small(seeds="0:2"), tmp_path / "a")
     counts = [f._cache_size() for f in functions]
     assert min(counts) >= 1
@@ -106,6 +107,30 @@ def test_the_same_shapes_compile_once_and_a_finished_sweep_is_left_alone(tmp_pat
     before = {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")}
     sweep(small(seeds="0:2"), tmp_path / "a")
     assert {file: file.stat().st_mtime_ns for file in (path / "checkpoints").rglob("*")} == before
+
+
+@pytest.mark.usefixtures("shipped")
+def test_intervals_that_are_dispatched_together_give_the_same_bits(tmp_path, monkeypatch):
+    """However long the machine took for those before: here always one by one, then as many as may be."""
+    advance, lengths = sweeping.LiveBatch.advance, []
+
+    def counted(self, most):
+        before = self.epoch
+        dispatched = advance(self, most)
+        assert not self.checkpoints & set(range(before + 1, self.epoch))
+        assert sum(interval.steps for interval in dispatched.intervals) == self.epoch - before
+        lengths.append(len(dispatched.intervals))
+        return dispatched
+
+    monkeypatch.setattr(sweeping.LiveBatch, "advance", counted)
+    paths = []
+    for seconds in (0, 1e9):
+        monkeypatch.setattr(sweeping, "SHORT_SECONDS", seconds)
+        # A checkpoint is due where no evaluation is.
+        paths.append(sweep(small(epochs=423, checkpoint_every=212), tmp_path / str(seconds), batch_runs=2))
+        assert max(lengths) == (1 if seconds == 0 else MOST_INTERVALS)
+        lengths.clear()
+    same_files(*paths)
 
 
 @pytest.mark.parametrize(("stop", "signum"), [(1, signal.SIGINT), (61, signal.SIGTERM), (150, signal.SIGINT)])

@@ -7,12 +7,13 @@ rows whose run has ended, are padding rows: they compute, and nobody reads what.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.store.batches import SavedBatch
@@ -21,7 +22,9 @@ from jaxgrok.store.steps import PADDING, StepRecord
 from jaxgrok.tasks import make_task
 from jaxgrok.training.layout import Devices, Plan, split_hash
 from jaxgrok.training.plan import block_of
-from jaxgrok.training.run import Scores, TrainState, cycle_of, make_program
+from jaxgrok.training.run import Recorded, TrainState, cycle_of, make_program
+
+MOST_INTERVALS = 32  # that are dispatched together
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,6 @@ class Compiled:
     init: Any
     start: Any
     advance: Any
-    evaluate: Any
     sharding: NamedSharding
     shapes: set[tuple[int, int | None]] = field(default_factory=set)
 
@@ -54,25 +56,27 @@ def compiled(config: Config, eval_every: int, devices: Devices) -> Compiled:
     return Compiled(
         over_rows(program.init, (0,)),
         over_rows(program.start, (0, 0)),
-        over_rows(program.advance, (0, 0, 0, None), donate_argnums=0),
-        over_rows(program.evaluate, (0, 0)),
+        over_rows(program.advance_through, (0, 0, 0, 0, None, None), donate_argnums=0),
         NamedSharding(mesh, row),
     )
 
 
 class Interval(NamedTuple):
-    """An interval of training that was dispatched; the arrays are on the devices, and may not be computed yet.
-
-    epoch: the interval's first. train_loss and the like: entries past `steps` are NaN. evaluation: of the test examples
-    before the interval, or None if none is due there. Each is a list with an entry per group of rows.
-    """
+    """An interval of training: from an evaluation or a checkpoint to the next. epoch: its first."""
 
     epoch: int
     steps: int
-    train_loss: list[Float[Array, "rows max_steps"]]
-    train_acc: list[Float[Array, "rows max_steps"]]
-    train_zero: list[Float[Array, "rows max_steps"]]
-    evaluation: list[Scores] | None
+    is_evaluated: bool
+
+
+class Dispatched(NamedTuple):
+    """Intervals that were dispatched together.
+
+    recorded: of each group of rows, `Recorded` [row, interval], on the devices: it may not be computed yet.
+    """
+
+    intervals: list[Interval]
+    recorded: list[Recorded]
 
 
 @dataclass
@@ -233,18 +237,28 @@ class LiveBatch:
         """Whether this process has trained a batch of the same shape before."""
         return self._shape in self.compiled.shapes
 
-    def advance(self) -> Interval:
-        """Dispatch the interval from here to the next evaluation or checkpoint."""
-        epoch, curves, evaluations = self.epoch, [], []
-        steps = int(self._marks[np.searchsorted(self._marks, epoch, side="right")]) - epoch
+    def advance(self, most: int = 1) -> Dispatched:
+        """Dispatch the next intervals: as many as there are to the next checkpoint, but at most `most`."""
+        intervals = self._next_intervals(min(most, MOST_INTERVALS))
+        absent = [0] * (MOST_INTERVALS - len(intervals))
+        n_steps = np.array([interval.steps for interval in intervals] + absent, np.int32)
+        is_evaluated = np.array([interval.is_evaluated for interval in intervals] + absent, bool)
+        recorded = []
         for group in self.groups:
-            if epoch in self.evaluations:
-                evaluations.append(self.compiled.evaluate(group.state.params, group.test))
-            group.state, *of_train = self.compiled.advance(group.state, group.train, group.hyper, steps)
-            curves.append(of_train)
+            of_group = (group.state, group.train, group.test, group.hyper)
+            group.state, of_rows = self.compiled.advance(*of_group, n_steps, is_evaluated)
+            recorded.append(of_rows)
         self.compiled.shapes.add(self._shape)
-        self.epoch += steps
-        return Interval(epoch, steps, *map(list, zip(*curves)), evaluation=evaluations or None)
+        self.epoch += int(n_steps.sum())
+        return Dispatched(intervals, recorded)
+
+    def _next_intervals(self, most: int) -> list[Interval]:
+        """The intervals from here to the next checkpoint, but at most `most`."""
+        first = np.searchsorted(self._marks, self.epoch, side="right")
+        ends = self._marks[first : first + most].tolist()
+        is_last = [end in self.checkpoints for end in ends]
+        ends = ends[: is_last.index(True) + 1] if any(is_last) else ends
+        return [Interval(start, end - start, start in self.evaluations) for start, end in pairwise([self.epoch, *ends])]
 
     def params(self) -> Any:
         """The parameters of the live rows, copied to the host."""

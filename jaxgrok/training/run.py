@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgrok.config import BadInput, Config, Hyper, Run
 from jaxgrok.nets.loss import cross_entropy, is_correct
@@ -54,6 +54,19 @@ class Scores(NamedTuple):
     answer_accuracy: Float[Array, "*rows"]
     part_loss: Float[Array, "*rows parts"]
     part_accuracy: Float[Array, "*rows parts"]
+
+
+class Recorded(NamedTuple):
+    """What is recorded of an interval of training, or of several [K].
+
+    train_loss, train_acc, train_zero: of each step (`Program.advance`); NaN past the last. scores: of the test examples
+    before the interval; NaN if they were not evaluated.
+    """
+
+    train_loss: Float[Array, "*rows max_steps"]
+    train_acc: Float[Array, "*rows max_steps"]
+    train_zero: Float[Array, "*rows max_steps"]
+    scores: Scores
 
 
 class TrainState(NamedTuple):
@@ -122,6 +135,11 @@ def sum_over_blocks(f: Callable[[Any], Any], examples: Any, block: int | None) -
     return total if whole == n else jax.tree.map(jnp.add, total, f(rest))
 
 
+def _blank(shapes: Any, *axes: int) -> Any:
+    """A pytree of NaN of these shapes, with axes in front."""
+    return jax.tree.map(lambda x: jnp.full((*axes, *x.shape), jnp.nan, x.dtype), shapes)
+
+
 def cycle_of(config: Config, n_train: int | None) -> int:
     """The number of steps after which the minibatches of a train set repeat; 1 if there are no minibatches.
 
@@ -182,6 +200,41 @@ class Program:
 
         blank = jnp.full((self.max_steps,), jnp.nan, loss_dtype)
         return jax.lax.fori_loop(0, n_steps, body, (state, blank, blank, blank))
+
+    def advance_through(
+        self,
+        state: TrainState,
+        train: Examples | None,
+        test: Examples,
+        hyper: Hyper,
+        n_steps: Int[Array, "K"],
+        is_evaluated: Bool[Array, "K"],
+    ) -> tuple[TrainState, Recorded]:
+        """(the state after several intervals of training, one after the other; what is recorded of each).
+
+        n_steps: of each interval; 0 for those at the end that are left out, of which nothing is recorded but NaN.
+        is_evaluated: whether the test examples are evaluated before the interval.
+        """
+
+        def interval(state, k):
+            def evaluated(params):
+                return self.evaluate(params, test)
+
+            def left_out(params):
+                return _blank(jax.eval_shape(evaluated, params))
+
+            scores = jax.lax.cond(is_evaluated[k], evaluated, left_out, state.params)
+            state, *of_train = self.advance(state, train, hyper, n_steps[k])
+            return state, Recorded(*of_train, scores)
+
+        def body(k, carry):
+            state, recorded = carry
+            state, here = interval(state, k)
+            return state, jax.tree.map(lambda of_all, of_one: of_all.at[k].set(of_one), recorded, here)
+
+        _, one = jax.eval_shape(interval, state, 0)
+        count = (n_steps > 0).sum(dtype=jnp.int32)
+        return jax.lax.fori_loop(0, count, body, (state, _blank(one, len(n_steps))))
 
     def evaluate(self, params: Params, examples: Examples) -> Scores:
         """How a network does on examples."""

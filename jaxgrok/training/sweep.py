@@ -31,7 +31,7 @@ from jaxgrok.store.files import Shard, SweepFiles
 from jaxgrok.store.records import Status
 from jaxgrok.store.results import load, write_metrics
 from jaxgrok.store.steps import CURVES, PARAMS, SEAL_BYTES, SEAL_STATES, STATE, Step, StepRecord
-from jaxgrok.training.batch import Interval, LiveBatch, compiled, joined
+from jaxgrok.training.batch import MOST_INTERVALS, Dispatched, Interval, LiveBatch, compiled, joined
 from jaxgrok.training.grid import Sweep
 from jaxgrok.training.layout import Plan, plan_in, prepare
 from jaxgrok.training.plan import free_bytes
@@ -40,7 +40,8 @@ from jaxgrok.training.run import x64_is_on
 OUT_OF_DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY")  # as XLA says it, and as a driver says it
 SAVE_SECONDS = 60  # between saves: the most work that a killed process loses
 SAVE_SHARE = 50  # training is held up by a save for at most one in so many seconds
-PENDING = 2  # intervals in flight before the host waits for the oldest
+PENDING = 2  # dispatches in flight before the host waits for the oldest
+SHORT_SECONDS = 0.05  # what takes less is dispatched together with what follows it
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions a step records
 STARTED = time.strftime("%Y-%m-%dT%H:%M:%S%z")  # of this process
 CANNOT_WRITE = {*DISK_FAILS, errno.EROFS, errno.ENOENT, errno.EACCES}
@@ -289,8 +290,9 @@ class _Training:
     def __init__(self, plan: Plan, number: int, standing: Standing, watch: Watcher, threads: ThreadPoolExecutor):
         self.plan, self.number, self.standing, self.watch, self.threads = plan, number, standing, watch, threads
         self.steps, self.members = plan.files.steps(number), list(plan.batches[number].runs)
-        self.pending: deque[Interval] = deque()
+        self.pending: deque[Dispatched] = deque()
         self.groups = 1  # of rows, which train in turn
+        self.together = 1  # intervals that are dispatched together
 
     def train(self, asked: Callable[[], bool]) -> bool:
         """Train the batch to its end, or until asked to stop. Returns whether it reached its end."""
@@ -408,31 +410,42 @@ class _Training:
         return timing.settled or timing.outcome is Outcome.DIVERGED
 
     def _advance(self, batch: LiveBatch) -> None:
-        """Dispatch the next interval, and record all but the newest PENDING."""
-        compiles = not batch.is_compiled
+        """Dispatch the next intervals, and record all but the newest PENDING dispatches.
+
+        Intervals that take no time to speak of are dispatched together: twice as many each time, until it does.
+        """
+        compiles, began = not batch.is_compiled, time.monotonic()
         if compiles:
             self.watch.compiling()
-        interval = batch.advance()
+        dispatched = batch.advance(self.together)
         if compiles:
-            jax.block_until_ready(interval)
+            jax.block_until_ready(dispatched.recorded)
             self.watch.compiled()
-        self.pending.append(interval)
+        self.pending.append(dispatched)
         self._record(batch, keep=PENDING)
+        if time.monotonic() - began < SHORT_SECONDS:
+            self.together = min(2 * self.together, MOST_INTERVALS)
 
     def _record(self, batch: LiveBatch, keep: int = 0) -> None:
         """Record the oldest intervals in flight until only `keep` are left."""
         while len(self.pending) > keep:
-            interval = self.pending.popleft()
-            rows, steps = batch.live_rows, interval.steps
-            of_train = (interval.train_loss, interval.train_acc, interval.train_zero)
-            loss, accuracy, zero = (joined(x)[:, :steps] for x in of_train)
-            # Of minibatches these are means over a cycle through the train set, if the interval is that long.
-            accuracy, zero = (x[:, : min(steps, batch.cycle)].mean(axis=1) for x in (accuracy, zero))
-            evaluation = None if interval.evaluation is None else joined(interval.evaluation)
-            members = self._rows(batch.live_runs)
-            self.curves.record(members, rows, interval.epoch, loss, accuracy, zero, evaluation)
-            self.standing.last_epoch[batch.live_runs] = self.curves.last_epoch[members]
-            self.watch.advanced(self.standing, self.plan, len(rows) * steps)
+            dispatched = self.pending.popleft()
+            recorded = joined(dispatched.recorded)
+            for k, interval in enumerate(dispatched.intervals):
+                here = jax.tree.map(lambda x, k=k: x[:, k], recorded)
+                self._record_interval(batch, interval, here)
+
+    def _record_interval(self, batch: LiveBatch, interval: Interval, recorded: Any) -> None:
+        """Record one interval. recorded: `Recorded` [row], on the host."""
+        rows, steps = batch.live_rows, interval.steps
+        # Of minibatches these are means over a cycle through the train set, if the interval is that long.
+        cycle = min(steps, batch.cycle)
+        accuracy, zero = (x[:, :cycle].mean(axis=1) for x in (recorded.train_acc, recorded.train_zero))
+        scores = recorded.scores if interval.is_evaluated else None
+        members = self._rows(batch.live_runs)
+        self.curves.record(members, rows, interval.epoch, recorded.train_loss[:, :steps], accuracy, zero, scores)
+        self.standing.last_epoch[batch.live_runs] = self.curves.last_epoch[members]
+        self.watch.advanced(self.standing, self.plan, len(rows) * steps)
 
     def _save(self, batch: LiveBatch) -> None:
         """Write a step in the background: the state, and what was recorded since the last sealed step."""
