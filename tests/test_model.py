@@ -9,7 +9,7 @@ import pytest
 
 from jaxgrok.config import BadInput, Config
 from jaxgrok.nets.model import Transformer, context, make_model
-from jaxgrok.tasks import make_task
+from jaxgrok.tasks import make_config, make_task
 from jaxgrok.tasks.skip_trigram import END
 from tests.reference import plain
 
@@ -185,6 +185,66 @@ def test_products_of_weights_change_neither_logits_nor_gradients(fields, read_to
     assert activations.keys() == seen.keys()
     for name, value in seen.items():
         np.testing.assert_allclose(activations[name], value, err_msg=name, **TIGHT)
+
+
+@pytest.mark.parametrize("length", [14, 10])
+@pytest.mark.parametrize(
+    ("fields", "read", "first"),
+    [
+        ({}, (3, 7), {"qk", "W_V W_O"}),
+        ({"n_layers": 2, "residual_factor": 2.0}, (3, 7), {"qk", "W_V W_O"}),
+        ({"attention": "full", "attn_coeff": 0.3, "arch": "attn_only"}, (3, 7), {"qk", "W_V W_O"}),
+        ({}, (9, 10), {"scores", "v"}),
+        ({"arch": "attn_only"}, (9, 10), {"scores", "v"}),
+    ],
+)
+def test_attention_by_token_changes_neither_activations_nor_gradients(fields, read, first, length, rng, monkeypatch):
+    """In a context of 14, sequences of 14 and of 10 positions, and 12 tokens that repeat."""
+    model, params = network(read, 14, **{"d_model": 39, **fields})
+    is_constant = "scores" in first
+    model = model.clone(read_token=11 if is_constant else None)
+    tokens = rng.integers(12, size=(40, length))
+    if is_constant:
+        tokens[:, 9] = 11
+    slope = rng.normal(size=(40, read[1] - read[0], 7))
+
+    def weighted(params):
+        logits, activations = model.forward(model.prepare(params, 40), tokens)
+        return (slope * logits).sum(), (logits, activations)
+
+    assert set(model.prepare(params, 40).first) == first
+    gradient, (logits, activations) = jax.grad(weighted, has_aux=True)(params)
+    monkeypatch.setattr(Transformer, "attends_by_token", False)
+    assert "W_V W_O" not in model.prepare(params, 40).first
+    plainly, (expected, seen) = jax.grad(weighted, has_aux=True)(params)
+    if "attn_coeff" not in fields:
+        factor = fields.get("residual_factor", 1)
+        of_plain, _ = plain.transformer(jax.tree.map(np.asarray, params), tokens, residual_factor=factor)
+        np.testing.assert_allclose(logits, of_plain[:, slice(*read)], **TIGHT)
+    np.testing.assert_allclose(logits, expected, **TIGHT)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TIGHT), gradient, plainly)
+    assert activations.keys() == seen.keys()
+    for name, value in seen.items():
+        np.testing.assert_allclose(activations[name], value, err_msg=name, **TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_by_token"),
+    [
+        ({"task": "addition5"}, True),
+        ({"task": "parity3"}, True),
+        ({"task": "skip_trigram"}, True),  # more tokens than positions, but a constant query
+        ({"task": "induction"}, False),
+        ({"task": "induction", "n_tokens": 20}, False),  # too many positions
+        ({"task": "addition5", "n_heads": 8}, True),
+        ({"task": "addition5", "n_heads": 16}, False),  # heads too narrow
+        ({"task": "add"}, False),
+        ({"task": "addition5", "norm": "layernorm"}, False),  # which is not linear
+    ],
+)
+def test_attention_is_by_token_where_that_is_quicker(fields, is_by_token):
+    config = make_config(**fields)
+    assert make_model(config, make_task(config)).attends_by_token == is_by_token
 
 
 def test_gradients_are_the_slopes_of_the_plain_forward(rng):

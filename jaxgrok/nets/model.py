@@ -10,6 +10,9 @@ By default there is no LayerNorm, so much of the network is linear, and the tran
 
 - The first layer's queries, keys and values are linear in (token + position): the tables are projected, and rows of the
   result are looked up.
+- Where there are few tokens and many positions, no rows of keys and values are looked up: the table has each query's
+  scores with every token and every position, and the attention that falls on each token and position goes to the
+  residual stream through W_V W_O.
 - The last layer computes queries, the MLP and logits only at the read positions.
 - A neuron adds a fixed vector to the logits, so the last layer's neurons are read out through W_out W_U.
 - Where a network of one layer reads one token, the same in every example, the query is a constant: then attention
@@ -144,17 +147,22 @@ class ProjectedInPlace(NamedTuple):
         return self.places[np.arange(tokens.shape[1])[None, at], tokens[:, at]]
 
 
+Tables = dict[str, Any]  # Projected, ProjectedInPlace, or a product of weights
+
+
 class Prepared(NamedTuple):
     """What depends on a transformer's parameters alone.
 
-    first: the tables as the first layer needs them: for v, and either for q and k (width H*K) or for the scores of a
-        constant query (width H). Empty with a norm and fewer examples than tokens.
+    first: what the first layer needs: tables projected to q, k and v (width H*K); or to v and to the scores of a
+        constant query (width H); or, for other queries where `attends_by_token`, to each query's scores with every
+        token and position, `qk` (width H*(V+S)), and W_V W_O [H, V+S, D]. Empty with a norm and fewer examples than
+        tokens.
     folded: products of the last layer's weights, by name. What takes the place of W_out W_U is its transpose W_L
         [C, M], and so is W_O W_U [C, H*K]: XLA multiplies these gradients nearly twice as fast.
     """
 
     params: Params
-    first: dict[str, Projected | ProjectedInPlace]
+    first: Tables
     folded: Params
 
 
@@ -207,6 +215,35 @@ def attend(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     share = 1 / weights.sum(axis=-1, keepdims=True)
     return jnp.einsum("nhqk,nhq->nhqk", weights @ v, share[..., 0]), weights * share
+
+
+def by_token(
+    pattern: Float[Array, "N H Q S"], tokens: Int[Array | np.ndarray, "N S"], d_vocab: int
+) -> Float[Array, "N Q H V+S"]:
+    """The attention that falls on each token, summed over the positions where it stands; then on each position."""
+    pattern = pattern.swapaxes(1, 2)
+    of_token = _rows_by_head(pattern) @ _is_token(tokens, d_vocab, pattern.dtype)
+    return jnp.concatenate([of_token.reshape(*pattern.shape[:3], -1), pattern], axis=-1)
+
+
+def of_positions(
+    scores: Float[Array, "N Q H V+S"], tokens: Int[Array | np.ndarray, "N S"], d_vocab: int
+) -> Float[Array, "N H Q S"]:
+    """The scores with each position: those with its token, plus those with the position itself."""
+    S = tokens.shape[1]
+    of_token, of_position = scores[..., :d_vocab], scores[..., d_vocab : d_vocab + S]
+    is_token = _is_token(tokens, d_vocab, scores.dtype).swapaxes(1, 2)
+    of_token = (_rows_by_head(of_token) @ is_token).reshape(of_position.shape)
+    return (of_token + of_position).swapaxes(1, 2)
+
+
+def _rows_by_head(x: Float[Array, "N Q H A"]) -> Float[Array, "N Q*H A"]:
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _is_token(tokens: Int[Array | np.ndarray, "N S"], d_vocab: int, dtype: jnp.dtype) -> Float[Array, "N S V"]:
+    # A product with these zeros and ones is quicker than looking rows up, whose gradient is added up row by row.
+    return jax.nn.one_hot(tokens, d_vocab, dtype=dtype)
 
 
 def with_dropout(
@@ -283,19 +320,35 @@ class Transformer(nn.Module):
                 return Projected(W_E @ W, W_pos @ W)
             return ProjectedInPlace(normed(W_E[None] + W_pos[:, None], ln1) @ W)
 
-        first = {"v": projected(flat(attn["W_V"]))}
+        first: Tables
         if self._query_is_constant:
             constant = normed(self._constant_stream(params)[None, None], ln1)[0, 0]
             q = self._scaled(jnp.einsum("d,hdk->hk", constant, attn["W_Q"]))
-            first["scores"] = projected(jnp.einsum("hdk,hk->dh", attn["W_K"], q))
+            first = {"scores": projected(jnp.einsum("hdk,hk->dh", attn["W_K"], q)), "v": projected(flat(attn["W_V"]))}
+        elif self.attends_by_token:
+            x = jnp.concatenate([W_E, W_pos])
+            q, k, v = (jnp.einsum("xd,hdk->hxk", x, attn[name]) for name in ("W_Q", "W_K", "W_V"))
+            scores = jnp.einsum("hxk,hyk->xhy", self._scaled(q), k).reshape(len(x), -1)
+            first = {"qk": Projected(scores[: self.d_vocab], scores[self.d_vocab :]), "W_V W_O": v @ attn["W_O"]}
         else:
-            first |= {"q": projected(flat(attn["W_Q"])), "k": projected(flat(attn["W_K"]))}
+            first = {name: projected(flat(attn[f"W_{name.upper()}"])) for name in ("q", "k", "v")}
         return Prepared(params, first, self._folded(params, n))
 
     def has_tables(self, n: int) -> bool:
         """Whether, for so many examples, the first layer takes rows of projected tables. With a norm these have a row
         for each token at each position, so that they are worth it where there are more examples than tokens."""
         return self.config.norm == "none" or self.d_vocab <= n
+
+    @property
+    def attends_by_token(self) -> bool:
+        """Whether the first layer adds up attention by token. With few tokens and wide heads that is quicker than
+        looking up keys and values at every position: 5-digit addition has 12 tokens at 18 positions and heads of width
+        32, the post's network 114 tokens at 3 positions. docs/results/speed.md has what was measured."""
+        if self._query_is_constant:
+            is_quicker = self.d_vocab <= 2 * self.n_ctx
+        else:
+            is_quicker = self.d_vocab <= self.n_ctx and self.d_vocab + self.n_ctx <= 2 * self.config.d_head
+        return self.config.norm == "none" and is_quicker
 
     def _check(self, tokens: Int[Array | np.ndarray, "N S"]) -> None:
         known = not isinstance(tokens, Tracer)
@@ -361,8 +414,9 @@ class Transformer(nn.Module):
             queries = slice(*self.read) if is_last else ALL
             tables, block = {} if layer else prepared.first, params[f"blocks_{layer}"]
             into = functools.partial(_normed_at, stream, block.get("ln1"))
-            z, of_attention = self._attention(block["attn"], tables, tokens, into, queries)
-            of_block = self._block(layer, prepared.folded if is_last else {}, params, stream(queries), z, dropout_keys)
+            z, attn_out, of_attention = self._attention(block["attn"], tables, tokens, into, queries)
+            folded = prepared.folded if is_last else {}
+            of_block = self._block(layer, folded, params, stream(queries), z, attn_out, dropout_keys)
             seen = of_block | of_attention
             activations |= {f"blocks.{layer}.{name}": x for name, x in seen.items()}
             stream = functools.partial(_at, seen["hook_resid_post"])
@@ -371,12 +425,13 @@ class Transformer(nn.Module):
     def _attention(
         self,
         weights: Params,
-        tables: dict[str, Projected | ProjectedInPlace],
+        tables: Tables,
         tokens: Int[Array | np.ndarray, "N S"],
         stream: Stream,
         queries: slice,
-    ) -> tuple[Float[Array, "N Q H*K"], Activations]:
-        """(what the heads of a block read, side by side; the activations). tables: of the first layer."""
+    ) -> tuple[Float[Array, "N Q H*K"], Float[Array, "N Q D"], Activations]:
+        """(what the heads of a block read, side by side; what they write; the activations). tables: of the first
+        layer."""
 
         def project(name: str, at: slice) -> Float[Array, "N Q H K"]:
             table, W = tables.get(name), flat(weights[f"W_{name.upper()}"])
@@ -386,14 +441,29 @@ class Transformer(nn.Module):
         q, k, v = project("q", queries), project("k", ALL), project("v", ALL)
         if "scores" in tables:
             scores = tables["scores"].rows(tokens, ALL).swapaxes(1, 2)[:, :, None]
+        elif "qk" in tables:
+            of_query = tables["qk"].rows(tokens, queries).reshape(*q.shape[:3], -1)
+            scores = of_positions(of_query, tokens, self.d_vocab)
         else:
             scores = self._scaled(q).transpose(0, 2, 1, 3) @ k.transpose(0, 2, 3, 1)
         if self.config.attention == "causal":
             scores = causal(scores, queries)
         z, pattern = attend(scores, v.swapaxes(1, 2), self.config.attn_coeff)
         z = z.swapaxes(1, 2)
+        attn_out = None
+        if tables and self.attends_by_token:
+            seen_by_token = by_token(pattern, tokens, self.d_vocab)
+            X = seen_by_token.shape[-1]  # V + S
+            if self._query_is_constant:
+                values = jnp.concatenate(tables["v"])[:X].reshape(X, *v.shape[2:])
+                z = jnp.einsum("nqhx,xhk->nqhk", seen_by_token, values)
+            else:
+                attn_out = jnp.einsum("nqhx,hxd->nqd", seen_by_token, tables["W_V W_O"][:, :X])
         seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": pattern, "hook_z": z}
-        return z.reshape(*z.shape[:2], -1), {f"attn.{name}": x for name, x in seen.items()}
+        z = z.reshape(*z.shape[:2], -1)
+        if attn_out is None:
+            attn_out = z @ weights["W_O"].reshape(-1, self.config.d_model)
+        return z, attn_out, {f"attn.{name}": x for name, x in seen.items()}
 
     def _block(
         self,
@@ -402,16 +472,17 @@ class Transformer(nn.Module):
         params: Params,
         resid_pre: Float[Array, "N Q D"],
         z: Float[Array, "N Q H*K"],
+        attn_out: Float[Array, "N Q D"],
         dropout_keys: Key[Array, "N"] | None,
     ) -> Activations:
-        """The activations of a block from what its heads have read. Each sublayer's output is added to the stream."""
+        """The activations of a block from what its heads read, z, and write, attn_out. Each sublayer's output is added
+        to the stream."""
         c, block = self.config, params[f"blocks_{layer}"]
 
         def added(resid: Float[Array, "N Q D"], out: Float[Array, "N Q D"], place: int) -> Float[Array, "N Q D"]:
             scaled = resid if c.residual_factor == 1 else c.residual_factor * resid
             return scaled + with_dropout(out, c.dropout, dropout_keys, place)
 
-        attn_out = z @ block["attn"]["W_O"].reshape(-1, c.d_model)
         resid_mid = added(resid_pre, attn_out, 2 * layer)
         seen = {"hook_resid_pre": resid_pre, "hook_attn_out": attn_out}
         if "mlp" not in block:

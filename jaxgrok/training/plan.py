@@ -88,12 +88,22 @@ def forward_flops(config: Config, n_examples: int) -> float:
     has_tables = model.has_tables(n_examples)  # else every token of every example is projected
     constant &= has_tables
     places = 1 if config.norm == "none" else context(config, task)
-    once = has_tables * places * task.d_vocab * D * (D + config.n_heads if constant else 3 * D)
+    rows, H = places * task.d_vocab, config.n_heads
+    by_token = has_tables and model.attends_by_token
+    if by_token:
+        rows += context(config, task)
+    once = has_tables * rows * D * (D + H if constant else 3 * D)
+    if by_token and not constant:
+        once += rows * D * (rows + D)  # scores of each with each, and W_V W_O
     once += neurons * M * D * C + heads * D * D * (M + C)
     each = Q * D * C - heads * Q * D * D + neurons * Q * M * (C - D)
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
-        each += queries * (D * D + 2 * D * M + S * D * (1 if constant else 2))
+        if by_token and layer == 0:
+            attention = H * S * task.d_vocab + rows * D + D * D if constant else H * (2 * S * task.d_vocab + rows * D)
+        else:
+            attention = D * D + S * D * (1 if constant else 2)
+        each += queries * (attention + 2 * D * M)
         if layer or not has_tables:
             each += (2 * S + queries) * D * D
     return 2 * (n_examples * each + once)
@@ -150,13 +160,17 @@ def _activations(config: Config) -> tuple[int, int]:
     task, M = make_task(config), config.mlp_width
     if config.arch == "mlp":
         return 4 * M + 3 * config.p, 2 * M + 2 * config.p
-    D, S, Q = config.d_model, task.n_ctx, task.read[1] - task.read[0]
+    D, S, Q, model = config.d_model, task.n_ctx, task.read[1] - task.read[0], make_model(config, task)
+    assert isinstance(model, Transformer)
     in_step = in_evaluation = 3 * Q * task.d_vocab_out
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
         pattern = 2 * config.n_heads * queries * S if S > NEGLIGIBLE_POSITIONS else 0
-        in_step += 4 * S * D + 4 * queries * M + pattern + (3 * S * D if config.norm != "none" else 0)
-        in_evaluation = max(in_evaluation, 3 * S * D + 2 * queries * M + 2 * Q * task.d_vocab_out + pattern)
+        rows = S  # of width D: keys and values
+        if layer == 0 and model.attends_by_token:
+            rows, pattern = queries, pattern + 2 * config.n_heads * queries * task.d_vocab + S * task.d_vocab
+        in_step += 4 * rows * D + 4 * queries * M + pattern + (3 * S * D if config.norm != "none" else 0)
+        in_evaluation = max(in_evaluation, 3 * rows * D + 2 * queries * M + 2 * Q * task.d_vocab_out + pattern)
     return in_step, in_evaluation
 
 
