@@ -90,21 +90,21 @@ def trainer(
 
     from jaxgrok.config import Run
     from jaxgrok.tasks import make_task
-    from jaxgrok.training.batch import MOST_INTERVALS, compiled
+    from jaxgrok.training.batch import compiled, most_intervals
 
     task, length = make_task(config), EVAL_EVERY if every is None else every
     functions = compiled(config, length, tuple(devices))
     rows = [(*task.split(size, seed), Run(config, seed).hyper()) for seed in range(runs)]
     train, test, hyper = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *rows), functions.sharding)
     state = functions.init(hyper)
-    left_over = steps // length % MOST_INTERVALS
-    dispatches = [MOST_INTERVALS] * (steps // length // MOST_INTERVALS) + ([left_over] if left_over else [])
+    most, count = most_intervals(length), steps // length
+    dispatches = [min(most, count - first) for first in range(0, count, most)]
 
     def advance() -> Any:
         nonlocal state
         recorded = None
         for intervals in dispatches:
-            is_one = np.arange(MOST_INTERVALS) < intervals
+            is_one = np.arange(most) < intervals
             n_steps = np.where(is_one, length, 0).astype(np.int32)
             state, recorded = functions.advance(state, train, test, hyper, n_steps, is_one & (every is not None))
         return recorded

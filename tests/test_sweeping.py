@@ -14,7 +14,7 @@ from jaxgrok.config import BadInput
 from jaxgrok.store.events import Outcome
 from jaxgrok.store.records import Status
 from jaxgrok.training import sweep as sweeping
-from jaxgrok.training.batch import MOST_INTERVALS
+from jaxgrok.training.batch import MOST_INTERVALS, Dispatched, Interval, most_intervals
 from jaxgrok.training.grid import make_sweep
 from jaxgrok.training.run import make_program, train
 from jaxgrok.training.sweep import Interrupted, Silent, compiled, prepare, sweep
@@ -114,9 +114,9 @@ def test_intervals_that_are_dispatched_together_give_the_same_bits(tmp_path, mon
     """However long the machine took for those before: here always one by one, then as many as may be."""
     advance, lengths = sweeping.LiveBatch.advance, []
 
-    def counted(self, most):
+    def counted(self, most_steps):
         before = self.epoch
-        dispatched = advance(self, most)
+        dispatched = advance(self, most_steps)
         assert not self.checkpoints & set(range(before + 1, self.epoch))
         assert sum(interval.steps for interval in dispatched.intervals) == self.epoch - before
         lengths.append(len(dispatched.intervals))
@@ -133,14 +133,58 @@ def test_intervals_that_are_dispatched_together_give_the_same_bits(tmp_path, mon
     same_files(*paths)
 
 
+def test_slow_intervals_are_dispatched_one_by_one(tmp_path, monkeypatch):
+    advance, joined, lengths = sweeping.LiveBatch.advance, sweeping.joined, []
+
+    def counted(self, most_steps):
+        dispatched = advance(self, most_steps)
+        lengths.append(len(dispatched.intervals))
+        return dispatched
+
+    def slowly(groups):
+        time.sleep(0.02)
+        return joined(groups)
+
+    monkeypatch.setattr(sweeping.LiveBatch, "advance", counted)
+    monkeypatch.setattr(sweeping, "joined", slowly)
+    monkeypatch.setattr(sweeping, "SHORT_SECONDS", 0.01)
+    sweep(small(epochs=100, checkpoint_every=50), tmp_path / "runs", batch_runs=3)
+    assert set(lengths) == {1}
+
+
+@pytest.mark.parametrize(("eval_every", "most"), [(1, 32), (10, 32), (16, 32), (100, 5), (512, 1), (40_000, 1)])
+def test_few_long_intervals_are_dispatched_together(eval_every, most):
+    assert most_intervals(eval_every) == most
+
+
+def test_the_time_of_a_step_is_that_of_dispatches_that_were_waited_for(monkeypatch):
+    training = object.__new__(sweeping._Training)
+    training.step_seconds, training.recorded_at = np.inf, 0.0
+    dispatched = Dispatched([Interval(0, 3, True), Interval(3, 7, True)], [])
+
+    def timed(began, now):
+        monkeypatch.setattr(sweeping.time, "monotonic", lambda: now)
+        training._time(dispatched, began)
+        return training.step_seconds
+
+    assert timed(None, 50.0) == np.inf  # it compiled
+    assert timed(49.0, 51.0) == pytest.approx(0.1)
+    assert timed(49.5, 53.0) == pytest.approx(0.2)  # it began in earnest when the one before was done
+    assert timed(50.0, 53.0) == pytest.approx(0.1)  # it was done while the host did something else
+    assert timed(52.0, 53.0) == pytest.approx(0.05)
+    assert timed(53.0, 56.0) == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(("stop", "signum"), [(1, signal.SIGINT), (61, signal.SIGTERM), (150, signal.SIGINT)])
 @pytest.mark.usefixtures("shipped")
-def test_an_interrupted_sweep_resumes_bit_for_bit(tmp_path, stop, signum):
+def test_an_interrupted_sweep_resumes_bit_for_bit(tmp_path, stop, signum, monkeypatch):
     whole = sweep(small(seeds=4), tmp_path / "whole", batch_runs=2)
+    monkeypatch.setattr(sweeping, "SHORT_SECONDS", 0)  # so it stops in the middle, and dispatches are others
     with pytest.raises(Interrupted) as stopped:
         sweep(small(seeds=4), tmp_path / "parts", batch_runs=2, watch=StopAt(stop, signum))
     assert stopped.value.path == tmp_path / "parts"
     assert curves(tmp_path / "parts")["last_epoch"].sum() < 160
+    monkeypatch.undo()
     same_files(whole, sweep(small(seeds=4), tmp_path / "parts", batch_runs=2))
 
 

@@ -10,9 +10,9 @@ By default there is no LayerNorm, so much of the network is linear, and the tran
 
 - The first layer's queries, keys and values are linear in (token + position): the tables are projected, and rows of the
   result are looked up.
-- Where there are few tokens and many positions, no rows of keys and values are looked up: the table has each query's
-  scores with every token and every position, and the attention that falls on each token and position goes to the
-  residual stream through W_V W_O.
+- Where there are few tokens and many positions, no rows of keys and values are looked up. The table has each query's
+  scores with every token and every position. The attention that falls on each of these is summed, and goes to the
+  residual stream through W_V W_O, or, where the query is a constant (below), to z through the table of values.
 - The last layer computes queries, the MLP and logits only at the read positions.
 - A neuron adds a fixed vector to the logits, so the last layer's neurons are read out through W_out W_U.
 - Where a network of one layer reads one token, the same in every example, the query is a constant: then attention
@@ -343,7 +343,8 @@ class Transformer(nn.Module):
     def attends_by_token(self) -> bool:
         """Whether the first layer adds up attention by token. With few tokens and wide heads that is quicker than
         looking up keys and values at every position: 5-digit addition has 12 tokens at 18 positions and heads of width
-        32, the post's network 114 tokens at 3 positions. docs/results/speed.md has what was measured."""
+        32, the post's network 114 tokens at 3 positions. The context is taken for the length of a sequence, which
+        changes no number. docs/results/speed.md has what was measured."""
         if self._query_is_constant:
             is_quicker = self.d_vocab <= 2 * self.n_ctx
         else:
@@ -450,18 +451,16 @@ class Transformer(nn.Module):
             scores = causal(scores, queries)
         z, pattern = attend(scores, v.swapaxes(1, 2), self.config.attn_coeff)
         z = z.swapaxes(1, 2)
-        attn_out = None
-        if tables and self.attends_by_token:
-            seen_by_token = by_token(pattern, tokens, self.d_vocab)
-            X = seen_by_token.shape[-1]  # V + S
-            if self._query_is_constant:
-                values = jnp.concatenate(tables["v"])[:X].reshape(X, *v.shape[2:])
-                z = jnp.einsum("nqhx,xhk->nqhk", seen_by_token, values)
-            else:
-                attn_out = jnp.einsum("nqhx,hxd->nqd", seen_by_token, tables["W_V W_O"][:, :X])
+        X = self.d_vocab + tokens.shape[1]
+        if "scores" in tables and self.attends_by_token:
+            values = jnp.concatenate(tables["v"])[:X].reshape(X, *v.shape[2:])
+            z = jnp.einsum("nqhx,xhk->nqhk", by_token(pattern, tokens, self.d_vocab), values)
         seen = {"hook_q": q, "hook_k": k, "hook_v": v, "hook_attn_scores": scores, "hook_pattern": pattern, "hook_z": z}
         z = z.reshape(*z.shape[:2], -1)
-        if attn_out is None:
+        if "W_V W_O" in tables:
+            seen_by_token = by_token(pattern, tokens, self.d_vocab)
+            attn_out = jnp.einsum("nqhx,hxd->nqd", seen_by_token, tables["W_V W_O"][:, :X])
+        else:
             attn_out = z @ weights["W_O"].reshape(-1, self.config.d_model)
         return z, attn_out, {f"attn.{name}": x for name, x in seen.items()}
 

@@ -24,7 +24,7 @@ from jaxgrok.training.layout import Devices, Plan, split_hash
 from jaxgrok.training.plan import block_of
 from jaxgrok.training.run import Recorded, TrainState, cycle_of, make_program
 
-MOST_INTERVALS = 32  # that are dispatched together
+MOST_INTERVALS, MOST_STEPS = 32, 512  # that are dispatched together; a longer interval goes alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,12 @@ class Interval(NamedTuple):
     epoch: int
     steps: int
     is_evaluated: bool
+
+
+def most_intervals(eval_every: int) -> int:
+    """How many intervals are dispatched together at most. It follows from sizes, and so does what a dispatch needs for
+    its curves."""
+    return max(1, min(MOST_INTERVALS, MOST_STEPS // eval_every))
 
 
 class Dispatched(NamedTuple):
@@ -114,6 +120,7 @@ class LiveBatch:
         self.evaluations = set(schedule(self.batch.epochs, plan.eval_every))
         self.checkpoints = set(plan.checkpoints(self.batch))
         self._marks = np.array(sorted(self.evaluations | self.checkpoints))
+        self._checkpoints = np.array(sorted(self.checkpoints))
         self.cycle = cycle_of(self.batch.config, self.batch.n_train)
         self.split_hashes = [split_hash(plan.records[run].run) for run in self.batch.runs]
         if saved.last is None:
@@ -237,12 +244,13 @@ class LiveBatch:
         """Whether this process has trained a batch of the same shape before."""
         return self._shape in self.compiled.shapes
 
-    def advance(self, most: int = 1) -> Dispatched:
-        """Dispatch the next intervals: as many as there are to the next checkpoint, but at most `most`."""
-        intervals = self._next_intervals(min(most, MOST_INTERVALS))
-        absent = [0] * (MOST_INTERVALS - len(intervals))
-        n_steps = np.array([interval.steps for interval in intervals] + absent, np.int32)
-        is_evaluated = np.array([interval.is_evaluated for interval in intervals] + absent, bool)
+    def advance(self, most_steps: float = 0) -> Dispatched:
+        """Dispatch the next interval, and with it as many as have at most `most_steps` steps in all and do not pass a
+        checkpoint."""
+        intervals, most = self._next_intervals(most_steps), most_intervals(self.plan.eval_every)
+        n_steps, is_evaluated = np.zeros(most, np.int32), np.zeros(most, bool)
+        n_steps[: len(intervals)] = [interval.steps for interval in intervals]
+        is_evaluated[: len(intervals)] = [interval.is_evaluated for interval in intervals]
         recorded = []
         for group in self.groups:
             of_group = (group.state, group.train, group.test, group.hyper)
@@ -252,12 +260,11 @@ class LiveBatch:
         self.epoch += int(n_steps.sum())
         return Dispatched(intervals, recorded)
 
-    def _next_intervals(self, most: int) -> list[Interval]:
-        """The intervals from here to the next checkpoint, but at most `most`."""
+    def _next_intervals(self, most_steps: float) -> list[Interval]:
         first = np.searchsorted(self._marks, self.epoch, side="right")
-        ends = self._marks[first : first + most].tolist()
-        is_last = [end in self.checkpoints for end in ends]
-        ends = ends[: is_last.index(True) + 1] if any(is_last) else ends
+        checkpoint = self._checkpoints[np.searchsorted(self._checkpoints, self.epoch, side="right")]
+        marks = self._marks[first : first + most_intervals(self.plan.eval_every)].tolist()
+        ends = [mark for mark in marks if mark <= min(checkpoint, self.epoch + most_steps)] or marks[:1]
         return [Interval(start, end - start, start in self.evaluations) for start, end in pairwise([self.epoch, *ends])]
 
     def params(self) -> Any:

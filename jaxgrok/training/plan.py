@@ -88,7 +88,7 @@ def forward_flops(config: Config, n_examples: int) -> float:
     has_tables = model.has_tables(n_examples)  # else every token of every example is projected
     constant &= has_tables
     places = 1 if config.norm == "none" else context(config, task)
-    rows, H = places * task.d_vocab, config.n_heads
+    rows, H, X = places * task.d_vocab, config.n_heads, task.d_vocab + S
     by_token = has_tables and model.attends_by_token
     if by_token:
         rows += context(config, task)
@@ -100,7 +100,7 @@ def forward_flops(config: Config, n_examples: int) -> float:
     for layer in range(config.n_layers):
         queries = Q if layer == config.n_layers - 1 else S
         if by_token and layer == 0:
-            attention = H * S * task.d_vocab + rows * D + D * D if constant else H * (2 * S * task.d_vocab + rows * D)
+            attention = H * S * task.d_vocab + X * D + D * D if constant else H * (2 * S * task.d_vocab + X * D)
         else:
             attention = D * D + S * D * (1 if constant else 2)
         each += queries * (attention + 2 * D * M)
@@ -168,7 +168,7 @@ def _activations(config: Config) -> tuple[int, int]:
         pattern = 2 * config.n_heads * queries * S if S > NEGLIGIBLE_POSITIONS else 0
         rows = S  # of width D: keys and values
         if layer == 0 and model.attends_by_token:
-            rows, pattern = queries, pattern + 2 * config.n_heads * queries * task.d_vocab + S * task.d_vocab
+            rows, pattern = queries, pattern + (2 * config.n_heads * queries + S) * task.d_vocab
         in_step += 4 * rows * D + 4 * queries * M + pattern + (3 * S * D if config.norm != "none" else 0)
         in_evaluation = max(in_evaluation, 3 * rows * D + 2 * queries * M + 2 * Q * task.d_vocab_out + pattern)
     return in_step, in_evaluation

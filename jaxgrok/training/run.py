@@ -224,8 +224,8 @@ class Program:
                 return _blank(jax.eval_shape(evaluated, params))
 
             scores = jax.lax.cond(is_evaluated[k], evaluated, left_out, state.params)
-            state, *of_train = self.advance(state, train, hyper, n_steps[k])
-            return state, Recorded(*of_train, scores)
+            state, loss, accuracy, zero = self.advance(state, train, hyper, n_steps[k])
+            return state, Recorded(loss, accuracy, zero, scores)
 
         def body(k, carry):
             state, recorded = carry

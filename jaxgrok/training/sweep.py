@@ -1,11 +1,12 @@
 """Many runs at once: `sweep` trains what a directory lacks of a grid, and keeps curves, checkpoints and states there.
 
 Batches are trained one after another, each from start to end, in compiled intervals of at most eval_every epochs. The
-host dispatches intervals ahead of what it records, and steps are written by a thread of their own, so that the devices
-wait for neither.
+host dispatches intervals, short ones together, ahead of what it records, and steps are written by a thread of their
+own, so that the devices wait for neither.
 """
 
 import errno
+import math
 import os
 import platform
 import sys
@@ -31,7 +32,7 @@ from jaxgrok.store.files import Shard, SweepFiles
 from jaxgrok.store.records import Status
 from jaxgrok.store.results import load, write_metrics
 from jaxgrok.store.steps import CURVES, PARAMS, SEAL_BYTES, SEAL_STATES, STATE, Step, StepRecord
-from jaxgrok.training.batch import MOST_INTERVALS, Dispatched, Interval, LiveBatch, compiled, joined
+from jaxgrok.training.batch import Dispatched, Interval, LiveBatch, compiled, joined
 from jaxgrok.training.grid import Sweep
 from jaxgrok.training.layout import Plan, plan_in, prepare
 from jaxgrok.training.plan import free_bytes
@@ -41,7 +42,8 @@ OUT_OF_DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY")  # as 
 SAVE_SECONDS = 60  # between saves: the most work that a killed process loses
 SAVE_SHARE = 50  # training is held up by a save for at most one in so many seconds
 PENDING = 2  # dispatches in flight before the host waits for the oldest
-SHORT_SECONDS = 0.05  # what takes less is dispatched together with what follows it
+SHORT_SECONDS = 0.05  # of intervals that are dispatched together
+TICK = 1e-9  # seconds: no time at all
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions a step records
 STARTED = time.strftime("%Y-%m-%dT%H:%M:%S%z")  # of this process
 CANNOT_WRITE = {*DISK_FAILS, errno.EROFS, errno.ENOENT, errno.EACCES}
@@ -118,10 +120,10 @@ class Watcher(Protocol):
         """Called once, when the sweep's files are open."""
 
     def compiling(self) -> None:
-        """Called before an interval for which XLA compiles: the first of a shape that is new in this process."""
+        """Called before a dispatch for which XLA compiles: the first of a shape that is new in this process."""
 
     def compiled(self) -> None:
-        """Called once that interval is done."""
+        """Called once that dispatch is done."""
 
     def advanced(self, standing: Standing, plan: Plan, run_epochs: int) -> None:
         """Called after each interval was recorded. run_epochs: how many epochs it trained, summed over its runs."""
@@ -290,9 +292,9 @@ class _Training:
     def __init__(self, plan: Plan, number: int, standing: Standing, watch: Watcher, threads: ThreadPoolExecutor):
         self.plan, self.number, self.standing, self.watch, self.threads = plan, number, standing, watch, threads
         self.steps, self.members = plan.files.steps(number), list(plan.batches[number].runs)
-        self.pending: deque[Dispatched] = deque()
+        self.pending: deque[tuple[Dispatched, float | None]] = deque()  # with when it was dispatched, if that counts
         self.groups = 1  # of rows, which train in turn
-        self.together = 1  # intervals that are dispatched together
+        self.step_seconds, self.recorded_at = math.inf, 0.0  # how long a step takes, and when one was last recorded
 
     def train(self, asked: Callable[[], bool]) -> bool:
         """Train the batch to its end, or until asked to stop. Returns whether it reached its end."""
@@ -303,6 +305,7 @@ class _Training:
                 if not any(sign in str(error) for sign in OUT_OF_DEVICE_MEMORY) or self.groups >= len(self.members):
                     raise
             self.groups *= 2
+            self.step_seconds = math.inf
             self.pending.clear()
             rows = -(-len(self.members) // self.groups)
             self.watch.warned(f"batch {self.number} did not fit into the device's memory: {rows} of its runs at a time")
@@ -410,30 +413,37 @@ class _Training:
         return timing.settled or timing.outcome is Outcome.DIVERGED
 
     def _advance(self, batch: LiveBatch) -> None:
-        """Dispatch the next intervals, and record all but the newest PENDING dispatches.
-
-        Intervals that take no time to speak of are dispatched together: twice as many each time, until it does.
-        """
+        """Dispatch the next intervals, as many as take SHORT_SECONDS together, and record all but the newest PENDING
+        dispatches."""
         compiles, began = not batch.is_compiled, time.monotonic()
         if compiles:
             self.watch.compiling()
-        dispatched = batch.advance(self.together)
+        dispatched = batch.advance(0 if compiles else SHORT_SECONDS / self.step_seconds)
         if compiles:
             jax.block_until_ready(dispatched.recorded)
             self.watch.compiled()
-        self.pending.append(dispatched)
+        self.pending.append((dispatched, None if compiles else began))
         self._record(batch, keep=PENDING)
-        if time.monotonic() - began < SHORT_SECONDS:
-            self.together = min(2 * self.together, MOST_INTERVALS)
 
     def _record(self, batch: LiveBatch, keep: int = 0) -> None:
-        """Record the oldest intervals in flight until only `keep` are left."""
+        """Record the oldest dispatches in flight until only `keep` are left."""
         while len(self.pending) > keep:
-            dispatched = self.pending.popleft()
+            dispatched, began = self.pending.popleft()
             recorded = joined(dispatched.recorded)
+            self._time(dispatched, began)
             for k, interval in enumerate(dispatched.intervals):
                 here = jax.tree.map(lambda x, k=k: x[:, k], recorded)
                 self._record_interval(batch, interval, here)
+
+    def _time(self, dispatched: Dispatched, began: float | None) -> None:
+        """Update how long a step takes, by a dispatch whose results have just come."""
+        now = time.monotonic()
+        if began is not None:
+            steps = sum(interval.steps for interval in dispatched.intervals)
+            seconds = max(now - max(began, self.recorded_at), TICK) / steps
+            # What was computed while the host was busy seems to take no time, so that this falls by halves.
+            self.step_seconds = max(seconds, self.step_seconds / 2) if self.step_seconds < math.inf else seconds
+        self.recorded_at = now
 
     def _record_interval(self, batch: LiveBatch, interval: Interval, recorded: Any) -> None:
         """Record one interval. recorded: `Recorded` [row], on the host."""
