@@ -175,8 +175,9 @@ def test_products_of_weights_change_neither_logits_nor_gradients(fields, read_to
         return (slope * logits).sum(), (logits, activations)
 
     assert set(model.prepare(params, n).folded) == folded
-    gradient, (logits, activations) = jax.grad(weighted, has_aux=True)(params, model, n)
-    plainly, (_, seen) = jax.grad(weighted, has_aux=True)(params, model.clone(read_token=None), 1)
+    graded = jax.jit(jax.grad(weighted, has_aux=True), static_argnums=(1, 2))
+    gradient, (logits, activations) = graded(params, model, n)
+    plainly, (_, seen) = graded(params, model.clone(read_token=None), 1)
     assert not model.clone(read_token=None).prepare(params, 1).folded
     factor = {"residual_factor": fields.get("residual_factor", 1)}
     expected, _ = plain.transformer(jax.tree.map(np.asarray, params), tokens, fields.get("act", "relu"), **factor)
@@ -213,10 +214,10 @@ def test_attention_by_token_changes_neither_activations_nor_gradients(fields, re
         return (slope * logits).sum(), (logits, activations)
 
     assert set(model.prepare(params, 40).first) == first
-    gradient, (logits, activations) = jax.grad(weighted, has_aux=True)(params)
+    gradient, (logits, activations) = jax.jit(jax.grad(weighted, has_aux=True))(params)
     monkeypatch.setattr(Transformer, "attends_by_token", False)
     assert "W_V W_O" not in model.prepare(params, 40).first
-    plainly, (expected, seen) = jax.grad(weighted, has_aux=True)(params)
+    plainly, (expected, seen) = jax.jit(jax.grad(weighted, has_aux=True))(params)
     if "attn_coeff" not in fields:
         factor = fields.get("residual_factor", 1)
         of_plain, _ = plain.transformer(jax.tree.map(np.asarray, params), tokens, residual_factor=factor)

@@ -47,7 +47,7 @@ def test_logits_and_gradients_are_those_of_the_plain_forward(norm, fields, rng):
     expected = plain.transformer(params, tokens, **options)[0][:, -1:]
     slopes = rng.normal(size=expected.shape)
     np.testing.assert_allclose(logits_of(model, params, tokens), expected, **TIGHT)
-    gradient = jax.grad(lambda params: (logits_of(model, params, tokens) * slopes).sum())(params)
+    gradient = jax.jit(jax.grad(lambda params: (logits_of(model, params, tokens) * slopes).sum()))(params)
     towards = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
     ends = [jax.tree.map(lambda x, d, sign=sign: x + sign * 1e-6 * d, params, towards) for sign in (1, -1)]
     above, below = ((plain.transformer(end, tokens, **options)[0][:, -1:] * slopes).sum() for end in ends)
