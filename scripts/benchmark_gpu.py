@@ -80,8 +80,8 @@ def floor_seconds(config: "Config", runs: int, bytes_per_second: float) -> dict[
 def trainer(
     config: "Config", size: float | None, runs: int, every: int | None, steps: int, devices: Sequence[Any]
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """(a function that trains so many steps of each run and returns the last losses, one that copies the parameters to
-    the host), with the sweep's own compiled functions.
+    """(a function that trains so many steps of each run and returns what was recorded last, one that copies the
+    parameters to the host), with the sweep's own compiled functions.
 
     size: of the train set; None means unlimited data. every: steps between evaluations; None means none.
     """

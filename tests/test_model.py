@@ -195,6 +195,7 @@ def test_products_of_weights_change_neither_logits_nor_gradients(fields, read_to
         ({}, (3, 7), {"qk", "W_V W_O"}),
         ({"n_layers": 2, "residual_factor": 2.0}, (3, 7), {"qk", "W_V W_O"}),
         ({"attention": "full", "attn_coeff": 0.3, "arch": "attn_only"}, (3, 7), {"qk", "W_V W_O"}),
+        ({"dropout": 0.4}, (3, 7), {"qk", "W_V W_O"}),
         ({}, (9, 10), {"scores", "v"}),
         ({"arch": "attn_only"}, (9, 10), {"scores", "v"}),
     ],
@@ -208,9 +209,10 @@ def test_attention_by_token_changes_neither_activations_nor_gradients(fields, re
     if is_constant:
         tokens[:, 9] = 11
     slope = rng.normal(size=(40, read[1] - read[0], 7))
+    keys = jax.random.split(jax.random.key(0), 40) if "dropout" in fields else None
 
     def weighted(params):
-        logits, activations = model.forward(model.prepare(params, 40), tokens)
+        logits, activations = model.forward(model.prepare(params, 40), tokens, keys)
         return (slope * logits).sum(), (logits, activations)
 
     assert set(model.prepare(params, 40).first) == first
@@ -218,9 +220,9 @@ def test_attention_by_token_changes_neither_activations_nor_gradients(fields, re
     monkeypatch.setattr(Transformer, "attends_by_token", False)
     assert "W_V W_O" not in model.prepare(params, 40).first
     plainly, (expected, seen) = jax.jit(jax.grad(weighted, has_aux=True))(params)
-    if "attn_coeff" not in fields:
-        factor = fields.get("residual_factor", 1)
-        of_plain, _ = plain.transformer(jax.tree.map(np.asarray, params), tokens, residual_factor=factor)
+    if "dropout" not in fields:  # which the plain network has not
+        options = {name: x for name, x in fields.items() if name in ("residual_factor", "attention", "attn_coeff")}
+        of_plain, _ = plain.transformer(jax.tree.map(np.asarray, params), tokens, **options)
         np.testing.assert_allclose(logits, of_plain[:, slice(*read)], **TIGHT)
     np.testing.assert_allclose(logits, expected, **TIGHT)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TIGHT), gradient, plainly)

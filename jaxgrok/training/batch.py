@@ -120,7 +120,6 @@ class LiveBatch:
         self.evaluations = set(schedule(self.batch.epochs, plan.eval_every))
         self.checkpoints = set(plan.checkpoints(self.batch))
         self._marks = np.array(sorted(self.evaluations | self.checkpoints))
-        self._checkpoints = np.array(sorted(self.checkpoints))
         self.cycle = cycle_of(self.batch.config, self.batch.n_train)
         self.split_hashes = [split_hash(plan.records[run].run) for run in self.batch.runs]
         if saved.last is None:
@@ -262,10 +261,14 @@ class LiveBatch:
 
     def _next_intervals(self, most_steps: float) -> list[Interval]:
         first = np.searchsorted(self._marks, self.epoch, side="right")
-        checkpoint = self._checkpoints[np.searchsorted(self._checkpoints, self.epoch, side="right")]
-        marks = self._marks[first : first + most_intervals(self.plan.eval_every)].tolist()
-        ends = [mark for mark in marks if mark <= min(checkpoint, self.epoch + most_steps)] or marks[:1]
-        return [Interval(start, end - start, start in self.evaluations) for start, end in pairwise([self.epoch, *ends])]
+        bounds = [self.epoch]
+        for end in self._marks[first : first + most_intervals(self.plan.eval_every)].tolist():
+            if len(bounds) > 1 and end > self.epoch + most_steps:
+                break
+            bounds.append(end)
+            if end in self.checkpoints:
+                break
+        return [Interval(start, end - start, start in self.evaluations) for start, end in pairwise(bounds)]
 
     def params(self) -> Any:
         """The parameters of the live rows, copied to the host."""
