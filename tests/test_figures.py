@@ -113,7 +113,7 @@ def network_of(config, keys) -> Drawn:
     @jax.jit
     def measure(params):
         net = all_pairs.run_network(config, params)
-        fits = fourier.fit_neurons(fourier.neuron_blocks(net.neurons))
+        fits = fourier.fit_neurons(net.of_neurons)
         return {
             "W_E_frequency_norms": fourier.frequency_norms(net.W_E),
             "W_L_frequency_norms": fourier.frequency_norms(net.W_L),

@@ -187,8 +187,7 @@ def test_functions_called_by_themselves_have_full_precision_too():
     split = circuits.split_of(config, 0.5, 0)
     labels, s = split.labels.reshape(5, 5), fourier.wave_argument(make_task(config))
     waves = jax.eval_shape(lambda logits: circuits.waves_of(logits, s)._replace(s=jnp.asarray(s)), net.logits)
-    of_neurons = jax.eval_shape(fourier.neuron_blocks, net.neurons)
-    fits = jax.eval_shape(fourier.fit_neurons, of_neurons)
+    fits = jax.eval_shape(fourier.fit_neurons, net.of_neurons)
     keys, rank, stand_ins = jnp.ones(2, bool), jnp.int32(2), jnp.zeros((1, 2), fits.index.dtype)
     directions = jax.ShapeDtypeStruct((config.mlp_width, 5), jnp.float32)
 
@@ -204,15 +203,15 @@ def test_functions_called_by_themselves_have_full_precision_too():
         (fourier.component_norms, net.W_L),
         (fourier.keep_frequencies, net.W_L, keys),
         (fourier.neuron_blocks, net.neurons),
-        (lambda blocks: fourier.from_blocks(blocks, 5), of_neurons.blocks),
+        (lambda blocks: fourier.from_blocks(blocks, 5), net.of_neurons.blocks),
         (lambda params: circuits.run_network(config, params)._replace(stream=None), params),
         (lambda logits: circuits.waves_of(logits, s)._replace(s=jnp.asarray(s)), net.logits),
         (lambda logits, waves: circuits.excluded_loss_of_each(logits, waves._replace(s=s), split), net.logits, waves),
         (lambda waves: circuits.wave_fit(waves._replace(s=s), keys), waves),
         (lambda logits: circuits.mlp_readout_fve(logits, s), net.logits),
         (ablations.row_space, net.W_L, jnp.ones(5, bool)),
-        (ablations.losses_without_each_block, net, of_neurons, labels, keys),
-        (ablations.losses_with_polynomials, net, of_neurons, fits, stand_ins, labels),
+        (ablations.losses_without_each_block, net, labels, keys),
+        (ablations.losses_with_polynomials, net, fits, stand_ins, labels),
         (ablations.losses_on_directions, net, directions, rank, labels),
         (skips, params),
     ]

@@ -61,7 +61,9 @@ def changed(net, params, head, change):
     more = (change(net.stream.pattern) - net.stream.pattern)[:, :, head]
     to_a, to_b, to_equals = np.moveaxis(more, 2, 0)[..., None]
     mid = net.stream.mid + to_a * a_and_b[0][:, None] + to_b * a_and_b[1][None] + to_equals * equals
-    return net.stream.logits_with(mid)
+    mlp = params["blocks_0"]["mlp"]
+    neurons = np.maximum(mid @ mlp["W_in"] + mlp["b_in"], 0)
+    return (mid + neurons @ mlp["W_out"] + mlp["b_out"]) @ params["unembed"]["W_U"][:, :p]
 
 
 def without_equals(head):

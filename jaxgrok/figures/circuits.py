@@ -56,11 +56,10 @@ def _compute(config: Config, params: Params) -> dict[str, Any]:
     components [F, F] of the neurons and of the logits, L2 over neurons or classes.
     """
     net = run_network(config, params)
-    of_neurons = fourier.neuron_blocks(net.neurons)
     spectra = {"neurons": fourier.transform2(net.neurons), "logits": fourier.transform2(net.logits)}
     magnitude = {name: jnp.sqrt((components**2).sum(axis=2)) for name, components in spectra.items()}
     pattern = None if net.stream is None else net.stream.pattern
-    found = {"W_E": net.W_E, "neurons": net.neurons, "of_neurons": of_neurons}
+    found = {"W_E": net.W_E, "neurons": net.neurons, "of_neurons": net.of_neurons}
     return found | {"pattern": pattern, "magnitude": magnitude}
 
 

@@ -114,7 +114,6 @@ def losses_of_key_blocks(
 @at_precision("highest")
 def losses_without_each_block(
     net: Network,
-    of_neurons: fourier.NeuronBlocks,
     labels: Int[Array | np.ndarray, "P P"],
     wanted: Bool[Array, "K"],
 ) -> Float[Array, "K"]:
@@ -123,7 +122,7 @@ def losses_without_each_block(
     Projecting over pairs commutes with reading out over neurons, so the neurons' blocks are read out.
     """
     waves = jnp.asarray(fourier.block_waves(len(labels)), net.logits.dtype)
-    blocks = of_neurons.blocks @ net.W_L.T
+    blocks = net.of_neurons.blocks @ net.W_L.T
 
     def without(wave, block):
         return mean_loss(net.logits - jnp.einsum("ia,ijc,jb->abc", wave, block, wave), labels)
@@ -138,7 +137,6 @@ def losses_without_each_block(
 @at_precision("highest")
 def losses_with_polynomials(
     net: Network,
-    of_neurons: fourier.NeuronBlocks,
     fits: fourier.NeuronFits,
     stand_ins: Int[Array, "n K"],
     labels: Int[Array | np.ndarray, "P P"],
@@ -151,11 +149,11 @@ def losses_with_polynomials(
     p, K = len(labels), stand_ins.shape[1]
     clustered = fits.fve > fourier.CLUSTERED
     W_L = jnp.where(clustered[None], net.W_L, 0)
-    rest = net.logits - net.neurons @ W_L.T + (W_L @ of_neurons.mean)[None, None]
+    rest = net.logits - net.neurons @ W_L.T + (W_L @ net.of_neurons.mean)[None, None]
 
     def of_one(stand_in):
         takes = stand_in[None, fits.index] == jnp.arange(K)[:, None]
-        kept = fourier.from_blocks(jnp.where(takes[:, None, None], of_neurons.blocks, 0) @ W_L.T, p)
+        kept = fourier.from_blocks(jnp.where(takes[:, None, None], net.of_neurons.blocks, 0) @ W_L.T, p)
         return mean_loss(rest + kept, labels)
 
     return jax.lax.map(of_one, stand_ins)
@@ -194,16 +192,13 @@ def ablations_of_skips(net: Network, labels: Int[Array | np.ndarray, "P P"]) -> 
     stream = net.stream
     mlp_alone = net.mlp_logits + net.bias[None, None]
     mean_direct = stream.direct.mean(axis=1).mean(axis=0)[None, None]
-    without_attention = jnp.broadcast_to(stream.logits_with(stream.before), net.logits.shape)
-    attention_alone = stream.logits_with(stream.mid - stream.before)
-    logits = (mlp_alone, mlp_alone + mean_direct, without_attention, attention_alone)
+    logits = (mlp_alone, mlp_alone + mean_direct, stream.logits_of_start, stream.logits_of_attention)
     return {name: mean_loss(x, labels) for name, x in zip(names, logits, strict=True)}
 
 
 @at_precision("highest")
 def ablations(
     net: Network,
-    of_neurons: fourier.NeuronBlocks,
     fits: fourier.NeuronFits,
     labels: Int[Array | np.ndarray, "P P"],
     keys: Bool[Array, "K"],
@@ -212,10 +207,10 @@ def ablations(
     """The loss of every ablation, and the losses of each draw of their controls."""
     p, M = net.W_L.shape
     key_blocks, draws_of_blocks = losses_of_key_blocks(net.logits, labels, keys, controls)
-    without_each = losses_without_each_block(net, of_neurons, labels, keys | controls.singles.any(axis=0))
+    without_each = losses_without_each_block(net, labels, keys | controls.singles.any(axis=0))
     itself = jnp.arange(p // 2)[None]
     stand_ins = jnp.concatenate([itself, controls.stand_ins])
-    polynomials = losses_with_polynomials(net, of_neurons, fits, stand_ins, labels)
+    polynomials = losses_with_polynomials(net, fits, stand_ins, labels)
     key_rows = fourier.rows_of(keys, p)
 
     def on_rows(rows):

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxgrok.config import Config
+from jaxgrok.measures import fourier
+from jaxgrok.measures.columns import Parts, columns_of, in_columns
 from jaxgrok.nets.loss import cross_entropy
-from jaxgrok.nets.model import ACTIVATIONS, affine, make_model, unembedding
+from jaxgrok.nets.model import ACTIVATIONS, make_model, unembedding
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import ModularTask, modular_task
 
@@ -59,19 +61,19 @@ class Stream(NamedTuple):
     no "=". The MLP network has neither.
 
     Attributes:
-        before: the stream before attention. With one layer it is the embedding of "=", the same for every pair, or that
-            of y.
         mid: the stream after attention, which is the MLP's input.
         direct: the logits that the stream writes past the MLP.
-        logits_with: computes the logits for another stream after attention, which is then the MLP's input too.
+        logits_of_start: the logits without attention, from the stream before it alone. With one layer this is the
+            embedding of "=", the same for every pair, or that of y.
+        logits_of_attention: the logits from what attention writes alone.
         scores: the attention scores.
         pattern: the attention pattern.
     """
 
-    before: Float[Array, "P P D"] | Float[Array, "1 1 D"]
     mid: Float[Array, "P P D"]
     direct: Float[Array, "P P P"]
-    logits_with: Callable[[Float[Array, "A B D"]], Float[Array, "A B P"]]
+    logits_of_start: Float[Array, "P P P"]
+    logits_of_attention: Float[Array, "P P P"]
     scores: Float[Array, "P P H S"]
     pattern: Float[Array, "P P H S"]
 
@@ -83,9 +85,11 @@ class Network(NamedTuple):
     Attributes:
         W_E: the embedding without "=". For the MLP network, its input weights.
         W_L: the transpose of W_out W_U, without the class of "=".
-        all_logits: the logits, with the class of "=" if the network has it.
-        logits: the logits of the p number classes.
+        logits: the logits of the classes of the group: the p numbers for most tasks.
+        other_logits: the logits of the other classes: "=" if the network has it, and numbers outside the group.
         neurons: the activations of the MLP.
+        of_neurons: their Fourier components, as `fourier.neuron_blocks` has them.
+        least, greatest: the bounds of each neuron's activations.
         mlp_logits: the logits that the neurons write, without the output bias. They are exactly zero where no neuron
             fires.
         bias: the contribution of the output bias to the logits.
@@ -94,16 +98,55 @@ class Network(NamedTuple):
 
     W_E: Float[Array, "P D"]
     W_L: Float[Array, "P M"]
-    all_logits: Float[Array, "P P C"]
     logits: Float[Array, "P P P"]
+    other_logits: Float[Array, "P P C-P"]
     neurons: Float[Array, "P P M"]
+    of_neurons: fourier.NeuronBlocks
+    least: Float[Array, "M"]
+    greatest: Float[Array, "M"]
     mlp_logits: Float[Array, "P P P"]
     bias: Float[Array, "P"]
     stream: Stream | None
 
+    @property
+    def all_logits(self) -> Float[Array, "P P C"]:
+        """The logits of every class, those of the group first."""
+        return jnp.concatenate([self.logits, self.other_logits], axis=-1)
 
-BLOCK = 1024  # pairs that pass through the network at once
-STREAM_HOOKS = ("hook_resid_mid", "hook_resid_pre", "attn.hook_attn_scores", "attn.hook_pattern")
+
+class _LastBlock(NamedTuple):
+    """The weights of the last block from the stream after attention on, with the classes of the group first. The MLP
+    network has only those from its neurons on.
+
+    Attributes:
+        act: the activation function.
+        W_L, bias: from the neurons to the logits.
+        W_in, b_in: from the stream to the neurons.
+        W_U: from the stream to the logits.
+    """
+
+    act: Callable[[Array], Array]
+    W_L: Float[Array, "C M"]
+    bias: Float[Array, "C"]
+    W_in: Any = None
+    b_in: Any = None
+    W_U: Any = None
+
+    @classmethod
+    def of(cls, config: Config, params: dict) -> "_LastBlock":
+        task, act = modular_task(config), ACTIVATIONS[config.act]
+        if config.arch == "mlp":
+            return cls(act, group_first(task, params["W_out"]).T, group_first(task, params["b_out"]))
+        mlp, W_U = params[f"blocks_{config.n_layers - 1}"]["mlp"], group_first(task, unembedding(params))
+        return cls(act, (mlp["W_out"] @ W_U).T, mlp["b_out"] @ W_U, mlp["W_in"], mlp["b_in"], W_U)
+
+    def read(self, stream: Float[Array, "N D"]) -> tuple[Float[Array, "N M"], Float[Array, "N C"]]:
+        """What the neurons take in from a stream, without their bias, and what it writes to the logits."""
+        return stream @ self.W_in, stream @ self.W_U
+
+    def logits(self, pre: Float[Array, "N M"], direct: Float[Array, "N C"]) -> Float[Array, "N C"]:
+        """The logits, from the inputs of the neurons and what the stream writes past them."""
+        return self.act(pre) @ self.W_L.T + (direct + self.bias[None])
 
 
 @at_precision("highest")
@@ -122,41 +165,60 @@ def run_network(config: Config, params: dict) -> Network:
     """
     task = modular_task(config)
     P, params = len(task.group), jax.tree.map(jnp.asarray, params)
-    model, is_mlp = make_model(config, task), config.arch == "mlp"
-    prepared = model.prepare(params, P * P)
-    last = "" if is_mlp else f"blocks.{config.n_layers - 1}."
-    W_U = None if is_mlp else _of_group(task, unembedding(params).T).T
-    W_L = _of_group(task, params["W_out"].T) if is_mlp else neurons_to_logits(config, params)
-    hooks = ("mlp.hook_post",) if is_mlp else ("mlp.hook_post", *STREAM_HOOKS)
+    model, pairs = make_model(config, task), jnp.asarray(task.pairs(task.group_pairs, 0).tokens)
+    prepared, block, is_mlp = model.prepare(params, len(pairs)), _LastBlock.of(config, params), config.arch == "mlp"
+    last, W_E = ("", params["W_in"]) if is_mlp else (f"blocks.{config.n_layers - 1}.", params["embed"]["W_E"])
+    is_sum = config.norm == "none" and config.residual_factor == 1
+    start = None  # the stream before attention, where it is the same for every pair
+    if not is_mlp and config.n_layers == 1 and task.has_equals:
+        start = model.forward(prepared, pairs[:1])[1][last + "hook_resid_pre"][0]
 
-    def of_pairs(tokens):
-        logits, activations = model.forward(prepared, tokens)
-        # Only one position is read: drop its axis.
-        kept = [x[:, :, 0] if x.ndim == 4 else x[:, 0] for x in (activations[last + name] for name in hooks)]
-        direct = [] if W_U is None else [kept[1] @ W_U]
-        return logits[:, 0], kept[0] @ W_L.T, *kept, *direct
+    def of_columns(columns, is_new):
+        tokens = columns_of(pairs.reshape(P, P, -1), columns)
+        logits, activations = model.forward(prepared, tokens.reshape(-1, tokens.shape[2]))
 
-    outputs = in_blocks(of_pairs, jnp.asarray(task.pairs(task.group_pairs, 0).tokens))
-    all_logits, mlp_logits, neurons, *of_stream = (x.reshape(P, P, *x.shape[1:]) for x in outputs)
-    all_logits = group_first(task, all_logits)
-    if W_U is None:
-        W_in, bias = (_of_group(task, x) for x in (params["W_in"], params["b_out"]))
-        return Network(W_in, W_L, all_logits, all_logits[..., :P], neurons, mlp_logits, bias, None)
-    mid, before, scores, pattern, direct = of_stream
-    before = before[:1, :1] if config.n_layers == 1 and task.has_equals else before
-    weights = params[f"blocks_{config.n_layers - 1}"]["mlp"]
-    W_E, bias = _of_group(task, params["embed"]["W_E"]), weights["b_out"] @ W_U
+        def seen(name):  # at the only position that is read
+            x = activations[last + name]
+            return x[:, :, 0] if x.ndim == 4 else x[:, 0]
 
-    @at_precision("highest")
-    def logits_with(mid):
-        def of_pairs(mid):
-            post = ACTIVATIONS[config.act](affine(mid, weights["W_in"], weights["b_in"]))
-            return affine(mid, W_U, bias) + post @ W_L.T
+        neurons = seen("mlp.hook_post")
+        mlp_logits = neurons @ block.W_L.T
+        total, stream = mlp_logits + block.bias[None], None
+        if not is_mlp:
+            direct, stream = _stream(block, seen, start, P)
+            total = direct + total
+        if not is_sum:
+            total = group_first(task, logits[:, 0])
+        of_pairs = (total[:, :P], total[:, P:], neurons, mlp_logits[:, :P], stream)
+        of_pairs = jax.tree.map(lambda x: x.reshape(P, len(columns), *x.shape[1:]), of_pairs)
+        neurons = of_pairs[2]
+        constant, *sums = fourier.column_parts(neurons, columns, is_new)
+        return Parts(of_pairs, (constant, neurons.min(axis=0), neurons.max(axis=0)), sums)
 
-        return in_blocks(of_pairs, mid.reshape(-1, config.d_model)).reshape(*mid.shape[:2], P)
+    found = in_columns(of_columns, P)
+    logits, others, neurons, mlp_logits, stream = found.pairs
+    constant, least, greatest = found.columns
+    of_neurons = fourier.blocks_of_parts(fourier.ColumnParts(constant, *found.sums))
+    bounds = least.min(axis=0), greatest.max(axis=0)
+    W_E, W_L, bias = _of_group(task, W_E), block.W_L[:P], block.bias[:P]
+    return Network(W_E, W_L, logits, others, neurons, of_neurons, *bounds, mlp_logits, bias, stream)
 
-    stream = Stream(before, mid, direct, logits_with, scores, pattern)
-    return Network(W_E, W_L, all_logits, all_logits[..., :P], neurons, mlp_logits, bias, stream)
+
+def _stream(
+    block: _LastBlock, seen: Callable[[str], Array], start: Float[Array, "1 D"] | None, P: int
+) -> tuple[Float[Array, "N C"], Stream]:
+    """(what the stream writes to the logits past the MLP, for all classes; the stream) of some pairs.
+
+    seen: the activations by name. start: the stream before attention, where it is the same for every pair.
+    """
+    pre, mid, before = (seen(name) for name in ("mlp.hook_pre", "hook_resid_mid", "hook_resid_pre"))
+    direct, (pre_before, direct_before) = mid @ block.W_U, block.read(before if start is None else start)
+    of_start = block.logits(pre_before + block.b_in[None], direct_before)
+    # All is linear up to the neurons: without the stream before attention, they take in what attention writes.
+    of_attention = block.logits(pre - pre_before, direct - direct_before)
+    of_start = jnp.broadcast_to(of_start, direct.shape)
+    scores, pattern = seen("attn.hook_attn_scores"), seen("attn.hook_pattern")
+    return direct, Stream(mid, direct[:, :P], of_start[:, :P], of_attention[:, :P], scores, pattern)
 
 
 def _of_group(task: ModularTask, rows: Shaped[Array | np.ndarray, "p ..."]) -> Shaped[Array, "P ..."]:
@@ -165,31 +227,12 @@ def _of_group(task: ModularTask, rows: Shaped[Array | np.ndarray, "p ..."]) -> S
     return rows[task.group] if task.is_multiplicative else rows[: task.p]
 
 
-def group_first(task: ModularTask, logits: Float[Array, "P P C"]) -> Float[Array, "P P C"]:
-    """Logits with the classes of the group first, in its order."""
+def group_first(task: ModularTask, logits: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """Logits, or weights to them, with the classes of the group first, in its order."""
     if not task.is_multiplicative:
         return logits
     others = np.setdiff1d(np.arange(logits.shape[-1]), task.group)
     return logits[..., np.concatenate([task.group, others])]
-
-
-def in_blocks(f: Callable[[Array], Any], pairs: Shaped[Array, "N ..."]) -> Any:
-    """f(pairs), computed for at most BLOCK pairs at a time, whose activations stay in a CPU's cache.
-
-    f: a function that returns a pytree of arrays [N, ...]. The last block overlaps the one before it, so that all have
-    the same size.
-    """
-    n = len(pairs)
-    size = -(-n // -(-n // BLOCK))
-
-    def body(i, out):
-        start = jnp.minimum(i * size, n - size)
-        block = f(jax.lax.dynamic_slice_in_dim(pairs, start, size))
-        return jax.tree.map(lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, start, 0), out, block)
-
-    shapes = jax.eval_shape(f, pairs[:size])
-    out = jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), shapes)
-    return jax.lax.fori_loop(0, -(-n // size), body, out)
 
 
 def _mean(per_pair: Float[Array, "P P"]) -> Float[Array, ""]:

@@ -284,7 +284,7 @@ def _rules(net: Network, fits: fourier.NeuronFits) -> fourier.KeyRules:
 def find_keys(config: Config, params: dict) -> Bool[Array, "K"]:
     """The key frequencies of one network, as a mask. Compiled once per config."""
     net = run_network(config, params)
-    return _rules(net, fourier.fit_neurons(fourier.neuron_blocks(net.neurons))).keys
+    return _rules(net, fourier.fit_neurons(net.of_neurons)).keys
 
 
 @at_precision("highest")
@@ -312,13 +312,12 @@ def measure(
     net = run_network(config, params)
     labels = split.labels.reshape(p, p)
     is_train = mask_of_train(split, p)
-    of_neurons = fourier.neuron_blocks(net.neurons)
-    fits = fourier.fit_neurons(of_neurons)
+    fits = fourier.fit_neurons(net.of_neurons)
     clusters = fourier.cluster_sizes(fits, p // 2)
     rules = _rules(net, fits)
     keys = rules.keys if keys is None else jnp.asarray(keys)
     controls = draw_controls(seed, keys, clusters, draws)
-    ablated = ablations(net, of_neurons, fits, labels, keys, controls)
+    ablated = ablations(net, fits, labels, keys, controls)
     if config.norm != "none":  # the logits are no sum of parts
         ablated = tuple(_of_logits_alone(of) for of in ablated)
     losses_ablated, ablation_draws = ablated
@@ -337,8 +336,8 @@ def measure(
         "neuron_fve": fits.fve,
         "neuron_clusters": clusters,
         "neurons_unclustered": (fits.fve <= fourier.CLUSTERED).sum(),
-        "neurons_always_active": (net.neurons.min(axis=1).min(axis=0) > 0).sum(),
-        "neurons_never_active": (net.neurons.max(axis=1).max(axis=0) <= 0).sum(),
+        "neurons_always_active": (net.least > 0).sum(),
+        "neurons_never_active": (net.greatest <= 0).sum(),
         "neuron_fve_median": jnp.median(fits.fve),
         "key_frequencies": rules._asdict() | {"keys": keys, "found": rules.keys},
         "no_keys": ~keys.any(),

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxgrok.config import BadInput
+from jaxgrok.measures.columns import Parts, columns_of, in_columns
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.tasks import ModularTask
 from jaxgrok.tasks.modular import MULTIPLICATIVE
@@ -34,7 +35,7 @@ WAVE_ARGUMENTS = {
 RULE_SHARE = 1 / 4  # the rules `W_L` and `W_E`: the least norm that counts, as a share of the largest
 STANDS_OUT = 3  # a frequency stands out if its norm is at least this many times the median norm
 CLUSTERED = 0.85  # a neuron is in a cluster if its best frequency explains more than this share of its centred energy
-NEURONS_AT_ONCE = 128  # neurons whose components are computed at once
+NUMBERS_AT_ONCE = 1 << 19  # activations whose components are computed at once
 CONSTANT_ROUNDINGS = 8  # a neuron is constant if its energy is no more than this many roundings of its mean could leave
 
 
@@ -184,36 +185,58 @@ class NeuronBlocks(NamedTuple):
     energy: Float[Array, "M"]
 
 
+class ColumnParts(NamedTuple):
+    """What `neuron_blocks` needs of a block of columns b: the components along a, and what is added up of them.
+
+    Attributes:
+        constant: the component of the constant, for each column.
+        blocks: the components of cos and sin, times each frequency's three waves along b, over the new columns.
+        energy: the squares of the same components, over the new columns.
+    """
+
+    constant: Float[Array, "B M"]
+    blocks: Float[Array, "K 2 3 M"]
+    energy: Float[Array, "M"]
+
+
+@at_precision("highest")
+def column_parts(neurons: Float[Array, "P B M"], columns: Int[Array, "B"], is_new: Bool[Array, "B"]) -> ColumnParts:
+    """The parts of a block of columns (see `columns.in_columns`)."""
+    half = transform(neurons)
+    rows = by_frequency(half)
+    waves = jnp.where(is_new, jnp.asarray(block_waves(len(neurons)), neurons.dtype)[..., columns], 0)
+    # Three sums instead of one product per frequency, for which XLA transposes everything on a CPU.
+    blocks = jnp.stack([(waves[:, None, j, :, None] * rows).sum(axis=2) for j in range(3)], axis=2)
+    energy = jnp.where(is_new[None, :, None], half[1:] ** 2, 0).sum(axis=1).sum(axis=0)
+    return ColumnParts(half[0], blocks, energy)
+
+
+@at_precision("highest")
+def blocks_of_parts(parts: ColumnParts) -> NeuronBlocks:
+    """The blocks, from the parts of all columns."""
+    constant = parts.constant
+    p = len(constant)
+    mean = constant.mean(axis=0)
+    top = jnp.tensordot(jnp.asarray(block_waves(p), constant.dtype), constant, axes=1).at[:, 0].set(0)
+    energy = parts.energy + ((constant - mean[None]) ** 2).sum(axis=0)
+    return NeuronBlocks(jnp.concatenate([top[:, None], parts.blocks], axis=1), mean / math.sqrt(p), energy)
+
+
 @at_precision("highest")
 def neuron_blocks(neurons: Float[Array | np.ndarray, "P P M"]) -> NeuronBlocks:
     """The blocks of activations, or of logits, over all pairs.
 
-    Of the 2D components it computes only those in a block: along the second axis each row needs three waves. It takes
-    a few neurons at a time, whose components stay in a CPU's cache.
+    Of the 2D components it computes only those in a block: along b each row needs three waves. It takes a few columns
+    at a time, whose components stay in a CPU's cache.
     """
-    M = neurons.shape[2]
-    n = -(-M // NEURONS_AT_ONCE)
-    size = -(-M // n)
-    starts = np.minimum(np.arange(n) * size, M - size)  # the last ones overlap those before, so that all are as many
-    _, first = np.unique(starts[:, None] + np.arange(size), return_index=True)
+    P, _, M = neurons.shape
 
-    def of_some(start):
-        return _neuron_blocks(jax.lax.dynamic_slice_in_dim(neurons, start, size, axis=2))
+    def of_block(columns, is_new):
+        constant, blocks, energy = column_parts(columns_of(jnp.asarray(neurons), columns), columns, is_new)
+        return Parts((), constant, (blocks, energy))
 
-    found = jax.lax.map(of_some, jnp.asarray(starts))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], n * size)[..., first], found)
-
-
-def _neuron_blocks(neurons: Float[Array, "P P M"]) -> NeuronBlocks:
-    p = neurons.shape[0]
-    half, waves = transform(neurons), jnp.asarray(block_waves(p), neurons.dtype)
-    top = jnp.tensordot(waves, half[0], axes=1)
-    mean = top[0, 0] / p
-    # Three sums instead of one product per frequency, for which XLA transposes everything on a CPU.
-    rows = by_frequency(half)
-    below = jnp.stack([(waves[:, None, j, :, None] * rows).sum(axis=2) for j in range(3)], axis=2)
-    energy = ((neurons - mean[None, None]) ** 2).sum(axis=1).sum(axis=0)
-    return NeuronBlocks(jnp.concatenate([top.at[:, 0].set(0)[:, None], below], axis=1), mean, energy)
+    found = in_columns(of_block, P, NUMBERS_AT_ONCE // M)
+    return blocks_of_parts(ColumnParts(found.columns, *found.sums))
 
 
 class NeuronFits(NamedTuple):
