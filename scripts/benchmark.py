@@ -308,11 +308,11 @@ def positive(text: str) -> int:
 
 
 def measure_gpu(path: Path, toy: bool) -> int:
-    """Write what scripts/benchmark_gpu.py measures."""
+    """Write what scripts/benchmark_gpu.py measures, after each row what there is."""
     from jaxgrok.atomic import replace_text
     from scripts.benchmark_gpu import TOY, Sizes, measure
 
-    replace_text(path, json.dumps(measure(TOY if toy else Sizes()), indent=1) + "\n")
+    measure(TOY if toy else Sizes(), lambda found: replace_text(path, json.dumps(found, indent=1) + "\n"))
     print(f"written: {path}")
     return 0
 

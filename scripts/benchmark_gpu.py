@@ -1,5 +1,5 @@
 """Time the mainline on an accelerator: the floor of its step, our step by number of runs and precision, a whole sweep,
-an analysis, and other programs. `scripts/benchmark.py --gpu FILE` calls `measure` and writes what it returns.
+an analysis, and other programs. `scripts/benchmark.py --gpu FILE` calls `measure` and writes FILE after each row.
 
 The floor is what no program of the same operations can beat by much on this machine: its products at the rate that the
 widest of them reaches by itself, or its activations once through memory at the rate of a plain copy, whichever takes
@@ -10,7 +10,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from jaxgrok.config import Config
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
 class Sizes:
     """How much is timed.
 
-    p: the modulus. runs: how many train at once. steps: of one timing. copied: numbers in the copy that gives the rate
-    of memory. networks: of an analysis at once. sweep: (runs, epochs) of the sweep whose time is stated.
+    p: the modulus. runs: how many train at once, the most telling first. steps: of one timing. copied: numbers in the
+    copy that gives the rate of memory. networks: of an analysis at once. sweep: (runs, epochs) of the sweep whose time
+    is stated. seconds: after which nothing more is begun.
     """
 
     p: int = 113
-    runs: tuple[int, ...] = (1, 8, 64, 256, 1024)
+    runs: tuple[int, ...] = (64, 1, 1024, 8, 256)
     steps: int = 50
     copied: int = 2**28
     networks: tuple[int, ...] = (1, 16)
     sweep: tuple[int, int] = (64, 40_000)
     rounds: int = 5
+    seconds: float = 400
 
 
-TOY = Sizes(p=7, runs=(1, 2), steps=10, copied=2**16, networks=(1, 2), sweep=(2, 100), rounds=2)
+TOY = Sizes(p=7, runs=(2, 1), steps=10, copied=2**16, networks=(1, 2), sweep=(2, 100), rounds=2)
 PRECISIONS = {"float32": "highest", "tf32": "default"}
 FRAC, EVAL_EVERY = 0.3, 10
 SAVES = 400  # checkpoints of a sweep
@@ -112,79 +115,75 @@ def trainer(
     return advance, lambda: jax.tree.map(np.asarray, state.params)
 
 
-def step_rows(config: "Config", sizes: Sizes, bytes_per_second: float) -> Iterator[dict[str, Any]]:
-    """A row for each precision, number of runs and cadence of evaluations. A size that does not fit says so."""
+class Row(NamedTuple):
+    """A row to be measured.
+
+    Attributes:
+        table: the list in the file that it goes to.
+        about: what tells it from the other rows.
+        measure: returns the rest of it.
+    """
+
+    table: str
+    about: dict[str, Any]
+    measure: Callable[[], dict[str, Any]]
+
+
+def step_row(config: "Config", runs: int, sizes: Sizes, bytes_per_second: float) -> dict[str, Any]:
+    """The time of a step with so many runs at once, by cadence of evaluations, and its floor."""
     import jax
 
-    for name, precision in PRECISIONS.items():
-        of_precision = replace(config, matmul_precision=precision)
-        for runs in sizes.runs:
-            row: dict[str, Any] = {"precision": name, "runs": runs}
-            try:
-                floor = floor_seconds(of_precision, runs, bytes_per_second)
-                for every in (None, EVAL_EVERY, 1):
-                    device = jax.local_devices()[:1]
-                    advance, to_host = trainer(of_precision, FRAC, runs, every, sizes.steps, device)
-                    seconds = median_seconds(advance, sizes.rounds) / (runs * sizes.steps)
-                    row |= {f"ms_per_run_epoch_test_every_{every or 'never'}": 1e3 * seconds}
-                    if every is None:
-                        row |= {"share_of_floor": floor["seconds"] / seconds, "floor": floor}
-                    if every == EVAL_EVERY:
-                        row |= {"seconds_of_a_checkpoint": median_seconds(to_host, sizes.rounds)}
-            except jax.errors.JaxRuntimeError as error:
-                row["failed"] = str(error).splitlines()[0][:200]
-            yield row
+    row: dict[str, Any] = {}
+    floor = floor_seconds(config, runs, bytes_per_second)
+    for every in (None, EVAL_EVERY, 1):
+        advance, to_host = trainer(config, FRAC, runs, every, sizes.steps, jax.local_devices()[:1])
+        seconds = median_seconds(advance, sizes.rounds) / (runs * sizes.steps)
+        row |= {f"ms_per_run_epoch_test_every_{every or 'never'}": 1e3 * seconds}
+        if every is None:
+            row |= {"share_of_floor": floor["seconds"] / seconds, "floor": floor}
+        if every == EVAL_EVERY:
+            row |= {"seconds_of_a_checkpoint": median_seconds(to_host, sizes.rounds)}
+    return row
 
 
-def analysis_rows(config: "Config", sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """The seconds of every measure of a network, with and without controls, for some networks at once."""
+def analysis_row(config: "Config", networks: int, draws: int, rounds: int) -> dict[str, Any]:
+    """The seconds of every measure of a network, with so many at once."""
     import jax
 
     from jaxgrok import measures
     from jaxgrok.config import Run
     from jaxgrok.measures import fourier
-    from jaxgrok.measures.ablations import DRAWS
     from jaxgrok.training.run import make_program
 
-    program, keys = make_program(config), fourier.mask_of([1, 2], config.p)
-    split = measures.split_of(config, FRAC, 0)
-    for networks in sizes.networks:
-        hyper = jax.tree.map(lambda *x: jax.numpy.stack(x), *(Run(config, s).hyper() for s in range(networks)))
-        params = jax.jit(jax.vmap(program.init))(hyper).params
-        for draws in (0, DRAWS):
-
-            def of_one(params: Any, draws: int = draws) -> Any:
-                return measures.measure(config, params, split, keys, 0, draws)
-
-            f = jax.jit(jax.vmap(of_one))
-            seconds = median_seconds(lambda f=f, params=params: f(params), sizes.rounds)
-            yield {"networks": networks, "draws": draws, "seconds_per_network": seconds / networks}
+    keys, split = fourier.mask_of([1, 2], config.p), measures.split_of(config, FRAC, 0)
+    hyper = jax.tree.map(lambda *x: jax.numpy.stack(x), *(Run(config, s).hyper() for s in range(networks)))
+    params = jax.jit(jax.vmap(make_program(config).init))(hyper).params
+    of_each = jax.jit(jax.vmap(lambda params: measures.measure(config, params, split, keys, 0, draws)))
+    return {"seconds_per_network": median_seconds(lambda: of_each(params), rounds) / networks}
 
 
-def other_rows(config: "Config", sizes: Sizes) -> Iterator[dict[str, Any]]:
-    """Milliseconds of a run-epoch of other programs (tests/reference), the test loss included."""
+def other_programs(config: "Config", many: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """(its name, runs at once, a function that makes it) of each program of tests/reference that can run here."""
     from tests.reference.others import Nnx, PlainJax
 
-    many, n = min(64, sizes.runs[-1]), sizes.steps
-    programs: list[tuple[str, int, Callable[[], Any]]] = [
-        ("plain JAX by vmap", many, lambda: PlainJax(config, many, with_test=True)),
-        ("Flax NNX", 1, lambda: Nnx(config)),
-    ]
+    yield "plain JAX by vmap", many, lambda: PlainJax(config, many, with_test=True)
+    yield "Flax NNX", 1, lambda: Nnx(config)
     try:
         import torch
 
         from tests.reference.torch_fast import FastTorch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        compiled = device == "cuda"
-        for runs in (1, many):
-            programs.append(("PyTorch", runs, lambda r=runs: FastTorch(config, r, True, compiled, device)))
     except ModuleNotFoundError:
-        pass
-    for name, runs, make in programs:
-        program = make()
-        seconds = median_seconds(lambda program=program: _ready(program.epochs(n)), sizes.rounds)
-        yield {"program": name, "runs": runs, "ms_per_run_epoch_test_every_1": 1e3 * seconds / (runs * n)}
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for runs in (1, many):
+        yield "PyTorch", runs, lambda runs=runs: FastTorch(config, runs, True, device == "cuda", device)
+
+
+def other_row(make: Callable[[], Any], runs: int, sizes: Sizes) -> dict[str, Any]:
+    """Milliseconds of a run-epoch of another program, the test loss included."""
+    program = make()
+    seconds = median_seconds(lambda: _ready(program.epochs(sizes.steps)), sizes.rounds)
+    return {"ms_per_run_epoch_test_every_1": 1e3 * seconds / (runs * sizes.steps)}
 
 
 def _ready(losses: Any) -> Any:
@@ -199,23 +198,67 @@ def sweep_seconds(row: dict[str, Any], sizes: Sizes) -> float:
     return training + SAVES * row["seconds_of_a_checkpoint"] * runs / row["runs"]
 
 
-def measure(sizes: Sizes) -> dict[str, Any]:
-    """Everything, as plain values."""
+def rows_of(config: "Config", sizes: Sizes, bytes_per_second: float) -> list[Row]:
+    """Every row, the most telling first, for the time may not last for all."""
+    from jaxgrok.measures.ablations import DRAWS
+
+    def steps(of_runs: Sequence[int]) -> list[Row]:
+        cases = [(runs, *precision) for runs in of_runs for precision in PRECISIONS.items()]
+        return [
+            Row(
+                "steps",
+                {"precision": name, "runs": runs},
+                partial(step_row, replace(config, matmul_precision=precision), runs, sizes, bytes_per_second),
+            )
+            for runs, name, precision in cases
+        ]
+
+    analysis = [
+        Row(
+            "analysis",
+            {"networks": networks, "draws": draws},
+            partial(analysis_row, config, networks, draws, sizes.rounds),
+        )
+        for networks in sizes.networks
+        for draws in (0, DRAWS)
+    ]
+    others = [
+        Row("others", {"program": name, "runs": runs}, partial(other_row, make, runs, sizes))
+        for name, runs, make in other_programs(config, min(64, max(sizes.runs)))
+    ]
+    return [*steps(sizes.runs[:2]), *analysis, *others, *steps(sizes.runs[2:])]
+
+
+def measure(sizes: Sizes, save: Callable[[dict[str, Any]], None]) -> None:
+    """Measure every row, as plain values, and save what there is after each. A row that fails, such as a size that does
+    not fit, says why. Rows that would begin after `sizes.seconds` are left out and listed."""
     import jax
 
     from jaxgrok.config import Config
 
-    config = Config(p=sizes.p, d_model=128 if sizes.p > 50 else 8)
-    bytes_per_second = memory_rate(sizes)
-    steps = list(step_rows(config, sizes, bytes_per_second))
-    runs, epochs = sizes.sweep
-    whole = [row for row in steps if row["runs"] == runs and "failed" not in row]
-    return {
+    start, config = time.monotonic(), Config(p=sizes.p, d_model=128 if sizes.p > 50 else 8)
+    bytes_per_second, (runs, epochs) = memory_rate(sizes), sizes.sweep
+    of_sweep: dict[str, float] = {}
+    found: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "bytes_per_second": bytes_per_second,
-        "steps": steps,
-        f"seconds_of_{runs}_runs_of_{epochs}_epochs": {row["precision"]: sweep_seconds(row, sizes) for row in whole},
-        "analysis": list(analysis_rows(config, sizes)),
-        "others": list(other_rows(config, sizes)),
+        "steps": [],
+        f"seconds_of_{runs}_runs_of_{epochs}_epochs": of_sweep,
+        "analysis": [],
+        "others": [],
+        "left_out": [],
     }
+    for table, about, of_row in rows_of(config, sizes, bytes_per_second):
+        if time.monotonic() - start > sizes.seconds:
+            found["left_out"].append({"table": table, **about})
+            continue
+        try:
+            row = about | of_row()
+        except RuntimeError as error:  # of jax or torch
+            row = about | {"failed": str(error).splitlines()[0][:200]}
+        found[table].append(row)
+        if table == "steps" and row["runs"] == runs and "failed" not in row:
+            of_sweep[row["precision"]] = sweep_seconds(row, sizes)
+        save(found)
+    save(found)

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -754,3 +756,30 @@ def test_a_directory_from_the_command_line(main, capsys, tmp_path, analysed):
     assert {file.name for file in (path / "tables").iterdir()} == {
         "timings.csv", "summary.csv", "summary.md", "measures.csv", "keys.csv", "networks.csv", "networks.md",
     }  # fmt: skip
+
+
+def test_two_devices_measure_three_networks_as_one_does(tmp_path):
+    interop.save(tmp_path / "weights.npz", CONFIG, planted())
+    paths = [tmp_path / name for name in ("one", "two")]
+    shutil.copytree(sweep(make_sweep({**settings_in(tmp_path), "seeds": 3}), paths[0]), paths[1])
+    analysis.analyze(paths[0])
+    program = (
+        "import sys, jax; jax.config.update('jax_enable_x64', True)\n"
+        "from jaxgrok.measures.checkpoints import analyze\n"
+        "assert len(jax.local_devices()) == 2\n"
+        "analyze(sys.argv[1])\n"
+    )
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    subprocess.run([sys.executable, "-c", program, str(paths[1])], check=True, env=environment)
+    one, two = (
+        {(record.number, epoch): found for record, epoch, found in jaxgrok.load(path).analysed()} for path in paths
+    )
+    assert one.keys() == two.keys()
+    assert len(one) == 3 * len(epochs_of(jaxgrok.load(paths[0])))
+    for place, found in one.items():
+        for name, x in found.items():
+            if x.dtype.kind == "U":
+                assert x == two[place][name]
+            else:
+                np.testing.assert_allclose(x, two[place][name], rtol=1e-4, atol=1e-5, err_msg=name)

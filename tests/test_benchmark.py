@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import jax
 import pytest
 
 from scripts import benchmark_gpu
@@ -18,7 +20,7 @@ def test_the_measurement_of_an_accelerator_is_complete(tmp_path):
     found = json.loads(file.read_text())
     sizes = benchmark_gpu.TOY
     assert [(row["precision"], row["runs"]) for row in found["steps"]] == [
-        (precision, runs) for precision in benchmark_gpu.PRECISIONS for runs in sizes.runs
+        (precision, runs) for runs in sizes.runs for precision in benchmark_gpu.PRECISIONS
     ]
     for row in found["steps"]:
         never, some, every = (row[f"ms_per_run_epoch_test_every_{n}"] for n in ("never", 10, 1))
@@ -28,23 +30,33 @@ def test_the_measurement_of_an_accelerator_is_complete(tmp_path):
     assert set(found["seconds_of_2_runs_of_100_epochs"]) == {"float32", "tf32"}
     assert [(row["networks"], row["draws"]) for row in found["analysis"]] == [(1, 0), (1, 10), (2, 0), (2, 10)]
     assert {"plain JAX by vmap", "Flax NNX"} <= {row["program"] for row in found["others"]}
+    assert not found["left_out"]
 
 
-def test_a_size_that_does_not_fit_says_so_and_the_others_are_measured(monkeypatch):
-    import jax
+def test_what_there_is_is_saved_after_each_row_and_a_row_that_fails_says_so(monkeypatch):
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
 
-    from jaxgrok.config import Config
+    rows = [
+        benchmark_gpu.Row("steps", {"precision": "float32", "runs": 2}, full),
+        benchmark_gpu.Row("analysis", {"networks": 1}, lambda: {"seconds_per_network": 0.5}),
+    ]
+    monkeypatch.setattr(benchmark_gpu, "rows_of", lambda *given: rows)
+    saved = []
+    benchmark_gpu.measure(benchmark_gpu.TOY, lambda found: saved.append(json.loads(json.dumps(found))))
+    first, last = saved[0], saved[-1]
+    failed = {"precision": "float32", "runs": 2, "failed": "RESOURCE_EXHAUSTED: out of memory"}
+    assert (first["steps"], first["analysis"]) == ([failed], [])
+    assert (last["steps"], last["analysis"]) == ([failed], [{"networks": 1, "seconds_per_network": 0.5}])
+    assert last["seconds_of_2_runs_of_100_epochs"] == {}
 
-    def full(config, runs, *rest):
-        if runs == 2:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
-        return {"seconds": 1e-9}
 
-    monkeypatch.setattr(benchmark_gpu, "floor_seconds", full)
-    config = Config(p=7, d_model=8)
-    rows = list(benchmark_gpu.step_rows(config, benchmark_gpu.TOY, 1e9))
-    assert [row.get("failed") for row in rows] == [None, "RESOURCE_EXHAUSTED: out of memory"] * 2
-    assert "share_of_floor" in rows[0]
+def test_rows_for_which_there_is_no_time_are_listed():
+    sizes, saved = replace(benchmark_gpu.TOY, seconds=-1), []
+    benchmark_gpu.measure(sizes, saved.append)
+    assert not saved[-1]["steps"]
+    assert {"table": "steps", "precision": "tf32", "runs": 1} in saved[-1]["left_out"]
+    assert len(saved[-1]["left_out"]) >= 4 + 4 + 2
 
 
 @pytest.mark.parametrize("flags", [["--toy"], ["--gpu", "nowhere/gpu.json"]])

@@ -173,7 +173,7 @@ def _check_combination(given: dict[str, Any], is_directory: bool, is_one: bool) 
 
 def analyze_directory(given: dict[str, Any]) -> int:
     """Measure every checkpoint of a sweep, and write tables and figures."""
-    from jaxgrok.cli import live, show
+    from jaxgrok.cli import live, machine, show
     from jaxgrok.figures import (
         write_circuit_figures,
         write_figures,
@@ -189,6 +189,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
     from jaxgrok.tables.representations import write_representation_tables
     from jaxgrok.tables.timing import write_timing_tables
 
+    machine.spread_over_cores()
     tables = given.get("tables")
     with live.AnalysisWatch() as watch:
         dtype, everywhere = given.get("dtype", "float32"), given.get("all_controls", False)

@@ -1,4 +1,4 @@
-"""The measures of every checkpoint of a sweep directory, one checkpoint at a time.
+"""The measures of every checkpoint of a sweep directory, as many networks at a time as there are devices.
 
 The key frequencies are found in each run's last checkpoint, and they hold for all its checkpoints. Random controls,
 which take half of the time, are measured in the last checkpoint alone, where the tables show them, unless every one is
@@ -14,17 +14,18 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool
 
 from jaxgrok.atomic import bad_place
-from jaxgrok.config import BadInput, Run
+from jaxgrok.config import BadInput, Config, Run
 from jaxgrok.measures import circuits as measures
 from jaxgrok.measures import heads, representations
 from jaxgrok.measures.ablations import DRAWS
@@ -34,6 +35,7 @@ from jaxgrok.measures.subjects import (
     MEASURABLE,
     REPRESENTATIONS,
     Measures,
+    MeasureSet,
     Params,
     cast,
     config_for_analysis,
@@ -141,14 +143,16 @@ class _Measurer(NamedTuple):
     """How the networks of a batch are measured.
 
     Attributes:
-        measure: computes the measures of one run's network from its parameters, with so many draws of each control.
+        kind: what is measured.
+        about: what is known of a run beside its network's parameters.
         schema: the version of what it computes.
         names: the names of the saved arrays.
         keys: for circuits, the keys of each run by its number.
         draws: of each random control, where controls are measured; 0 for heads, which have none.
     """
 
-    measure: Callable[[RunRecord, Params, int], Measures]
+    kind: MeasureSet
+    about: Callable[[RunRecord], tuple[Any, ...]]
     schema: int
     names: set[str]
     keys: dict[int, Bool[np.ndarray, "K"]]
@@ -161,6 +165,24 @@ class _Measurer(NamedTuple):
         if found["draws"] < draws:
             return False
         return not self.keys or np.array_equal(found[KEYS], self.keys[run])
+
+
+@functools.lru_cache(maxsize=8)
+def _side_by_side(kind: MeasureSet, config: Config, draws: int, n: int) -> Callable[..., Measures]:
+    """A function of n networks that measures each on a device of its own: of their parameters and of what else is known
+    of each, stacked. The measures are stacked as well. draws: of each random control."""
+
+    def of_one(params: Params, *about: Any) -> Measures:
+        if kind is CIRCUITS:
+            split, keys, seed = about
+            return measures.measure(config, params, split, keys, seed, draws)
+        return (heads if kind is HEADS else representations).scores(config, params, *about)
+
+    def of_row(*row: Any) -> Measures:
+        return jax.tree.map(lambda x: x[None], of_one(*jax.tree.map(lambda x: x[0], row)))
+
+    mesh, row = Mesh(np.array(jax.local_devices()[:n]), ("network",)), PartitionSpec("network")
+    return jax.jit(jax.shard_map(of_row, mesh=mesh, in_specs=row, out_specs=row, check_vma=False))
 
 
 class _Batch:
@@ -177,6 +199,8 @@ class _Batch:
         self.skipped: list[str] = []
         self.pending: list[str] = []
         self.mended: list[str] = []
+        most = max((len(networks) for networks in self.batch.networks().values()), default=1)
+        self.n_devices = min(len(jax.local_devices()), most)
         self._damaged: dict[int, Damaged] = {}
         self._loaded: tuple[int, Params] | None = None  # the last step that was read
 
@@ -252,41 +276,34 @@ class _Batch:
             assert run.frac is not None  # modular tasks have one
             return measures.split_of(self.config, run.frac, run.seed, run.split_seed)
 
-        def measure(record: RunRecord, params: Params, draws: int) -> Measures:
-            run = record.run
-            return measures.all(self.config, params, split_of(run), keys[record.number], run.seed, draws)
+        def about(record: RunRecord) -> tuple[Any, ...]:
+            return split_of(record.run), keys[record.number], np.int32(record.run.seed)
 
-        return self._measurer(measure, measures.SCHEMA, last, keys, DRAWS)
+        return self._measurer(CIRCUITS, about, measures.SCHEMA, last, keys, DRAWS)
 
     def _heads(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         sequences = heads.sequences(self.config)
-
-        def measure(record: RunRecord, params: Params, draws: int) -> Measures:
-            return heads.scores(self.config, params, *sequences)
-
-        return self._measurer(measure, heads.SCHEMA, last, {}, 0)
+        return self._measurer(HEADS, lambda record: sequences, heads.SCHEMA, last, {}, 0)
 
     def _representations(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         pairs = functools.cache(pairs_of_group)
-
-        def measure(record: RunRecord, params: Params, draws: int) -> Measures:
-            return representations.scores(self.config, params, pairs(record.run))
-
-        return self._measurer(measure, representations.SCHEMA, last, {}, 0)
+        schema = representations.SCHEMA
+        return self._measurer(REPRESENTATIONS, lambda record: (pairs(record.run),), schema, last, {}, 0)
 
     def _measurer(
         self,
-        measure: Callable[[RunRecord, Params, int], Measures],
+        kind: MeasureSet,
+        about: Callable[[RunRecord], tuple[Any, ...]],
         schema: int,
         last: dict[int, tuple[int, int]],
         keys: dict[int, np.ndarray],
         draws: int,
     ) -> _Measurer:
         run, place = next(iter(last.items()))
-        params = cast(self.network(*place), self.dtype)
-        shapes = jax.eval_shape(lambda params: measure(self.records[run], params, 0), params)
+        row = cast(self.network(*place), self.dtype), *about(self.records[run])
+        shapes = jax.eval_shape(_side_by_side(kind, self.config, 0, self.n_devices), *self._stacked([row]))
         names = {name for name, x in flatten_dict(shapes, sep="/").items() if x is not None}
-        return _Measurer(measure, schema, NOT_MEASURES | names, keys, draws)
+        return _Measurer(kind, about, schema, NOT_MEASURES | names, keys, draws)
 
     def _superseded(self) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """{(epoch, run): its measures} of the networks that were measured in steps that newer ones have replaced."""
@@ -359,21 +376,49 @@ class _Batch:
             return
         written = time.monotonic()
         try:
-            for network in todo:
-                params = self.network(step, wanted[network])
-                record, n_draws = self.records[network[1]], draws[network]
-                found = flatten(measurer.measure(record, cast(params, self.dtype), n_draws))
-                origin = {"step": np.array(digest), "network": np.array(_digest_of_network(params))}
-                numbers = {"schema": np.int64(measurer.schema), "draws": np.int64(n_draws)}
-                version = {"dtype": np.array(self.dtype), **numbers}
-                place = {"run": np.int64(network[1]), "epoch": np.int64(network[0])}
-                done[network] = {**place, **origin, **version, **found}
-                watch.advanced(1, 0)
+            for n_draws, networks in self._groups(todo, draws):
+                params = [self.network(step, wanted[network]) for network in networks]
+                of_each = self._measure(measurer, [run for _, run in networks], params, n_draws)
+                for network, of_network, found in zip(networks, params, of_each, strict=True):
+                    origin = {"step": np.array(digest), "network": np.array(_digest_of_network(of_network))}
+                    numbers = {"schema": np.int64(measurer.schema), "draws": np.int64(n_draws)}
+                    version = {"dtype": np.array(self.dtype), **numbers}
+                    place = {"run": np.int64(network[1]), "epoch": np.int64(network[0])}
+                    done[network] = {**place, **origin, **version, **found}
+                watch.advanced(len(networks), 0)
                 if time.monotonic() - written > SAVE_SECONDS:
                     self._save(step, wanted, done)
                     written = time.monotonic()
         finally:
             self._save(step, wanted, done)
+
+    def _groups(
+        self, networks: Iterable[tuple[int, int]], draws: dict[tuple[int, int], int]
+    ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+        """(draws, at most as many networks as there are devices): the networks that are measured together."""
+        by_draws: dict[int, list[tuple[int, int]]] = {}
+        for network in networks:
+            by_draws.setdefault(draws[network], []).append(network)
+        for n_draws, of_draws in by_draws.items():
+            for first in range(0, len(of_draws), self.n_devices):
+                yield n_draws, of_draws[first : first + self.n_devices]
+
+    def _measure(
+        self, measurer: _Measurer, runs: Sequence[int], params: Sequence[Params], draws: int
+    ) -> list[dict[str, np.ndarray]]:
+        """The measures of some runs' networks, at most one for each device."""
+        rows = [
+            (cast(of_network, self.dtype), *measurer.about(self.records[run]))
+            for run, of_network in zip(runs, params, strict=True)
+        ]
+        measure = _side_by_side(measurer.kind, self.config, draws, self.n_devices)
+        found = flatten(measure(*self._stacked(rows)))
+        return [{name: x[i] for name, x in found.items()} for i in range(len(rows))]
+
+    def _stacked(self, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+        """The arguments of `_side_by_side`. The last row is repeated, so that one program serves every group."""
+        padded = [*rows, *[rows[-1]] * (self.n_devices - len(rows))]
+        return jax.tree.map(lambda *x: np.stack(x), *padded)
 
     def _is_the_same(self, found: dict[str, np.ndarray], step: int, index: int) -> bool:
         """Whether measures of a network in a step that was replaced are of the network in this step."""
