@@ -45,7 +45,7 @@ CHOICES = {
     "regulariser": ("weight_decay", "l2", "l1", "none"),
     "loss": ("exact", "float64", "float32", "stablemax"),
     "dtype": ("float32", "float64"),
-    "matmul_precision": ("default", "high", "highest"),
+    "matmul_precision": ("default", "high", "highest", "tf32_x3"),
     "sequence": ("xy=", "xy"),
     "attention": ("causal", "full"),
     "tied": ("no", "yes"),
@@ -137,7 +137,8 @@ class Config:
         do, `float32` takes log_softmax in float32. `stablemax` has another function in place of the exponential
         (`nets.loss`).
     dtype: of parameters and activations.
-    matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU.
+    matmul_precision: JAX's name for it; `highest` keeps float32 products in float32 on GPU and TPU. `tf32_x3`, for a
+        GPU, makes each of three products in TF32: nearly float32, on tensor cores.
     b1, b2, eps, warmup_steps: of AdamW; b1 is the momentum of sgd. The learning rate is multiplied by
         min(step / warmup_steps, 1), where step counts from 0.
     sequence: the tokens of a task on pairs: `xy=` reads the answer at "=", `xy` has no "=" and reads it at y.
@@ -248,6 +249,8 @@ class Config:
             raise BadInput("grokfast_alpha", self.grokfast_alpha, "without grokfast_window, an average of another kind")
         if self.optimizer == "schedule_free" and self.max_norm is not None:
             raise BadInput("max_norm", self.max_norm, "with another optimizer than schedule_free")
+        if self.matmul_precision == "tf32_x3" and self.dtype != "float32":
+            raise BadInput("matmul_precision", "tf32_x3", f"default high highest with dtype {self.dtype}")
         if is_operation and "/" in self.task and not is_prime(self.p):
             raise BadInput("p", self.p, f"a prime with task {self.task}, which divides")
         if self.n_ctx is not None and self.listed:

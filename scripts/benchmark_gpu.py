@@ -8,7 +8,7 @@ longer. Everything is timed here and now, as a median; `share_of_floor` is the f
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,8 +36,8 @@ class Sizes:
     seconds: float = 400
 
 
-TOY = Sizes(p=7, runs=(2, 1), steps=10, copied=2**16, networks=(1, 2), sweep=(2, 100), rounds=2)
-PRECISIONS = {"float32": "highest", "tf32": "default"}
+TOY = Sizes(p=7, runs=(2, 1), steps=10, copied=2**16, networks=(2,), sweep=(2, 100), rounds=2)
+PRECISIONS = {"float32": "highest", "tf32_x3": "tf32_x3", "tf32": "default"}
 FRAC, EVAL_EVERY = 0.3, 10
 SAVES = 400  # checkpoints of a sweep
 
@@ -121,32 +121,30 @@ class Row(NamedTuple):
     Attributes:
         table: the list in the file that it goes to.
         about: what tells it from the other rows.
-        measure: returns the rest of it.
+        measure: yields the rest of it, part by part.
     """
 
     table: str
     about: dict[str, Any]
-    measure: Callable[[], dict[str, Any]]
+    measure: Callable[[], Iterable[dict[str, Any]]]
 
 
-def step_row(config: "Config", runs: int, sizes: Sizes, bytes_per_second: float) -> dict[str, Any]:
+def step_row(config: "Config", runs: int, sizes: Sizes, bytes_per_second: float) -> Iterator[dict[str, Any]]:
     """The time of a step with so many runs at once, by cadence of evaluations, and its floor."""
     import jax
 
-    row: dict[str, Any] = {}
     floor = floor_seconds(config, runs, bytes_per_second)
     for every in (None, EVAL_EVERY, 1):
         advance, to_host = trainer(config, FRAC, runs, every, sizes.steps, jax.local_devices()[:1])
         seconds = median_seconds(advance, sizes.rounds) / (runs * sizes.steps)
-        row |= {f"ms_per_run_epoch_test_every_{every or 'never'}": 1e3 * seconds}
+        yield {f"ms_per_run_epoch_test_every_{every or 'never'}": 1e3 * seconds}
         if every is None:
-            row |= {"share_of_floor": floor["seconds"] / seconds, "floor": floor}
+            yield {"share_of_floor": floor["seconds"] / seconds, "floor": floor}
         if every == EVAL_EVERY:
-            row |= {"seconds_of_a_checkpoint": median_seconds(to_host, sizes.rounds)}
-    return row
+            yield {"seconds_of_a_checkpoint": median_seconds(to_host, sizes.rounds)}
 
 
-def analysis_row(config: "Config", networks: int, draws: int, rounds: int) -> dict[str, Any]:
+def analysis_row(config: "Config", networks: int, draws: int, rounds: int) -> Iterator[dict[str, Any]]:
     """The seconds of every measure of a network, with so many at once."""
     import jax
 
@@ -159,7 +157,7 @@ def analysis_row(config: "Config", networks: int, draws: int, rounds: int) -> di
     hyper = jax.tree.map(lambda *x: jax.numpy.stack(x), *(Run(config, s).hyper() for s in range(networks)))
     params = jax.jit(jax.vmap(make_program(config).init))(hyper).params
     of_each = jax.jit(jax.vmap(lambda params: measures.measure(config, params, split, keys, 0, draws)))
-    return {"seconds_per_network": median_seconds(lambda: of_each(params), rounds) / networks}
+    yield {"seconds_per_network": median_seconds(lambda: of_each(params), rounds) / networks}
 
 
 def other_programs(config: "Config", many: int) -> Iterator[tuple[str, int, Callable[[], Any]]]:
@@ -179,11 +177,11 @@ def other_programs(config: "Config", many: int) -> Iterator[tuple[str, int, Call
         yield "PyTorch", runs, lambda runs=runs: FastTorch(config, runs, True, device == "cuda", device)
 
 
-def other_row(make: Callable[[], Any], runs: int, sizes: Sizes) -> dict[str, Any]:
+def other_row(make: Callable[[], Any], runs: int, sizes: Sizes) -> Iterator[dict[str, Any]]:
     """Milliseconds of a run-epoch of another program, the test loss included."""
     program = make()
     seconds = median_seconds(lambda: _ready(program.epochs(sizes.steps)), sizes.rounds)
-    return {"ms_per_run_epoch_test_every_1": 1e3 * seconds / (runs * sizes.steps)}
+    yield {"ms_per_run_epoch_test_every_1": 1e3 * seconds / (runs * sizes.steps)}
 
 
 def _ready(losses: Any) -> Any:
@@ -253,12 +251,13 @@ def measure(sizes: Sizes, save: Callable[[dict[str, Any]], None]) -> None:
         if time.monotonic() - start > sizes.seconds:
             found["left_out"].append({"table": table, **about})
             continue
+        found[table].append(row := dict(about))
         try:
-            row = about | of_row()
-        except RuntimeError as error:  # of jax or torch
-            row = about | {"failed": str(error).splitlines()[0][:200]}
-        found[table].append(row)
-        if table == "steps" and row["runs"] == runs and "failed" not in row:
+            for part in of_row():
+                row |= part
+        except (RuntimeError, ValueError) as error:  # of jax or torch: too large, or not on this machine
+            row["failed"] = (str(error) or repr(error)).splitlines()[0][:200]
+        if table == "steps" and row["runs"] == runs and "seconds_of_a_checkpoint" in row:
             of_sweep[row["precision"]] = sweep_seconds(row, sizes)
         save(found)
     save(found)

@@ -13,6 +13,7 @@ ORDER = (
     "expressions",
     "task_names",
     "config",
+    "memory",
     "atomic",
     "tasks",
     "stats",

@@ -85,6 +85,6 @@ def test_what_does_not_exist_is_none():
     mlp = Config(arch="mlp", p=p, d_mlp=5)
     assert clock_pizza.gradient_symmetricity(mlp, params_of(mlp)) is None
     config = Config(task="x2xyy2", p=p, d_model=6, n_heads=2)
-    net = run_network(config, params_of(config))
+    net = jax.jit(run_network, static_argnums=0)(config, params_of(config))
     labels = modular_task(config).labels(0).reshape(p, p)
     assert clock_pizza.distance_irrelevance(config, net.logits, labels) is None

@@ -157,6 +157,7 @@ def test_a_bad_field_is_named_with_its_value_and_what_is_accepted(field, value):
         ({"task": "induction", "n_repeats": 1}, "n_repeats"),
         ({"task": "induction", "arch": "mlp"}, "arch"),
         ({"arch": "mlp", "dropout": 0.1}, "dropout"),
+        ({"matmul_precision": "tf32_x3", "dtype": "float64"}, "matmul_precision"),
     ],
 )
 def test_fields_that_do_not_go_together(fields, named):

@@ -12,11 +12,11 @@ from jaxgrok import figures
 from jaxgrok import search as crossover
 from jaxgrok.cli import crossover as command
 from jaxgrok.config import BadInput
+from jaxgrok.memory import device_memory
 from jaxgrok.stats import Arrival
 from jaxgrok.tables import sizes as size_tables
 from jaxgrok.tables.sizes import AtSize, Sizes
 from jaxgrok.training.grid import make_sweep
-from jaxgrok.training.plan import device_memory
 from jaxgrok.training.sweep import Interrupted, sweep
 from tests.on_disk import StopAt, curves, tables_see
 from tests.test_figures import collisions, words

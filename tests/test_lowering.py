@@ -151,6 +151,19 @@ def test_training_lowers(name):
         assert (cpu not in others) == draws
 
 
+def test_products_of_three_in_tf32_lower_for_a_gpu_and_not_for_a_cpu():
+    fields, size = CASES["add"]
+    config = make_config(**fields, matmul_precision="tf32_x3")
+    for f, arguments in steps_of(config, size).values():
+        (text,) = lowered(f, arguments, "cuda")
+        products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        three = "lhs_precision_type = tf32, rhs_precision_type = tf32, accumulation_type = f32"
+        assert all(three in line and "num_primitive_operations = 3" in line for line in products)
+        if products:
+            with pytest.raises(ValueError, match="TF32_TF32_F32_X3"):
+                lowered(f, arguments, "cpu")
+
+
 def network(config: Config):
     """The shapes of the parameters of ROWS networks of a config."""
     hyper = abstract(Hyper(jnp.int32(0), jnp.int32(0), *[jnp.zeros((), config.dtype)] * 3))

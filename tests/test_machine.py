@@ -1,6 +1,7 @@
-"""How the commands use the machine: the compilation cache, and a device for each core."""
+"""How the commands use the machine: the compilation cache, a device for each core, and memory that is kept."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -126,3 +127,22 @@ def live_batch(seeds: int) -> LiveBatch:
     batch = LiveBatch(plan, 0, plan.saved(0))
     assert (batch.run != PADDING).sum() == seeds
     return batch
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_memory_is_kept_for_the_next_program():
+    program = (
+        "import resource, sys\n"
+        "from jaxgrok.cli.machine import keep_memory\n"
+        "keep_memory() if sys.argv[1] == 'kept' else None\n"
+        "bytearray(10**8)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "bytearray(10**8)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        name: int(subprocess.run([sys.executable, "-c", program, name], check=True, capture_output=True).stdout)
+        for name in ("kept", "given back")
+    }
+    assert faults["kept"] < 100
+    assert faults["given back"] > 100

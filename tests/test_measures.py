@@ -455,6 +455,6 @@ def test_what_dead_neurons_read_out_is_unknown():
     config = Config(p=13, d_model=16, n_heads=2)
     params = make_model(config, modular_task(config)).init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
     params["blocks_0"]["mlp"]["b_in"] = params["blocks_0"]["mlp"]["b_in"] - 100
-    out = measures.measure(config, params, measures.split_of(config, 0.3, 0), draws=0)
+    out = measures.all(config, params, measures.split_of(config, 0.3, 0), None, 0, 0)
     assert out["neurons_never_active"] == config.mlp_width
     assert np.isnan(out["mlp_readout_fve"]).all()

@@ -69,7 +69,7 @@ def test_every_measure_is_that_of_addition_on_the_permuted_logits(task, arch):
     )
     logits = np.asarray(logits).reshape(p, p, -1)
     permuted = logits[np.ix_(GROUP, GROUP, [*GROUP, 0, *range(p, logits.shape[-1])])]
-    net = run_network(config, params)
+    net = jax.jit(run_network, static_argnums=0)(config, params)
     np.testing.assert_allclose(net.all_logits, permuted, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(net.logits, permuted[..., :P], rtol=1e-9, atol=1e-9)
     # W_L: what a neuron adds to the classes of the group.
@@ -89,7 +89,7 @@ def test_every_measure_is_that_of_addition_on_the_permuted_logits(task, arch):
     for name in theirs:
         if name != "loss_all_classes":
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), ours[name], theirs[name])
-    whole = jax.tree.map(np.asarray, measures.measure(config, params, split, theirs["key_frequencies"]["keys"]))
+    whole = jax.tree.map(np.asarray, measures.all(config, params, split, theirs["key_frequencies"]["keys"]))
     for name in ("loss", "accuracies", "restricted_loss", "excluded_loss_per_key", "alpha", "distance_irrelevance"):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), whole[name], theirs[name])
     np.testing.assert_allclose(whole["W_E_frequency_norms"], fourier.frequency_norms(table[GROUP]), rtol=1e-12)
@@ -114,7 +114,7 @@ def test_a_network_that_multiplies_by_logarithms_has_its_keys():
     params["W_in"][group] = np.concatenate([np.cos(angles + t) for t in phases], axis=1)
     params["W_out"][:, group] = 20 * np.concatenate([np.cos(angles.T + 2 * t) for t in phases])
     split = split_of(config, 0.3, 0)
-    m = measures.measure(config, params, split)
+    m = measures.all(config, params, split)
     assert fourier.frequencies_of(np.asarray(m["key_frequencies"]["keys"])) == keys
     # (cos u + cos v)^2 has waves of u and of v alone too, a third of the energy.
     assert float(m["logit_fve"]) == pytest.approx(2 / 3)

@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.memory import device_memory
 from jaxgrok.store.steps import KEPT_STEPS
 from jaxgrok.tasks import make_config, make_task
 from jaxgrok.training import plan as plan_module
@@ -18,7 +19,6 @@ from jaxgrok.training.plan import (
     check_memory,
     checkpoint_bytes,
     describe,
-    device_memory,
     epoch_flops,
     forward_flops,
     make_batches,
@@ -26,7 +26,7 @@ from jaxgrok.training.plan import (
     run_bytes,
     run_memory,
 )
-from jaxgrok.training.run import make_program
+from jaxgrok.training.run import make_program, train
 from jaxgrok.training.sweep import sweep as run_sweep
 
 
@@ -170,11 +170,11 @@ def test_too_little_memory_under_ulimit_is_refused_before_the_compiler_aborts(mo
     numbered, epochs = runs(seeds=1)
     for device in (jax.devices("cpu")[0], FakeGPU()):
         batches = make_batches(numbered, epochs, [device])
-        monkeypatch.setattr(plan_module, "_address_space_left", lambda: COMPILER_BYTES - 0.5e9)
+        monkeypatch.setattr(plan_module, "address_space_left", lambda: COMPILER_BYTES - 0.5e9)
         with pytest.raises(BadInput, match=r"ulimit -v.* MB more, to compile"):
             check_memory(batches, [device])
         # An accelerator's runs lie in its own memory, a CPU's in the process's.
-        monkeypatch.setattr(plan_module, "_address_space_left", lambda: COMPILER_BYTES)
+        monkeypatch.setattr(plan_module, "address_space_left", lambda: COMPILER_BYTES)
         if isinstance(device, FakeGPU):
             check_memory(batches, [device])
         else:
@@ -280,3 +280,14 @@ def test_the_disk_holds_the_checkpoints_and_the_states_that_are_kept(tmp_path):
     assert cost.disk == 2 * (of_params + of_curves) + of_states
     assert cost.files <= 40
     assert (cost.runs, cost.epochs, cost.fits) == (3, 100, True)
+
+
+def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path):
+    settings = {"p": 5, "d_model": 8, "n_heads": 2, "epochs": 10, "matmul_precision": "tf32_x3"}
+    cpu = jax.devices("cpu")[:1]
+    with pytest.raises(BadInput, match=r"got 'tf32_x3'; accepted: default high highest on a CPU"):
+        prepare(make_sweep(settings), tmp_path / "runs", devices=cpu)
+    assert not list(tmp_path.iterdir())
+    if jax.default_backend() == "cpu":
+        with pytest.raises(BadInput, match="on a CPU"):
+            train(Config(p=5, d_model=8, n_heads=2, matmul_precision="tf32_x3"), epochs=10)

@@ -53,7 +53,10 @@ def measures_of(results):
 
 
 def changed(net, params, head, change):
-    """The logits of all pairs if a head attended otherwise: `change` makes another pattern [a, b, head, position]."""
+    """The logits of all pairs if a head of this relu network attended otherwise.
+
+    change: makes another pattern [a, b, head, position] of the network's own.
+    """
     p, attn = net.logits.shape[-1], params["blocks_0"]["attn"]
     written = attn["W_V"][head] @ attn["W_O"][head]
     a_and_b = [(params["embed"]["W_E"][:p] + position) @ written for position in params["pos_embed"]["W_pos"][:2]]

@@ -189,6 +189,7 @@ def analyze_directory(given: dict[str, Any]) -> int:
     from jaxgrok.tables.representations import write_representation_tables
     from jaxgrok.tables.timing import write_timing_tables
 
+    machine.keep_memory()
     machine.spread_over_cores()
     tables = given.get("tables")
     with live.AnalysisWatch() as watch:

@@ -185,7 +185,8 @@ def add_run_flags(p: Parser) -> None:
         "--dtype", metavar="NAME", help=f"{' '.join(CHOICES['dtype'])} (default float32), of weights and activations"
     )
     precisions = " ".join(CHOICES["matmul_precision"])
-    numerics.add_argument("--matmul-precision", metavar="P", help=f"{precisions} (default highest: no TF32 on GPUs)")
+    of_precisions = "default highest: no TF32 on GPUs; tf32_x3, on GPUs alone, makes a product of three in TF32"
+    numerics.add_argument("--matmul-precision", metavar="P", help=f"{precisions} ({of_precisions})")
 
 
 def add_network_flags(group: Any) -> None:

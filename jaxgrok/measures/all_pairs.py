@@ -60,6 +60,8 @@ class Stream(NamedTuple):
     """The residual stream and the attention of the last block, from the position that is read: "=", or y where there is
     no "=". The MLP network has neither.
 
+    The logits below are those of a network without a norm, whose residual factor is 1.
+
     Attributes:
         mid: the stream after attention, which is the MLP's input.
         direct: the logits that the stream writes past the MLP.
@@ -121,8 +123,8 @@ class _LastBlock(NamedTuple):
     Attributes:
         act: the activation function.
         W_L, bias: from the neurons to the logits.
-        W_in, b_in: from the stream to the neurons.
-        W_U: from the stream to the logits.
+        W_in, b_in: from the stream to the neurons, [D, M] and [M].
+        W_U: from the stream to the logits, [D, C].
     """
 
     act: Callable[[Array], Array]

@@ -12,11 +12,12 @@ it lacks are asked for, or if the saved measures are of another version (their `
 
 import contextlib
 import functools
+import operator
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -34,8 +35,6 @@ from jaxgrok.measures.subjects import (
     HEADS,
     MEASURABLE,
     REPRESENTATIONS,
-    Measures,
-    MeasureSet,
     Params,
     cast,
     config_for_analysis,
@@ -44,12 +43,17 @@ from jaxgrok.measures.subjects import (
     kind_of,
     pairs_of_group,
 )
+from jaxgrok.memory import device_memory
 from jaxgrok.store.integrity import digest_of, digest_of_content
 from jaxgrok.store.records import RunRecord, Status
 from jaxgrok.store.results import KEYS, NOT_MEASURES, Results, load
 from jaxgrok.store.steps import Damaged
+from jaxgrok.tasks import modular_task
 
+T = TypeVar("T")
 UNMEASURED = "a directory that can be written, as long as some of its checkpoints are not measured"
+# Of numbers for each pair and neuron, and for each pair and class, that a network takes at most: measured at p = 113.
+ARRAYS_OF_PAIRS = 4
 SAVE_SECONDS = 30  # between writes within one checkpoint of many runs: the most work that a killed process loses
 
 
@@ -122,9 +126,10 @@ def analyze(
     total = sum(len(results.checkpoint_epochs(record)) for records in batches.values() for record in records)
     if total:
         watch.started(total)
+    at_once = _AtOnce.of(results, batches, dtype)
     skipped, pending, mended = [damage.line for damage in results.damage], _pending(measurable), []
     for number, records in batches.items():
-        batch = _Batch(results, number, records, dtype, all_controls)
+        batch = _Batch(results, number, records, dtype, all_controls, at_once)
         batch.analyze(watch)
         skipped += batch.skipped
         pending += batch.pending
@@ -143,7 +148,7 @@ class _Measurer(NamedTuple):
     """How the networks of a batch are measured.
 
     Attributes:
-        kind: what is measured.
+        measure: of a config and a network's parameters, and of what `about` returns.
         about: what is known of a run beside its network's parameters.
         schema: the version of what it computes.
         names: the names of the saved arrays.
@@ -151,7 +156,7 @@ class _Measurer(NamedTuple):
         draws: of each random control, where controls are measured; 0 for heads, which have none.
     """
 
-    kind: MeasureSet
+    measure: Callable[..., Any]
     about: Callable[[RunRecord], tuple[Any, ...]]
     schema: int
     names: set[str]
@@ -167,29 +172,85 @@ class _Measurer(NamedTuple):
         return not self.keys or np.array_equal(found[KEYS], self.keys[run])
 
 
-@functools.lru_cache(maxsize=8)
-def _side_by_side(kind: MeasureSet, config: Config, draws: int, n: int) -> Callable[..., Measures]:
-    """A function of n networks that measures each on a device of its own: of their parameters and of what else is known
-    of each, stacked. The measures are stacked as well. draws: of each random control."""
+@functools.cache
+def _side_by_side(f: Callable[..., Any], config: Config, n: int, **options: int) -> Callable[..., Any]:
+    """f(config, params, ..., **options) of n networks, each on a device of its own.
 
-    def of_one(params: Params, *about: Any) -> Measures:
-        if kind is CIRCUITS:
-            split, keys, seed = about
-            return measures.measure(config, params, split, keys, seed, draws)
-        return (heads if kind is HEADS else representations).scores(config, params, *about)
+    The function takes the arguments of all networks stacked, each leaf [n, ...], and returns what f does of each, as it
+    is stacked.
+    """
 
-    def of_row(*row: Any) -> Measures:
-        return jax.tree.map(lambda x: x[None], of_one(*jax.tree.map(lambda x: x[0], row)))
+    def of_row(*row: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], f(config, *jax.tree.map(lambda x: x[0], row), **options))
 
     mesh, row = Mesh(np.array(jax.local_devices()[:n]), ("network",)), PartitionSpec("network")
     return jax.jit(jax.shard_map(of_row, mesh=mesh, in_specs=row, out_specs=row, check_vma=False))
+
+
+def _stacked(rows: Sequence[tuple[Any, ...]], n: int) -> tuple[Any, ...]:
+    """The arguments of at most n networks, stacked. The last are repeated, so that one program serves every group."""
+    return jax.tree.map(lambda *x: np.stack(x), *rows, *[rows[-1]] * (n - len(rows)))
+
+
+def _of_each(
+    f: Callable[..., Any], config: Config, n: int, rows: Sequence[tuple[Any, ...]], **options: int
+) -> list[Any]:
+    """What f returns of each of at most n networks, from their arguments."""
+    found = jax.device_get(_side_by_side(f, config, n, **options)(*_stacked(rows, n)))
+    return [jax.tree.map(operator.itemgetter(i), found) for i in range(len(rows))]
+
+
+def _groups(networks: Sequence[T], n: int) -> Iterator[Sequence[T]]:
+    """The networks, n at a time."""
+    return (networks[first : first + n] for first in range(0, len(networks), n))
+
+
+def _most_at_once(config: Config) -> int:
+    """How many networks may be measured at once: one for each device, and on a CPU as many as half of its memory
+    holds."""
+    devices = jax.local_devices()
+    memory = device_memory(devices[:1])
+    if devices[0].platform != "cpu" or memory is None or kind_of(config) is not CIRCUITS:
+        return len(devices)
+    P = len(modular_task(config).group)
+    of_network = ARRAYS_OF_PAIRS * P**2 * (config.mlp_width + P) * np.dtype(config.dtype).itemsize
+    return max(1, min(len(devices), int(memory / 2 / of_network)))
+
+
+class _AtOnce(NamedTuple):
+    """How many networks are measured at once, each on a device of its own.
+
+    Attributes:
+        last: of the last networks of the runs, which are measured with controls.
+        others: of all others.
+    """
+
+    last: int
+    others: int
+
+    @classmethod
+    def of(cls, results: Results, batches: dict[int, list[RunRecord]], dtype: str) -> "_AtOnce":
+        """As many as there are in the largest batch and step, at most one for each device, and as memory allows."""
+        configs = {config_for_analysis(records[0].config, dtype) for records in batches.values()}
+        most = min(map(_most_at_once, configs), default=1)
+        steps = [len(networks) for number in batches for networks in results.batches[number].networks().values()]
+        runs = max(map(len, batches.values()), default=1)
+        return cls(min(most, runs), min(most, max(steps, default=1)))
 
 
 class _Batch:
     """The networks of one batch while they are analysed. `skipped` collects lines on those that cannot be read,
     `pending` on those whose step a running sweep has replaced, and `mended` on measures that were damaged."""
 
-    def __init__(self, results: Results, number: int, records: list[RunRecord], dtype: str, all_controls: bool):
+    def __init__(
+        self,
+        results: Results,
+        number: int,
+        records: list[RunRecord],
+        dtype: str,
+        all_controls: bool,
+        at_once: _AtOnce,
+    ):
         self.results, self.files, self.number, self.dtype = results, results.files, number, dtype
         self.all_controls = all_controls
         results.refresh(number)
@@ -199,8 +260,7 @@ class _Batch:
         self.skipped: list[str] = []
         self.pending: list[str] = []
         self.mended: list[str] = []
-        most = max((len(networks) for networks in self.batch.networks().values()), default=1)
-        self.n_devices = min(len(jax.local_devices()), most)
+        self.at_once = at_once
         self._damaged: dict[int, Damaged] = {}
         self._loaded: tuple[int, Params] | None = None  # the last step that was read
 
@@ -267,9 +327,9 @@ class _Batch:
 
     def _circuits(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         keys: dict[int, np.ndarray] = {}
-        for run, place in sorted(last.items(), key=lambda item: item[1]):
-            params = cast(self.network(*place), self.dtype)
-            keys[run] = np.asarray(measures.find_keys(self.config, params))
+        for group in _groups(sorted(last, key=lambda run: last[run]), self.at_once.last):
+            rows = [(cast(self.network(*last[run]), self.dtype),) for run in group]
+            keys |= zip(group, _of_each(measures.find_keys, self.config, self.at_once.last, rows), strict=True)
 
         @functools.cache
         def split_of(run: Run) -> measures.Split:
@@ -279,31 +339,33 @@ class _Batch:
         def about(record: RunRecord) -> tuple[Any, ...]:
             return split_of(record.run), keys[record.number], np.int32(record.run.seed)
 
-        return self._measurer(CIRCUITS, about, measures.SCHEMA, last, keys, DRAWS)
+        return self._measurer(measures.measure, about, measures.SCHEMA, last, keys, DRAWS)
 
     def _heads(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         sequences = heads.sequences(self.config)
-        return self._measurer(HEADS, lambda record: sequences, heads.SCHEMA, last, {}, 0)
+        return self._measurer(heads.scores, lambda record: sequences, heads.SCHEMA, last, {}, 0)
 
     def _representations(self, last: dict[int, tuple[int, int]]) -> _Measurer:
         pairs = functools.cache(pairs_of_group)
-        schema = representations.SCHEMA
-        return self._measurer(REPRESENTATIONS, lambda record: (pairs(record.run),), schema, last, {}, 0)
+        f, schema = representations.scores, representations.SCHEMA
+        return self._measurer(f, lambda record: (pairs(record.run),), schema, last, {}, 0)
 
     def _measurer(
         self,
-        kind: MeasureSet,
+        measure: Callable[..., Any],
         about: Callable[[RunRecord], tuple[Any, ...]],
         schema: int,
         last: dict[int, tuple[int, int]],
         keys: dict[int, np.ndarray],
         draws: int,
     ) -> _Measurer:
-        run, place = next(iter(last.items()))
-        row = cast(self.network(*place), self.dtype), *about(self.records[run])
-        shapes = jax.eval_shape(_side_by_side(kind, self.config, 0, self.n_devices), *self._stacked([row]))
+        assert self._loaded is not None  # where a last network was found; any gives the shapes
+        params = jax.tree.map(lambda leaf: leaf[0], self._loaded[1])
+        row, options = (cast(params, self.dtype), *about(self.records[next(iter(last))])), {"draws": 0} if draws else {}
+        f = _side_by_side(measure, self.config, self.at_once.others, **options)
+        shapes = jax.eval_shape(f, *_stacked([row], self.at_once.others))
         names = {name for name, x in flatten_dict(shapes, sep="/").items() if x is not None}
-        return _Measurer(kind, about, schema, NOT_MEASURES | names, keys, draws)
+        return _Measurer(measure, about, schema, NOT_MEASURES | names, keys, draws)
 
     def _superseded(self) -> dict[tuple[int, int], dict[str, np.ndarray]]:
         """{(epoch, run): its measures} of the networks that were measured in steps that newer ones have replaced."""
@@ -394,31 +456,30 @@ class _Batch:
 
     def _groups(
         self, networks: Iterable[tuple[int, int]], draws: dict[tuple[int, int], int]
-    ) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-        """(draws, at most as many networks as there are devices): the networks that are measured together."""
+    ) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+        """(draws, the networks): those that are measured together."""
         by_draws: dict[int, list[tuple[int, int]]] = {}
         for network in networks:
             by_draws.setdefault(draws[network], []).append(network)
         for n_draws, of_draws in by_draws.items():
-            for first in range(0, len(of_draws), self.n_devices):
-                yield n_draws, of_draws[first : first + self.n_devices]
+            for group in _groups(of_draws, self._n(n_draws)):
+                yield n_draws, group
+
+    def _n(self, draws: int) -> int:
+        """How many networks are measured at once, with so many draws."""
+        return self.at_once.last if draws and not self.all_controls else self.at_once.others
 
     def _measure(
         self, measurer: _Measurer, runs: Sequence[int], params: Sequence[Params], draws: int
     ) -> list[dict[str, np.ndarray]]:
-        """The measures of some runs' networks, at most one for each device."""
+        """The measures of a group of networks, of these runs."""
         rows = [
             (cast(of_network, self.dtype), *measurer.about(self.records[run]))
             for run, of_network in zip(runs, params, strict=True)
         ]
-        measure = _side_by_side(measurer.kind, self.config, draws, self.n_devices)
-        found = flatten(measure(*self._stacked(rows)))
-        return [{name: x[i] for name, x in found.items()} for i in range(len(rows))]
-
-    def _stacked(self, rows: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
-        """The arguments of `_side_by_side`. The last row is repeated, so that one program serves every group."""
-        padded = [*rows, *[rows[-1]] * (self.n_devices - len(rows))]
-        return jax.tree.map(lambda *x: np.stack(x), *padded)
+        options = {"draws": draws} if measurer.draws else {}
+        found = _of_each(measurer.measure, self.config, self._n(draws), rows, **options)
+        return [flatten(of_network) for of_network in found]
 
     def _is_the_same(self, found: dict[str, np.ndarray], step: int, index: int) -> bool:
         """Whether measures of a network in a step that was replaced are of the network in this step."""

@@ -7,7 +7,7 @@
     measures.to_json(config, m)
 
 `measure` takes one network. To measure many, `jax.vmap` it over parameters, splits and keys if memory allows (it takes
-0.1 GB a network at p = 113, and 0.2 GB in float64), or `jax.lax.map` it.
+0.1 GB a network at p = 113 on a CPU, and 0.2 GB in float64), or `jax.lax.map` it.
 
 The result is a nested dictionary with the names of reference/wd_10-1_analysis_float64.json. A measure that the JSON
 gives for each key is an array over every frequency k = 1 .. K = p // 2 here. Measures that need keys are NaN if there

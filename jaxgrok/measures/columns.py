@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-PAIRS_AT_ONCE = 1024  # at which most processors are fastest (docs/results/speed.md)
+PAIRS_AT_ONCE = 1024  # as in training; half or twice as many take as long
 
 
 class Parts(NamedTuple):

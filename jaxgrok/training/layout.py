@@ -24,7 +24,7 @@ from jaxgrok.store.schedule import default_checkpoint_every, default_eval_every,
 from jaxgrok.tasks import make_task
 from jaxgrok.training.grid import Sweep
 from jaxgrok.training.plan import Batch, check_disk, check_memory, make_batches
-from jaxgrok.training.run import Params, make_program
+from jaxgrok.training.run import Params, check_precision, make_program
 
 Devices = tuple[Any, ...]  # of jax.Device, to which jaxlib gives no type
 
@@ -130,6 +130,7 @@ def plan_in(
     weights = None if sweep.init is None else interop.initial_weights(sweep.init)
     for config in sweep.configs:
         make_program(config, eval_every)  # raises for float64 without x64
+        check_precision(config, devices[0].platform)
     known, begun = [], {}
     # Asked twice: another shard may write its plan between the first two questions.
     if not files.exists() and files.holds_something_else() and not files.exists():

@@ -5,19 +5,19 @@ Everything here is computed from sizes: nothing is compiled but one matrix produ
 """
 
 import functools
-import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgrok.config import BadInput, Config, Run
+from jaxgrok.memory import Devices, address_space_left, device_memory
 from jaxgrok.nets.model import Transformer, context, make_model
 from jaxgrok.nets.precision import at_precision
 from jaxgrok.store.records import Status
@@ -26,8 +26,6 @@ from jaxgrok.tasks import DrawnTask, ListedTask, make_config, make_task, step_ex
 
 if TYPE_CHECKING:
     from jaxgrok.training.layout import Plan
-
-Devices = Sequence[Any]  # of jax.Device, to which jaxlib gives no type
 
 # Read positions that pass through the network at once on a CPU (`sum_over_blocks` in training/run.py). Elsewhere all
 # positions do.
@@ -188,48 +186,6 @@ def run_memory(config: Config, n_train: int | None, devices: Devices) -> int:
     return run_bytes(config, n_train, block) + _examples_bytes(config, n_train)
 
 
-def device_memory(devices: Devices) -> int | None:
-    """Bytes of memory of each device: what an accelerator lets JAX use, or a CPU's share of the machine's memory.
-
-    None if it is unknown.
-    """
-    if devices[0].platform != "cpu":
-        return _accelerator_memory(devices[0])
-    try:
-        page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows, or a system that does not know these names
-        return None
-    if page <= 0 or pages <= 0:
-        return None
-    return page * pages // len(devices)
-
-
-def _accelerator_memory(device: Any) -> int | None:
-    """Bytes of an accelerator's memory that this process may fill, or None if it does not tell.
-
-    With its first array JAX takes a share of all memory into its pool, or what other processes have left of it.
-    """
-    stats = device.memory_stats() or {}
-    if stats.get("pool_bytes") == 0:
-        jax.block_until_ready(jax.device_put(np.zeros(1, np.float32), device))
-        stats = device.memory_stats()
-    limit, pool = stats.get("bytes_limit"), stats.get("pool_bytes")
-    takes_all = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true").lower() in ("true", "1")
-    return pool if pool and takes_all else limit  # a pool that grows does not tell how far it will get
-
-
-def _address_space_left() -> int | None:
-    """Bytes that this process may still map, by `ulimit -v`; None if there is no limit, or if it is unknown."""
-    try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (ImportError, OSError, ValueError):
-        return None
-    return None if limit == resource.RLIM_INFINITY else limit - mapped
-
-
 def fits(config: Config, n_train: int | None, devices: Devices) -> bool | None:
     """Whether one run fits into the memory of a device; None if that memory is unknown."""
     available = device_memory(devices[:1])  # a run alone has one device, and of a CPU all memory
@@ -241,7 +197,7 @@ def check_memory(batches: Iterable["Batch"], devices: Devices) -> None:
 
     It names the size that exceeds its published value by the largest factor, or `ulimit -v` if that is in the way.
     """
-    available, left = device_memory(devices[:1]), _address_space_left()
+    available, left = device_memory(devices[:1]), address_space_left()
     for config, n_train in dict.fromkeys((batch.config, batch.n_train) for batch in batches):
         needed = run_memory(config, n_train, devices)
         on_host = COMPILER_BYTES + (needed if devices[0].platform == "cpu" else 0)

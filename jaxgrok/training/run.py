@@ -367,6 +367,12 @@ class Curves(NamedTuple):
     epoch_eval: Int[np.ndarray, "E"]
 
 
+def check_precision(config: Config, platform: str) -> None:
+    """Raises BadInput for a precision of products that devices of this platform do not have."""
+    if config.matmul_precision == "tf32_x3" and platform in ("cpu", "tpu"):
+        raise BadInput("matmul_precision", "tf32_x3", f"default high highest on a {platform.upper()}")
+
+
 def train(
     config: Config = Config(),
     *,
@@ -389,12 +395,14 @@ def train(
     eval_every: epochs between evaluations; None means 10, or 1 % of a short run.
     params: parameters to start from; None means that they are drawn from the seed.
 
-    Raises BadInput for a size of the other kind of task, or for a minibatch larger than the train set.
+    Raises BadInput for a size of the other kind of task, for a minibatch larger than the train set, or for a precision
+    that the device does not have.
     """
     run = _run_of(config, frac, n_train, seed, weight_decay, lr, init_scale, split_seed)
     every = default_eval_every(epochs) if eval_every is None else eval_every
     if every < 1:
         raise BadInput("eval_every", eval_every, "a whole number from 1")
+    check_precision(config, jax.default_backend())
     program, hyper = make_program(config, every), run.hyper()
     train_set, test_set = program.task.split(run.size, seed, split_seed)
     advance, evaluate = jax.jit(program.advance, donate_argnums=0), jax.jit(program.evaluate)
