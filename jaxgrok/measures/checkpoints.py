@@ -5,9 +5,10 @@ which take half of the time, are measured in the last checkpoint alone, where th
 asked for.
 
 The measures of the networks in a step are written beside it as soon as they are known (`SweepFiles.save_measures`). So
-memory does not grow with the number of runs or checkpoints, and an interrupted analysis resumes. A network is measured
-again only if it is another one, if its run has trained on and its keys have changed, if another dtype or controls that
-it lacks are asked for, or if the saved measures are of another version (their `schema`, or their names).
+memory grows with how many networks are measured at once, not with the number of runs or checkpoints, and an interrupted
+analysis resumes. A network is measured again only if it is another one, if its run has trained on and its keys have
+changed, if another dtype or controls that it lacks are asked for, or if the saved measures are of another version
+(their `schema`, or their names).
 """
 
 import contextlib
@@ -52,9 +53,10 @@ from jaxgrok.tasks import modular_task
 
 T = TypeVar("T")
 UNMEASURED = "a directory that can be written, as long as some of its checkpoints are not measured"
-# Of numbers for each pair and neuron, and for each pair and class, that a network takes at most: measured at p = 113.
+# How many numbers a network takes at most for each pair and neuron, and for each pair and class; measured at p = 113.
 ARRAYS_OF_PAIRS = 4
-SAVE_SECONDS = 30  # between writes within one checkpoint of many runs: the most work that a killed process loses
+# Between writes within one checkpoint of many runs: the most work that a killed process loses, with one group more.
+SAVE_SECONDS = 30
 
 
 class AnalysisWatcher(Protocol):
@@ -174,10 +176,9 @@ class _Measurer(NamedTuple):
 
 @functools.cache
 def _side_by_side(f: Callable[..., Any], config: Config, n: int, **options: int) -> Callable[..., Any]:
-    """f(config, params, ..., **options) of n networks, each on a device of its own.
+    """A compiled function that computes f(config, params, ..., **options) of n networks, each on a device of its own.
 
-    The function takes the arguments of all networks stacked, each leaf [n, ...], and returns what f does of each, as it
-    is stacked.
+    It takes the arguments of all networks stacked, each leaf [n, ...], and returns the results stacked in the same way.
     """
 
     def of_row(*row: Any) -> Any:
