@@ -72,7 +72,7 @@ def keep_memory() -> None:
     """Have this process keep the memory that XLA frees, for the next program.
 
     A network's measures take 0.1 GB at p = 113. glibc would give it back to the system each time, which has to find and
-    clear its pages anew: 10 % of an analysis. Nothing is done where the C library is another.
+    clear its pages anew: up to 10 % of an analysis. Nothing is done where the C library is another.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
