@@ -1,4 +1,5 @@
-"""How the commands use the machine: what was compiled once is kept, and each core is a device of its own."""
+"""How the commands use the machine: what was compiled once is kept, each core is a device of its own, and an analysis
+keeps its memory."""
 
 import ctypes
 import hashlib
@@ -74,7 +75,7 @@ def keep_memory() -> None:
     A network's measures take 0.1 GB at p = 113. glibc would give it back to the system each time, which has to find and
     clear its pages anew: up to 10 % of an analysis. Nothing is done where the C library is another.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # the last on Windows, for the name None
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in GLIBC_KEEPS.items():
             mallopt(option, value)

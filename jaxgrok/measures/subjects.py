@@ -106,8 +106,6 @@ def cast(params: Params, dtype: str) -> Params:
 
 def flatten(tree: Measures) -> dict[str, np.ndarray]:
     """{"a": {"b": x}} as {"a/b": x}, in numpy. Entries that are None are left out."""
-    # All arrays are asked for before any is waited for, which on a GPU is one wait in place of sixty.
-    tree = jax.device_get(tree)
     return {name: np.asarray(x) for name, x in flatten_dict(tree, sep="/").items() if x is not None}
 
 

@@ -21,7 +21,6 @@ import json
 import logging
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +37,6 @@ from jaxgrok.config import MAX_EPOCHS, BadInput, printable
 from jaxgrok.store.integrity import check_array, described, digest_of_content, with_digest, without_digest
 
 PADDING = -1  # the run of a row that only fills up its batch, or whose run has ended
-WITHDRAWALS, BETWEEN_WITHDRAWALS = 10, 0.05  # how often a failed step is removed, and seconds in between
 KEPT_STEPS = 2  # so that one remains if the newest is damaged
 # A step is sealed once the parameters since the last sealed one are so many bytes, and so many times the state, which
 # every sealed step keeps too.
@@ -373,18 +371,12 @@ class BatchSteps:
         shutil.rmtree(aside, ignore_errors=True)
 
     def withdraw(self, epoch: int) -> None:
-        """Remove a step that orbax has written into folders it made anew, and those folders.
-
-        Writes that had begun when the save failed go on for a moment and make folders anew once more. So it is done
-        several times.
-        """
-        for _ in range(WITHDRAWALS):
-            shutil.rmtree(self.path(epoch), ignore_errors=True)
-            self.clean()
-            for folder in (self.folder, *self.folder.parents[:2]):  # checkpoints, and the sweep's directory
-                with contextlib.suppress(OSError):  # of a folder that is not empty, or not there
-                    folder.rmdir()
-            time.sleep(BETWEEN_WITHDRAWALS)
+        """Remove a step that orbax has written into folders it made anew, and those folders."""
+        shutil.rmtree(self.path(epoch), ignore_errors=True)
+        self.clean()
+        for folder in (self.folder, *self.folder.parents[:2]):  # checkpoints, and the sweep's directory
+            with contextlib.suppress(OSError):  # of a folder that is not empty, or not there
+                folder.rmdir()
 
     def clean(self) -> None:
         """Remove what interrupted saves and removals have left, as far as that is possible."""

@@ -40,6 +40,7 @@ from jaxgrok.training.run import x64_is_on
 
 OUT_OF_DEVICE_MEMORY = ("RESOURCE_EXHAUSTED", "CUDA_ERROR_OUT_OF_MEMORY")  # as XLA says it, and as a driver says it
 SAVE_SECONDS = 60  # between saves: the most work that a killed process loses
+WITHDRAWALS, BETWEEN_WITHDRAWALS = 10, 0.05  # how often a failed step is removed again, and seconds in between
 SAVE_SHARE = 50  # training is held up by a save for at most one in so many seconds
 PENDING = 2  # dispatches in flight before the host waits for the oldest
 SHORT_SECONDS = 0.05  # of intervals that are dispatched together
@@ -242,11 +243,24 @@ class _Saver:
             self._check_home()  # orbax makes missing folders anew
         except Exception as error:  # orbax and tensorstore raise nearly anything
             if not self._is_home():
-                self._steps.withdraw(step.record.epoch)
+                self._withdraw(step.record.epoch)
                 raise SaveFailed(self._files.path, GONE) from error
             self._steps.clean()
             raise SaveFailed(self._files.path, _cause(error, self._files.path, needed)) from error
         return saved
+
+    def _withdraw(self, epoch: int) -> None:
+        """Remove what orbax has written in place of a directory that has gone.
+
+        Writes that had begun go on for a moment and make folders anew, so it is done again; but not where another sweep
+        has begun meanwhile.
+        """
+        self._steps.withdraw(epoch)
+        for _ in range(WITHDRAWALS):
+            time.sleep(BETWEEN_WITHDRAWALS)
+            if self._files.manifest_json.exists():
+                return
+            self._steps.withdraw(epoch)
 
     def _check_home(self) -> None:
         if not self._is_home():
